@@ -1,0 +1,174 @@
+"""``reelscribe plan``: manifest to units, with exact token counts, before a GPU is touched."""
+
+import logging
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jobs.cluster import connected, plan_actors
+from jobs.progress import Progress
+from jobs.runs import Run, open_run
+from pipeline.build import build_plan
+from pipeline.checkpoint import Checkpoint, inspect_checkpoint
+from pipeline.read_manifest import manifest_digest, read_manifest, scan
+from pipeline.recipe import recipe
+from pipeline.storage import Storage, join
+from pipeline.write import read_parquet, write_parquet
+from schemas.errors import ManifestError
+from schemas.job import Job
+from schemas.manifest import MediaItem
+from schemas.unit import UNIT, Unit, UnitStatus, from_table
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A job that was checked: everything a run needs before Ray starts."""
+
+    job: Job
+    storage: Storage
+    checkpoint: Checkpoint
+    items: list[MediaItem]
+    run: Run
+    changes: list[str]
+
+
+def open_job(job: Job) -> Opened:
+    """Check all that can be wrong before work starts, and find the run to continue.
+
+    Raises:
+        UserError: with one clear message.
+    """
+    storage = Storage(job.storage_options, job.input.allow_private_hosts)
+    if job.input.manifest is not None:
+        items = read_manifest(job.input.manifest, storage)
+    else:
+        assert job.input.scan is not None
+        items = scan(job.input.scan, job.input.glob, storage)
+    _check_tasks(job, items)
+    checkpoint = inspect_checkpoint(job.model)
+    run, changes = open_run(
+        job, manifest_digest(items), recipe(job, checkpoint.identity), storage
+    )
+    return Opened(
+        job=job, storage=storage, checkpoint=checkpoint, items=items, run=run, changes=changes
+    )
+
+
+def _check_tasks(job: Job, items: list[MediaItem]) -> None:
+    asked = {task for item in items for task in item.tasks}
+    unknown = sorted(asked - {task.name for task in job.tasks})
+    if unknown:
+        raise ManifestError(
+            f"the manifest's `tasks` column asks for {unknown}, which the job file does not have: "
+            f"add them to its tasks, {[task.name for task in job.tasks]}"
+        )
+
+
+def make_plan(opened: Opened, console: Console) -> pa.Table:
+    """Read the run's plan, or make it: UNIT rows, longest first, a stable order.
+
+    Needs a Ray session. The plan is written once and belongs to the run.
+    """
+    uri = join(opened.run.folder(opened.job.output), "plan", "part-0.parquet")
+    try:
+        return read_parquet(uri, opened.storage).cast(UNIT)
+    except FileNotFoundError:
+        pass
+    opened.run.save(opened.job, opened.storage)
+    num_items = len(opened.items)
+    dataset = build_plan(
+        opened.items,
+        opened.job,
+        opened.checkpoint.max_model_len,
+        opened.storage,
+        plan_actors(num_items),
+    )
+    parts = []
+    with Progress(console, "planning", total_units=num_items, total_cost=float(num_items)) as bar:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            parts.append(batch.cast(UNIT))
+            media_ids = len(set(batch["media_id"].to_pylist()))
+            bar.advance(units=media_ids, cost=float(media_ids))
+    table = pa.concat_tables(parts).sort_by([("predicted_cost", "descending"), ("unit_id", "ascending")])
+    _check_distinct(table)
+    write_parquet(table, uri, opened.storage)
+    return table
+
+
+def _check_distinct(table: pa.Table) -> None:
+    repeated = [unit for unit, count in Counter(table["unit_id"].to_pylist()).items() if count > 1]
+    if repeated:
+        rows = [u for u in table.select(["unit_id", "media_id"]).to_pylist() if u["unit_id"] == repeated[0]]
+        raise ManifestError(
+            f"{len(repeated)} stretches of media are in the manifest more than once, such as "
+            f"{rows[0]['media_id']}: two rows whose start_seconds and end_seconds come to the same"
+        )
+
+
+def run(job: Job, console: Console) -> pa.Table:
+    """Plan a job and print what it comes to.
+
+    Raises:
+        UserError: with one clear message.
+    """
+    opened = open_job(job)
+    with connected(job, console):
+        table = make_plan(opened, console)
+    print_plan(table, opened, console)
+    return table
+
+
+def print_plan(table: pa.Table, opened: Opened, console: Console) -> None:
+    """Print items, units, hours, tokens, and what cannot be done and why."""
+    units: list[Unit] = from_table(table)
+    grid = Table(title=f"plan of {opened.run.run_id}", title_justify="left")
+    for name in ("", "items", "units", "hours of video", "vision tokens", "prompt tokens"):
+        grid.add_column(name, justify="left" if not name else "right")
+    for media_type in ("image", "video"):
+        grid.add_row(media_type, *_sums([u for u in units if _kind(u) == media_type and _can(u)]))
+    grid.add_row("cannot be done", *_sums([u for u in units if not _can(u)]), style="yellow")
+    grid.add_row("all", *_sums(units), style="bold")
+    console.print(grid)
+    for unit in [u for u in units if u.error][:20]:
+        assert unit.error is not None
+        console.print(Text(f"  {unit.error.type}: {unit.uri[:120]}: {unit.error.message[:300]}"))
+    more = sum(1 for u in units if u.error) - 20
+    if more > 0:
+        console.print(f"  ... and {more} more, in the plan's `error` column")
+    folder = join(opened.run.folder(opened.job.output), "plan")
+    console.print(Text(f"The plan: {folder}"))
+
+
+def _kind(unit: Unit) -> str | None:
+    return unit.media.media_type if unit.media else None
+
+
+def _can(unit: Unit) -> bool:
+    return unit.status != UnitStatus.FAILED
+
+
+def _sums(units: list[Unit]) -> list[str]:
+    samplings = [unit.sampling for unit in units if unit.sampling]
+    hours = sum((s.end_seconds or 0) - (s.start_seconds or 0) for s in samplings) / 3600
+    counts: list[Any] = [
+        len({unit.media_id for unit in units}),
+        len(units),
+        f"{hours:.3f}",
+        sum(s.num_vision_tokens for s in samplings),
+        sum(prompt.num_prompt_tokens for unit in units for prompt in unit.prompts),
+    ]
+    return [f"{c:,}" if isinstance(c, int) else c for c in counts]
+
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    main(prog_name="reelscribe", args=["plan", *sys.argv[1:]])

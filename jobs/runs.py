@@ -1,0 +1,129 @@
+"""The run folder: which run a job file continues, and what it has to say about itself.
+
+    <output>/runs/<run_id>/run.json      the job without secrets, fingerprint, versions, counts
+    <output>/runs/<run_id>/plan/         the units, written once
+"""
+
+import dataclasses
+import hashlib
+import json
+import platform
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pipeline.build import code_digest
+from pipeline.recipe import differences, recipe_id
+from pipeline.storage import Storage, join
+from pipeline.write import RunKey, write_json
+from schemas.annotation import SCHEMA_VERSION
+from schemas.errors import StorageError
+from schemas.job import Job
+
+_PACKAGES = ("reelscribe", "ray", "torch", "transformers", "torchcodec", "av", "pillow", "pyarrow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One execution of a plan; killed and resumed, it stays the same run.
+
+    status: ``running`` until every unit has its row, then ``complete``.
+    """
+
+    run_id: str
+    run_date: str
+    status: str
+    fingerprint: dict[str, str]
+    recipe: dict[str, Any]
+    created_at: str
+    starts: int = 0
+    seconds: float = 0.0
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> RunKey:
+        """What the run's rows are named by."""
+        return RunKey(
+            run_id=self.run_id, recipe_id=self.fingerprint["recipe"], run_date=self.run_date
+        )
+
+    def folder(self, output: str) -> str:
+        """The run's folder."""
+        return join(output, "runs", self.run_id)
+
+    def save(self, job: Job, storage: Storage) -> None:
+        """Write ``run.json``.
+
+        Raises:
+            StorageError: the output cannot be written.
+        """
+        content = dataclasses.asdict(self) | {
+            "job": job.public_dict(),
+            "versions": _versions() | {"code": code_digest(), "python": platform.python_version()},
+        }
+        write_json(content, join(self.folder(job.output), "run.json"), storage)
+
+
+def open_run(
+    job: Job, manifest_digest: str, recipe: dict[str, Any], storage: Storage
+) -> tuple[Run, list[str]]:
+    """Find the run with this fingerprint, or begin one.
+
+    Returns the run, and, for a new one, what differs from the latest run of the same job name.
+
+    Raises:
+        StorageError: the output cannot be read.
+    """
+    fingerprint = {
+        "manifest": manifest_digest,
+        "recipe": recipe_id(recipe),
+        "schema_version": str(SCHEMA_VERSION),
+    }
+    earlier = [run for run in _runs(job, storage) if run.run_id.startswith(f"{job.name}-")]
+    for run in earlier:
+        if run.fingerprint == fingerprint:
+            return run, []
+    now = datetime.now(UTC)
+    short = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:6]
+    fresh = Run(
+        run_id=f"{job.name}-{now:%Y%m%d}-{short}",
+        run_date=f"{now:%Y-%m-%d}",
+        status="running",
+        fingerprint=fingerprint,
+        recipe=recipe,
+        created_at=now.isoformat(timespec="seconds"),
+    )
+    if not earlier:
+        return fresh, []
+    latest = max(earlier, key=lambda run: run.created_at)
+    changed = ["manifest"] if latest.fingerprint["manifest"] != manifest_digest else []
+    changed += differences(latest.recipe, recipe, "recipe")
+    if latest.fingerprint["schema_version"] != str(SCHEMA_VERSION):
+        changed.append("schema_version")
+    return fresh, [f"{name} differs from {latest.run_id}" for name in changed]
+
+
+def _runs(job: Job, storage: Storage) -> list[Run]:
+    names = {field.name for field in dataclasses.fields(Run)}
+    runs = []
+    for file in storage.list_files(join(job.output, "runs"), "*/run.json"):
+        try:
+            content = json.loads(storage.read_bytes(file["uri"]))
+            runs.append(Run(**{k: v for k, v in content.items() if k in names}))
+        except (ValueError, TypeError) as error:
+            raise StorageError(
+                f"{file['uri']} is not a run file this version can read ({error}): move it away or "
+                "give another output"
+            ) from None
+    return runs
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

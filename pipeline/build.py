@@ -1,0 +1,298 @@
+"""Chain the stages on Ray: the whole pipeline, and what each stage takes, on one screen.
+
+    plan:      manifest rows -> Plan (CPU actors)                                   -> units
+    annotate:  units -> Prepare (CPU actors) -> Generate (GPU actors) -> Commit -> Parquet
+
+A stage's class does its costly set-up once per actor and then maps Arrow batches. Stages know
+nothing of each other; the schemas in ``schemas/unit.py`` are the boundaries between them.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.decode import decode_unit
+from pipeline.parse import TASKS
+from pipeline.plan import Planner
+from pipeline.prompt import Prompter, Vision
+from pipeline.storage import Storage
+from pipeline.write import RunKey, annotation_row, write_part
+from schemas.errors import ErrorRecord, ErrorType, ResourceError, UnitError
+from schemas.job import Job
+from schemas.manifest import MediaItem
+from schemas.unit import (
+    ANSWERED,
+    PREPARED,
+    UNIT,
+    AnsweredUnit,
+    PreparedUnit,
+    Unit,
+    UnitStatus,
+    from_table,
+    to_table,
+)
+
+logger = logging.getLogger(__name__)
+
+PLAN_BATCH_ITEMS = 64
+_MAX_BATCH_BYTES = 1 << 30
+
+COMMITTED = pa.schema(
+    [
+        pa.field("unit_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("predicted_cost", pa.float64(), nullable=False),
+        pa.field("num_output_tokens", pa.int64(), nullable=False),
+    ]
+)
+"""What comes back to the driver of each committed unit: enough to show progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pools:
+    """How many actors of each kind, and what each takes."""
+
+    decoders: int
+    cpus_per_decoder: float
+    replicas: int
+    cpus_per_replica: float
+    gpus_per_replica: float
+
+
+@functools.cache
+def code_digest() -> str:
+    """Hash of the code that runs in the actors; driver and workers must agree on it."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted([*root.glob("schemas/*.py"), *root.glob("pipeline/**/*.py")]):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_code(expected: str) -> None:
+    if code_digest() != expected:
+        raise ResourceError(
+            f"this worker runs other code ({code_digest()}) than the driver ({expected}): "
+            "install the same version of reelscribe on every node"
+        )
+
+
+class Plan:
+    """Stage: manifest rows in, units out."""
+
+    def __init__(self, job: Job, max_model_len: int, storage: Storage, code: str) -> None:
+        _check_code(code)
+        self._planner = Planner(job, max_model_len, storage)
+
+    def __call__(self, batch: dict[str, Any]) -> pa.Table:
+        """Plan a batch of media items."""
+        items: list[MediaItem] = list(batch["item"])
+        return to_table(self._planner.plan(items), UNIT)
+
+
+class Prepare:
+    """Stage: units in, frames and token ids out. Full-size frames stay inside."""
+
+    def __init__(self, job: Job, storage: Storage, code: str) -> None:
+        _check_code(code)
+        self._job = job
+        self._storage = storage
+        self._questions = {question.task: question for question in job.questions()}
+        self._prompter = Prompter(job.model.source, job.model.revision)
+        self._num_threads = max(1, int(job.resources.cpus_per_decoder))
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Decode unit by unit, so that memory holds one unit's frames."""
+        for unit in from_table(batch):
+            yield to_table([self.prepare(unit)], PREPARED)
+
+    def prepare(self, unit: Unit) -> PreparedUnit:
+        """Decode one unit and build its prompts; a unit that cannot be done says why."""
+        fields = {field.name: getattr(unit, field.name) for field in dataclasses.fields(unit)}
+        waiting = PreparedUnit(**fields)
+        if unit.status == UnitStatus.FAILED:
+            return waiting
+        started = time.perf_counter()
+        try:
+            prepared = self._prepare(waiting)
+        except UnitError as error:
+            problem = error
+        except Exception as error:  # the stage's boundary: hostile media costs its own row only
+            logger.exception("decoding %s", unit.unit_id)
+            problem = UnitError(
+                ErrorType.MEDIA_UNREADABLE, f"decoding failed: {type(error).__name__}: {error}"
+            )
+        else:
+            return dataclasses.replace(prepared, decode_seconds=time.perf_counter() - started)
+        failed = waiting.failed(ErrorRecord.from_error("decode", problem))
+        return dataclasses.replace(failed, decode_seconds=time.perf_counter() - started)
+
+    def _prepare(self, unit: PreparedUnit) -> PreparedUnit:
+        frames = decode_unit(
+            unit, self._storage, decoder=self._job.sampling.decoder, num_threads=self._num_threads
+        )
+        assert unit.media is not None and unit.sampling is not None
+        media_type = unit.media.media_type
+        vision = Vision.of(media_type, unit.sampling, frames.pts_seconds)
+        prompts = []
+        for prompt in unit.prompts:
+            text = TASKS[prompt.task].prompt(self._questions[prompt.task], media_type)
+            ids = tuple(self._prompter.input_ids(vision, text))
+            prompts.append(dataclasses.replace(prompt, input_ids=ids))
+        return dataclasses.replace(
+            unit,
+            sampling=frames.sampling(unit.sampling),
+            prompts=tuple(prompts),
+            frame_data=frames.pixels.tobytes(),
+            bytes_read=frames.bytes_read,
+        )
+
+
+class Generate:
+    """Stage: frames and token ids in, raw answers out. Holds the model."""
+
+    def __init__(self, job: Job, code: str) -> None:
+        _check_code(code)
+        import torch
+
+        from pipeline.engines.transformers import TransformersEngine
+
+        on_cpu = not torch.cuda.is_available()
+        threads = max(1, int(job.resources.cpus_per_replica)) if on_cpu else None
+        self._broken = torch.AcceleratorError
+        self._engine = TransformersEngine(job, num_threads=threads)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Answer a batch of units."""
+        try:
+            answered = self._engine.generate(from_table(batch, PreparedUnit))
+        except self._broken:
+            # The device's context is lost. Ray starts a new actor and gives it this batch again.
+            logger.exception("the accelerator failed, this engine ends")
+            os._exit(1)
+        return to_table(answered, ANSWERED)
+
+
+class Commit:
+    """Stage: raw answers in, one committed Parquet file and a short account of it out."""
+
+    def __init__(self, job: Job, key: RunKey, storage: Storage, code: str) -> None:
+        _check_code(code)
+        self._output = job.output
+        self._questions = {question.task: question for question in job.questions()}
+        self._key = key
+        self._storage = storage
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Parse, write one file, and tell the driver what is in it."""
+        units: list[AnsweredUnit] = from_table(batch, AnsweredUnit)
+        rows = [annotation_row(unit, self._questions, self._key) for unit in units]
+        write_part(rows, self._output, self._key, self._storage)
+        account = [
+            {
+                "unit_id": unit.unit_id,
+                "status": row["status"],
+                "predicted_cost": unit.predicted_cost,
+                "num_output_tokens": sum(answer.num_output_tokens for answer in unit.answers),
+            }
+            for unit, row in zip(units, rows, strict=True)
+        ]
+        return pa.Table.from_pylist(account, schema=COMMITTED)
+
+
+def build_plan(
+    items: list[MediaItem], job: Job, max_model_len: int, storage: Storage, num_actors: int
+) -> Any:
+    """The plan's chain, as a lazy Ray Dataset of UNIT rows."""
+    import ray
+
+    blocks = max(num_actors, -(-len(items) // PLAN_BATCH_ITEMS))
+    return ray.data.from_items(
+        [{"item": item} for item in items], override_num_blocks=blocks
+    ).map_batches(
+        Plan,
+        fn_constructor_args=(job, max_model_len, storage, code_digest()),
+        batch_size=PLAN_BATCH_ITEMS,
+        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=num_actors),
+    )
+
+
+def build_annotate(
+    blocks: list[pa.Table],
+    job: Job,
+    key: RunKey,
+    storage: Storage,
+    pools: Pools,
+    units_per_file: int,
+) -> Any:
+    """The run's chain, as a lazy Ray Dataset of COMMITTED rows.
+
+    blocks: the units to do, longest first, in pieces of about equal cost.
+    """
+    import ray
+
+    def pool(size: int) -> Any:
+        return ray.data.ActorPoolStrategy(size=size)
+
+    code = code_digest()
+    return (
+        ray.data.from_arrow(blocks)
+        .map_batches(
+            Prepare,
+            fn_constructor_args=(job, storage, code),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=pools.cpus_per_decoder,
+            compute=pool(pools.decoders),
+        )
+        .map_batches(
+            Generate,
+            fn_constructor_args=(job, code),
+            batch_size=engine_batch_units(blocks, job.resources.max_batch_tokens),
+            batch_format="pyarrow",
+            num_cpus=pools.cpus_per_replica,
+            num_gpus=pools.gpus_per_replica,
+            compute=pool(pools.replicas),
+        )
+        .map_batches(
+            Commit,
+            fn_constructor_args=(job, key, storage, code),
+            batch_size=units_per_file,
+            batch_format="pyarrow",
+            num_cpus=0,
+            compute=pool(1),
+        )
+    )
+
+
+def engine_batch_units(blocks: list[pa.Table], max_batch_tokens: int) -> int:
+    """Units to hand to an engine at a time: two token batches' worth, within a gigabyte of frames.
+
+    The engine forms its batches by tokens out of these.
+    """
+    units = [unit for block in blocks for unit in from_table(block)]
+    runnable = [unit for unit in units if unit.sampling is not None]
+    if not runnable:
+        return 64
+    mean_cost = sum(unit.predicted_cost for unit in runnable) / len(runnable)
+    mean_bytes = sum(
+        s.num_frames * s.resized_height * s.resized_width * 3
+        for s in (unit.sampling for unit in runnable)
+        if s is not None
+    ) / len(runnable)
+    by_tokens = 2 * max_batch_tokens / max(mean_cost, 1.0)
+    by_bytes = _MAX_BATCH_BYTES / max(mean_bytes, 1.0)
+    return max(1, min(256, int(by_tokens), int(by_bytes)))
+
+
+__all__ = ["COMMITTED", "Pools", "build_annotate", "build_plan", "code_digest"]

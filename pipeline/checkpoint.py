@@ -1,0 +1,80 @@
+"""What a run must know of a checkpoint before it loads its weights: kind, context, identity."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import ModelError
+from schemas.job import Model
+
+MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+
+_SAMPLE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """identity: names the weights, not their place: part of the recipe."""
+
+    model_type: str
+    max_model_len: int
+    identity: str
+
+
+def inspect_checkpoint(model: Model) -> Checkpoint:
+    """Read a checkpoint's configuration, from a folder or the hub (its cache, if offline).
+
+    Raises:
+        ModelError: there is none, it is no Qwen3-VL, or its weights are missing.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(model.source, revision=model.revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"model.source {model.source!r} is neither a checkpoint folder nor a model that the hub "
+            f"gives here: {reason}"
+        ) from None
+    if config.model_type not in MODEL_TYPES:
+        raise ModelError(
+            f"model.source {model.source!r} is a {config.model_type!r} model; Reelscribe runs Qwen3-VL "
+            f"({', '.join(MODEL_TYPES)})"
+        )
+    context = int(config.text_config.max_position_embeddings)
+    if model.max_model_len is not None and model.max_model_len > context:
+        raise ModelError(
+            f"model.max_model_len {model.max_model_len} is over the checkpoint's context of {context}"
+        )
+    folder = Path(model.source)
+    if folder.is_dir():
+        identity = _folder_digest(folder)
+    else:
+        commit = getattr(config, "_commit_hash", None) or model.revision or "main"
+        identity = f"{model.source}@{commit}"
+    return Checkpoint(
+        model_type=config.model_type,
+        max_model_len=model.max_model_len or context,
+        identity=identity,
+    )
+
+
+def _folder_digest(folder: Path) -> str:
+    """Hash the files of a checkpoint: small ones whole, weights by size and three samples of 1 MB."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(f"{folder} holds no *.safetensors weights")
+    configs = [*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.txt")]
+    digest = hashlib.sha256()
+    for path in sorted(configs):
+        digest.update(path.name.encode() + path.read_bytes())
+    for path in weights:
+        size = path.stat().st_size
+        digest.update(f"{path.name}{size}".encode())
+        with path.open("rb") as file:
+            for start in (0, size // 2, max(size - _SAMPLE_BYTES, 0)):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:32]

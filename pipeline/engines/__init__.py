@@ -1,0 +1,1 @@
+"""One file per engine: prepared units in, answers out."""

@@ -1,0 +1,196 @@
+"""Read the header facts of a media item, by range requests: a few blocks, never the whole file.
+
+Images by Pillow, videos by PyAV. The first frame of a video is decoded too: it tells the true
+size, rotation and first PTS, and that the video can be decoded at all.
+"""
+
+from fractions import Fraction
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from PIL import Image
+
+from pipeline.container import (
+    alpha_decoder,
+    displayed,
+    header_end_seconds,
+    open_video,
+    packet_times,
+    to_ticks,
+    unreadable,
+)
+from pipeline.images import MAX_IMAGE_PIXELS, open_image, upright_size
+from pipeline.storage import MediaFile
+from schemas.errors import ErrorType, UnitError
+from schemas.unit import Media
+
+MAX_FRAME_PIXELS = 1 << 26
+"""Largest video frame that is decoded: 8192 x 8192."""
+
+IMAGE_EXTENSIONS = frozenset(
+    "jpg jpeg jpe jfif png webp gif tif tiff avif heic heif bmp jp2 ppm pgm pbm tga".split()
+)
+VIDEO_EXTENSIONS = frozenset(
+    "mp4 m4v mov qt mkv webm avi ts m2ts mts mpg mpeg mpe wmv asf flv f4v 3gp 3g2 ogv vob mxf y4m".split()
+)
+
+
+def guess_media_type(uri: str) -> str | None:
+    """Guess image or video from the extension or the data: type; None if neither tells."""
+    if uri.startswith("data:"):
+        kind = uri[5:].partition("/")[0]
+        return kind if kind in ("image", "video") else None
+    path = urlsplit(uri).path if "://" in uri else uri
+    extension = PurePosixPath(path).suffix.lower().lstrip(".")
+    if extension in IMAGE_EXTENSIONS:
+        return "image"
+    return "video" if extension in VIDEO_EXTENSIONS else None
+
+
+def probe_image(media: MediaFile) -> Media:
+    """Read an image's header.
+
+    Raises:
+        UnitError: not an image, broken, or more than MAX_IMAGE_PIXELS.
+    """
+    image = open_image(media)
+    width, height, rotation = upright_size(image)
+    return Media(
+        media_type="image",
+        content_version=media.content_version,
+        size_bytes=media.size_bytes,
+        container=(image.format or "").lower() or None,
+        pixel_format=image.mode,
+        has_alpha=image.has_transparency_data,
+        width=width,
+        height=height,
+        rotation=rotation,
+    )
+
+
+class VideoProbe:
+    """A video that is open for probing: its facts, and exact frame times where a plan needs them."""
+
+    def __init__(self, media: MediaFile, container: InputContainer, stream: VideoStream) -> None:
+        self._container = container
+        self._stream = stream
+        with unreadable("the first frame cannot be decoded"):
+            frame = self._first_frame()
+        if frame.pts is None or stream.time_base is None:
+            raise UnitError(ErrorType.MEDIA_UNSUPPORTED, "the frames carry no timestamps")
+        self._time_base: Fraction = stream.time_base
+        self._begin_ticks: int = frame.pts
+        self._cadence = self._index_cadence()
+        self._known: list[int] = []
+        self._known_until = self._begin_ticks - 1
+        turned = frame.rotation % 180 != 0
+        if frame.width * frame.height > MAX_FRAME_PIXELS:
+            raise UnitError(
+                ErrorType.MEDIA_TOO_LARGE,
+                f"frames of {frame.width}x{frame.height} are over {MAX_FRAME_PIXELS} pixels",
+            )
+        rate = stream.average_rate or stream.guessed_rate
+        self.media = Media(
+            media_type="video",
+            content_version=media.content_version,
+            size_bytes=media.size_bytes,
+            container=container.format.name,
+            codec=stream.codec_context.name,
+            pixel_format=frame.format.name,
+            has_alpha=bool(
+                frame.format.name.startswith("pal8")
+                or any(component.is_alpha for component in frame.format.components)
+            ),
+            width=frame.height if turned else frame.width,
+            height=frame.width if turned else frame.height,
+            rotation=-frame.rotation % 360,
+            begin_seconds=float(self._begin_ticks * self._time_base),
+            duration_seconds=self._duration(),
+            average_fps=float(rate) if rate else None,
+            num_frames=stream.frames or None,
+            is_vfr=self._is_vfr(),
+        )
+
+    def _first_frame(self) -> av.VideoFrame:
+        decoder = alpha_decoder(self._stream)
+        decoder.thread_count = 1  # frame threads would read ahead
+        for packet in self._container.demux(self._stream):
+            frames: list[Any] = decoder.decode(packet)
+            if frames:
+                return frames[0]  # type: ignore[no-any-return]
+        raise UnitError(ErrorType.MEDIA_UNREADABLE, "the video stream holds no frame")
+
+    def _index_cadence(self) -> int | None:
+        """Ticks from frame to frame, if the container's index covers every frame evenly."""
+        entries = self._stream.index_entries
+        if self._stream.frames < 2 or len(entries) != self._stream.frames:
+            return None
+        times = [entry.timestamp for entry in entries]
+        step = times[1] - times[0]
+        even = all(
+            later - earlier == step for earlier, later in zip(times, times[1:], strict=False)
+        )
+        return step if even and step > 0 else None
+
+    def _is_vfr(self) -> bool | None:
+        if self._cadence is not None:
+            return False
+        if self._stream.frames > 1 and len(self._stream.index_entries) == self._stream.frames:
+            return True
+        average, base = self._stream.average_rate, self._stream.base_rate
+        # Without an index, two different rates tell; equal ones do not.
+        return True if average and base and abs(average / base - 1) > 0.01 else None
+
+    def _duration(self) -> float:
+        end, _ = header_end_seconds(self._container, self._stream)
+        begin = float(self._begin_ticks * self._time_base)
+        if end is not None and end > begin:
+            return end - begin
+        # No duration in the header (a live recording, say): only the packets tell.
+        self._seek(0)
+        times, _ = packet_times(self._container, self._stream)
+        if not times:
+            raise UnitError(ErrorType.MEDIA_UNREADABLE, "the video stream holds no frame")
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        last = times[-1][1] or (int(1 / rate / self._time_base) if rate else 0)
+        return float((times[-1][0] + max(last, 1) - self._begin_ticks) * self._time_base)
+
+    def _seek(self, ticks: int) -> None:
+        with unreadable("seeking"):
+            self._container.seek(ticks, stream=self._stream, backward=True)
+
+    def displayed_pts(self, seconds: float) -> float:
+        """PTS in seconds of the frame on display at ``seconds``: exact, whatever the frame rate.
+
+        With an even index this is arithmetic. Else the packets around that time are read, from
+        the key frame before it (nothing is decoded).
+        """
+        ticks = max(to_ticks(seconds, self._time_base), self._begin_ticks)
+        if self._cadence is not None:
+            index = min((ticks - self._begin_ticks) // self._cadence, self._stream.frames - 1)
+            return float((self._begin_ticks + index * self._cadence) * self._time_base)
+        if not self._known or not self._known[0] <= ticks <= self._known_until:
+            self._read_around(ticks)
+        return float(self._known[displayed(self._known, ticks)] * self._time_base)
+
+    def _read_around(self, ticks: int) -> None:
+        second = int(1 / self._time_base)  # a packet's DTS and PTS differ by less than that
+        for start in (ticks, ticks - 10 * second, self._begin_ticks - 10 * second):
+            self._seek(start)
+            times, ended = packet_times(self._container, self._stream, ticks + 2 * second)
+            # Complete from a key frame on, or a second after any other packet (MPEG-TS).
+            from_key = bool(times) and times[0][2] and times[0][0] <= ticks
+            if from_key or (times and times[0][0] <= ticks - second):
+                break
+        if not times:
+            at = float(ticks * self._time_base)
+            raise UnitError(ErrorType.MEDIA_UNREADABLE, f"no packets near {at:.3f} s")
+        self._known = [pts for pts, _, _ in times]
+        self._known_until = (1 << 62) if ended else ticks + second
+
+
+__all__ = ["MAX_IMAGE_PIXELS", "VideoProbe", "guess_media_type", "open_video", "probe_image"]

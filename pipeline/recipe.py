@@ -1,0 +1,58 @@
+"""What determines a run's answers, and nothing else: not paths, pool sizes or credentials."""
+
+import hashlib
+import json
+from typing import Any
+
+from pipeline.parse import TASKS
+from pipeline.prompt import PAIR_LAYOUT
+from schemas.job import Job
+
+
+def recipe(job: Job, model_identity: str) -> dict[str, Any]:
+    """Everything that the answers follow from, as JSON values.
+
+    model_identity: names the weights, as ``inspect_checkpoint`` gives it.
+    """
+    return {
+        "model": {
+            "weights": model_identity,
+            **job.model.model_dump(
+                mode="json", include={"engine", "dtype", "attn_implementation", "max_model_len"}
+            ),
+        },
+        "tasks": {
+            question.task: {
+                "version": TASKS[question.task].version,
+                "prompts": {
+                    media_type: TASKS[question.task].prompt(question, media_type)
+                    for media_type in sorted(TASKS[question.task].media_types)
+                },
+                "max_new_tokens": question.max_new_tokens,
+            }
+            for question in job.questions()
+        },
+        # Both decoders give the same frames: which one ran is in the row, not in the recipe.
+        "sampling": job.sampling.model_dump(mode="json", exclude={"decoder"}),
+        "budget": job.budget.model_dump(mode="json"),
+        "generation": job.generation.model_dump(mode="json"),
+        "layout": PAIR_LAYOUT,
+    }
+
+
+def recipe_id(recipe: dict[str, Any]) -> str:
+    """Hash of a recipe."""
+    canonical = json.dumps(recipe, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Dotted names of the values in which two recipes differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return [
+            found
+            for key in keys
+            for found in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if old == new else [name]

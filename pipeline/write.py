@@ -1,0 +1,227 @@
+"""Turn answered units into annotation rows, and commit them as Parquet.
+
+One file is one commit: it is written whole or not at all, its name follows from the run and the
+units in it, and it holds all that is known of them. So a task that Ray runs twice writes the same
+file twice, a killed run leaves only whole files, and the next one reads from them what is done.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.parse import TASKS, Answer, parse_answer
+from pipeline.storage import Storage, join, shown
+from schemas.annotation import annotation_schema
+from schemas.task import AnswerStatus, Question, View
+from schemas.unit import AnsweredUnit, RawAnswer, UnitStatus
+
+ANNOTATION = annotation_schema([task.column for task in TASKS.values()])
+"""The schema of the output table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunKey:
+    """What names a run's rows: its id, its recipe, and the partition it writes to."""
+
+    run_id: str
+    recipe_id: str
+    run_date: str
+
+
+def annotation_row(
+    unit: AnsweredUnit, questions: dict[str, Question], key: RunKey
+) -> dict[str, Any]:
+    """One row of ANNOTATION from one unit, whatever happened to it."""
+    answers = [(raw, _parsed(unit, raw, questions)) for raw in unit.answers]
+    columns: dict[str, Any] = {name: None for name in TASKS}
+    columns |= {raw.task: answer.value for raw, answer in answers}
+    return {
+        "unit_id": unit.unit_id,
+        "media_id": unit.media_id,
+        "run_id": key.run_id,
+        "recipe_id": key.recipe_id,
+        "uri": shown(unit.uri),
+        "status": _status(unit, [answer for _, answer in answers]),
+        "error": dataclasses.asdict(unit.error) if unit.error else None,
+        "media": dataclasses.asdict(unit.media) if unit.media else None,
+        "sampling": dataclasses.asdict(unit.sampling) if unit.sampling else None,
+        **columns,
+        "responses": _responses(unit, answers, questions),
+        "timings": {
+            "decode_seconds": unit.decode_seconds,
+            "engine_seconds": unit.engine_seconds,
+            "bytes_read": unit.bytes_read,
+        },
+        "attributes": unit.attributes,
+    }
+
+
+def _parsed(unit: AnsweredUnit, raw: RawAnswer, questions: dict[str, Question]) -> Answer:
+    assert unit.media is not None and unit.sampling is not None
+    view = View(
+        media_type=unit.media.media_type,
+        width=unit.media.width,
+        height=unit.media.height,
+        pts_seconds=unit.sampling.pts_seconds or (),
+        start_seconds=unit.sampling.start_seconds,
+        end_seconds=unit.sampling.end_seconds,
+    )
+    return parse_answer(raw.task, raw.raw_text, raw.finish_reason, questions[raw.task], view)
+
+
+def _status(unit: AnsweredUnit, answers: Sequence[Answer]) -> str:
+    if unit.error is not None:
+        return UnitStatus.FAILED
+    whole = (AnswerStatus.OK, AnswerStatus.REPAIRED)
+    complete = all(answer.status in whole for answer in answers)
+    return UnitStatus.OK if complete else UnitStatus.PARTIAL
+
+
+def _responses(
+    unit: AnsweredUnit,
+    answers: list[tuple[RawAnswer, Answer]],
+    questions: dict[str, Question],
+) -> list[dict[str, Any]]:
+    """What was asked and said; for a failed unit, what would have been asked."""
+    media_type = unit.media.media_type if unit.media else "image"
+
+    def asked(task: str) -> dict[str, Any]:
+        return {"task": task, "prompt": TASKS[task].prompt(questions[task], media_type)}
+
+    if not answers:
+        return [
+            asked(prompt.task) | {"status": AnswerStatus.FAILED, "note": "the unit failed"}
+            for prompt in unit.prompts
+        ]
+    return [
+        asked(raw.task)
+        | {
+            "raw_text": raw.raw_text,
+            "reasoning": answer.reasoning,
+            "finish_reason": raw.finish_reason,
+            "num_prompt_tokens": raw.num_prompt_tokens,
+            "num_output_tokens": raw.num_output_tokens,
+            "status": answer.status,
+            "note": answer.note,
+        }
+        for raw, answer in answers
+    ]
+
+
+def annotations_folder(output: str, key: RunKey) -> str:
+    """The folder of a run's part files."""
+    return join(output, "annotations", f"run_date={key.run_date}")
+
+
+def write_part(
+    rows: Iterable[dict[str, Any]], output: str, key: RunKey, storage: Storage
+) -> pa.Table:
+    """Commit rows as one Parquet file; returns them as a table.
+
+    Raises:
+        StorageError: the file could not be written; nothing of it is visible then.
+    """
+    ordered = sorted(rows, key=_reading_order)
+    table = pa.Table.from_pylist(ordered, schema=ANNOTATION)
+    ids = "\n".join(sorted(table["unit_id"].to_pylist()))
+    name = f"part-{key.run_id}-{hashlib.sha256(ids.encode()).hexdigest()[:16]}.parquet"
+    write_parquet(table, join(annotations_folder(output, key), name), storage)
+    return table
+
+
+def _reading_order(row: dict[str, Any]) -> tuple[str, float]:
+    return row["media_id"], (row["sampling"] or {}).get("start_seconds") or 0.0
+
+
+def write_parquet(table: pa.Table, uri: str, storage: Storage) -> None:
+    """Write a table as one Parquet object, whole or not at all.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    storage.write_bytes(uri, buffer.getvalue())
+
+
+def read_parquet(uri: str, storage: Storage, columns: list[str] | None = None) -> pa.Table:
+    """Read one Parquet object.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: the storage refused or failed.
+    """
+    return pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=columns)
+
+
+@dataclass
+class Committed:
+    """What the committed rows of a run come to. ``rows`` counts them by unit id."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    status: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    decoders: Counter[str] = field(default_factory=Counter)
+    sums: Counter[str] = field(default_factory=Counter)
+
+    def add(self, table: pa.Table) -> None:
+        """Count the rows of one file."""
+        for row in table.to_pylist():
+            self.rows[row["unit_id"]] += 1
+            self.status[row["status"]] += 1
+            if row["error"]:
+                self.errors[row["error"]["type"]] += 1
+            sampling, timings = row["sampling"] or {}, row["timings"]
+            if sampling.get("decoder"):
+                self.decoders[sampling["decoder"]] += 1
+            for response in row["responses"]:
+                self.answers[response["status"]] += 1
+                self.sums["output_tokens"] += response["num_output_tokens"] or 0
+                self.sums["prompt_tokens"] += response["num_prompt_tokens"] or 0
+            for name in ("decode_seconds", "engine_seconds"):
+                self.sums[name] += timings[name]
+
+
+_COUNTED = [
+    "unit_id",
+    "status",
+    "error.type",
+    "sampling.decoder",
+    "responses.list.element.status",
+    "responses.list.element.num_prompt_tokens",
+    "responses.list.element.num_output_tokens",
+    "timings.decode_seconds",
+    "timings.engine_seconds",
+]
+
+
+def committed(output: str, key: RunKey, storage: Storage) -> Committed:
+    """Read what a run has committed so far; media, answers and texts stay unread.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    found = Committed()
+    pattern = f"part-{key.run_id}-*.parquet"
+    for file in storage.list_files(annotations_folder(output, key), pattern):
+        found.add(read_parquet(file["uri"], storage, _COUNTED))
+    return found
+
+
+def write_json(content: dict[str, Any], uri: str, storage: Storage) -> None:
+    """Write a JSON object, indented for people.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
+    storage.write_bytes(uri, text.encode())

@@ -1,0 +1,293 @@
+"""The job file: what a person writes in YAML. Unknown keys are errors; every field has a default
+that suits a first run, but ``input`` and ``output``.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from schemas.errors import JobFileError
+from schemas.task import Question
+
+TASK_NAMES = ("caption", "events", "ocr", "text_spans", "objects")
+TaskName = Literal["caption", "events", "ocr", "text_spans", "objects"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Input(_Section):
+    """Where the media items come from: a manifest, or a listing made at the start."""
+
+    manifest: str | None = Field(
+        None, description="Parquet, JSONL or CSV with a `uri` column; a path or s3:// uri."
+    )
+    scan: str | None = Field(
+        None, description="A folder or s3:// prefix to list instead of a manifest."
+    )
+    glob: str = Field("**/*", description="With `scan`: which files, relative to it.")
+    allow_private_hosts: bool = Field(
+        False,
+        description="Let https:// uris of the manifest reach private and loopback addresses.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Input":
+        if (self.manifest is None) == (self.scan is None):
+            raise ValueError("give exactly one of `manifest` and `scan`")
+        return self
+
+
+class Model(_Section):
+    """Which checkpoint, and how the engine runs it."""
+
+    source: str = Field(
+        "Qwen/Qwen3-VL-4B-Instruct",
+        description="A Qwen3-VL checkpoint, dense or MoE: hub id or local folder.",
+    )
+    revision: str | None = Field(None, description="Hub revision: branch, tag or commit.")
+    engine: Literal["transformers"] = Field(
+        "transformers", description="What runs the model."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of weights and activations; auto: as the checkpoint says."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: cuda if the engine actor was given a GPU, else cpu."
+    )
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="transformers' attention implementation."
+    )
+    max_model_len: int | None = Field(
+        None,
+        ge=256,
+        description="Longest prompt plus answer, in tokens; default: the checkpoint's own context.",
+    )
+
+
+class Segmentation(_Section):
+    """How long videos become several units."""
+
+    kind: Literal["none", "window"] = Field(
+        "window", description="none: one unit an item; window: stretches of equal length."
+    )
+    seconds: float = Field(60.0, gt=0, description="Length of a window.")
+    min_seconds: float = Field(
+        2.0, ge=0, description="A last window shorter than this joins the one before it."
+    )
+
+
+class SamplingSpec(_Section):
+    """Which frames of a video the model sees."""
+
+    fps: float = Field(2.0, gt=0, le=240, description="Frames a second; see `num_frames`.")
+    num_frames: int | None = Field(
+        None, ge=1, description="This many frames for every unit, instead of `fps`."
+    )
+    min_frames: int = Field(4, ge=1, description="With `fps`: at least so many, if there are.")
+    max_frames: int = Field(768, ge=2, description="With `fps`: at most so many, spread evenly.")
+    segmentation: Segmentation = Field(default_factory=Segmentation, description="Long videos.")
+    decoder: Literal["auto", "torchcodec", "pyav"] = Field(
+        "auto", description="auto: torchcodec where it loads, else PyAV. Same frames, same times."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "SamplingSpec":
+        if self.min_frames > self.max_frames:
+            raise ValueError(f"min_frames {self.min_frames} is over max_frames {self.max_frames}")
+        return self
+
+
+TokenRange = Annotated[tuple[int, int], Field(description="[least, most]")]
+
+
+class Budget(_Section):
+    """How large images and frames may be. One token is 32 x 32 pixels; of a video, 2 frames deep."""
+
+    image_tokens: TokenRange = Field((4, 16384), description="[least, most] tokens of an image.")
+    frame_tokens: TokenRange = Field(
+        (128, 768),
+        description="[least, most] size of a video frame in 32 x 32 px squares; frames go in pairs, "
+        "so the model gets half as many tokens.",
+    )
+    unit_tokens: int = Field(
+        24576, ge=4, description="Vision tokens of one video unit, unless frame_tokens' least is more."
+    )
+    video_rule: Literal["per_frame", "per_clip"] = Field(
+        "per_frame",
+        description="per_frame: as the model's reference code (qwen-vl-utils); per_clip: as "
+        "transformers' video processor, frames x height x width within [frame_tokens least, "
+        "unit_tokens x 2] squares.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Budget":
+        for name in ("image_tokens", "frame_tokens"):
+            least, most = getattr(self, name)
+            if not 1 <= least <= most:
+                raise ValueError(f"{name} must be [least, most] with 1 <= least <= most, got {[least, most]}")
+        return self
+
+
+class Generation(_Section):
+    """How answers are generated. Greedy by default, so that a run can be repeated."""
+
+    max_new_tokens: int = Field(512, ge=1, le=65536, description="Longest answer, in tokens.")
+    temperature: float = Field(0.0, ge=0, le=5, description="0: greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="With temperature: nucleus.")
+    top_k: int = Field(0, ge=0, description="With temperature: the k best tokens; 0: all.")
+    repetition_penalty: float = Field(1.0, gt=0, description="transformers' repetition penalty.")
+    seed: int = Field(0, description="With temperature: same seed, same answers, in any batch.")
+
+
+class TaskSpec(_Section):
+    """One task of the job, with its settings."""
+
+    name: TaskName
+    labels: tuple[str, ...] = Field((), description="objects: the categories to look for.")
+    prompt: str | None = Field(None, description="Your own question in place of the built-in one.")
+    max_new_tokens: int | None = Field(None, ge=1, description="Instead of generation's.")
+
+
+def _task(value: Any) -> Any:
+    """Let a task be a name, or a name with settings: ``{objects: {labels: [car]}}``."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), (dict, type(None))):
+        ((name, settings),) = value.items()
+        return {"name": name, **(settings or {})}
+    return value
+
+
+class Resources(_Section):
+    """How the work is spread over the cluster."""
+
+    decoders: int | Literal["auto"] = Field(
+        "auto", description="Decode actors; auto: one for each CPU that the engines leave."
+    )
+    cpus_per_decoder: float = Field(1.0, gt=0, description="Ray CPUs of a decode actor.")
+    replicas: int | Literal["auto"] = Field(
+        "auto", description="Engine actors; auto: one for each GPU, or one on the CPU."
+    )
+    gpus_per_replica: float | Literal["auto"] = Field(
+        "auto", description="auto: 1 where the cluster has GPUs, else 0."
+    )
+    cpus_per_replica: float = Field(1.0, gt=0, description="Ray CPUs of an engine actor.")
+    max_batch_tokens: int = Field(
+        16384, ge=256, description="Prompt and answer tokens of one engine batch, padding included."
+    )
+    units_per_file: int = Field(
+        64, ge=1, description="Units per committed output file: what an interruption can cost."
+    )
+
+
+class Job(_Section):
+    """A job file."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = Field(
+        "annotate", description="Lower-case letters, digits and dashes; run ids start with it."
+    )
+    input: Input = Field(description="Where the media items come from.")
+    output: str = Field(description="Folder or s3:// prefix of the output table.")
+    model: Model = Field(default_factory=Model, description="The checkpoint and its engine.")
+    sampling: SamplingSpec = Field(default_factory=SamplingSpec, description="Frames of videos.")
+    budget: Budget = Field(default_factory=Budget, description="Sizes of what the model sees.")
+    generation: Generation = Field(default_factory=Generation, description="Answers.")
+    tasks: tuple[Annotated[TaskSpec, BeforeValidator(_task)], ...] = Field(
+        (TaskSpec(name="caption"),),
+        description="What to ask: names, or a name with settings, `{objects: {labels: [car]}}`.",
+    )
+    resources: Resources = Field(default_factory=Resources, description="Spread of the work.")
+    storage_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="fsspec options per protocol, e.g. `{s3: {endpoint_url: ..., key: ..., secret: "
+        "...}}`; never stored or logged. The usual environment variables (AWS_ACCESS_KEY_ID, "
+        "AWS_ENDPOINT_URL, ...) work without it.",
+        repr=False,
+    )
+
+    @model_validator(mode="after")
+    def _distinct_tasks(self) -> "Job":
+        names = [task.name for task in self.tasks]
+        if not names:
+            raise ValueError("tasks: name at least one task")
+        if len(set(names)) != len(names):
+            raise ValueError(f"a task may be asked once, got {names}")
+        return self
+
+    def questions(self) -> tuple[Question, ...]:
+        """The tasks as the engine asks them, in the job's order."""
+        return tuple(
+            Question(
+                task=task.name,
+                labels=task.labels,
+                prompt=task.prompt,
+                max_new_tokens=task.max_new_tokens or self.generation.max_new_tokens,
+            )
+            for task in self.tasks
+        )
+
+    def public_dict(self) -> dict[str, Any]:
+        """The job without secrets, for ``run.json``: storage options are left out as a whole."""
+        return self.model_dump(mode="json", exclude={"storage_options"})
+
+
+def load_job(path: Path, overrides: dict[str, Any] | None = None) -> Job:
+    """Read and check a job file.
+
+    overrides: values that replace the file's, by dotted name, e.g. ``{"model.source": "..."}``.
+
+    Raises:
+        JobFileError: with every mistake on a line of its own.
+    """
+    try:
+        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise JobFileError(f"there is no job file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobFileError(f"the job file {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise JobFileError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(spec, dict):
+        raise JobFileError(f"{path} must hold a mapping with `input` and `output`, see docs/job-file.md")
+    for dotted, value in (overrides or {}).items():
+        *sections, last = dotted.split(".")
+        target = spec
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = value
+    return check_job(spec, str(path))
+
+
+def check_job(spec: dict[str, Any], origin: str) -> Job:
+    """Check a job given as a mapping. ``origin`` names it in messages.
+
+    Raises:
+        JobFileError: with every mistake on a line of its own.
+    """
+    try:
+        return Job.model_validate(spec)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors(include_url=False, include_input=True)]
+        raise JobFileError(f"{origin} is not a valid job file:\n" + "\n".join(lines)) from None
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "job"
+    if problem["type"] == "extra_forbidden":
+        return f"  {where}: unknown key; see docs/job-file.md for the known ones"
+    if problem["type"] == "missing":
+        return f"  {where}: required"
+    message = problem["msg"].removeprefix("Value error, ")
+    secret = where.startswith("storage_options")
+    return f"  {where}: {message}" + ("" if secret else f" (got {str(problem['input'])[:80]!r})")

@@ -1,0 +1,98 @@
+"""A manifest row: one media item to annotate. The user's own table; only ``uri`` is required."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+MEDIA_TYPES = ("image", "video")
+
+# fmt: off
+IMAGE_EXTENSIONS = frozenset({
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "tif", "tiff", "avif", "heic",
+    "heif", "bmp", "jp2", "ppm", "pgm", "pbm", "tga",
+})
+VIDEO_EXTENSIONS = frozenset({
+    "mp4", "m4v", "mov", "qt", "mkv", "webm", "avi", "ts", "m2ts", "mts", "mpg", "mpeg",
+    "mpe", "wmv", "asf", "flv", "f4v", "3gp", "3g2", "ogv", "vob", "mxf", "y4m",
+})
+# fmt: on
+
+
+def _field(name: str, type_: pa.DataType, description: str, *, nullable: bool = True) -> pa.Field:
+    return pa.field(name, type_, nullable=nullable, metadata={"description": description})
+
+
+MANIFEST = pa.schema(
+    [
+        _field(
+            "uri",
+            pa.string(),
+            "Where the media is: s3://, https://, file:// or a path (a relative path starts at the "
+            "manifest's folder), or a data: URI. Required, unless `frames` is given.",
+        ),
+        _field(
+            "frames",
+            pa.list_(pa.string()),
+            "A video given as its frames: a list of image uris in order, `sample_fps` a second.",
+        ),
+        _field("sample_fps", pa.float64(), "Frames a second of `frames`; default 2.0."),
+        _field(
+            "media_id", pa.string(), "Your own id of the media item; default: a hash of the uri."
+        ),
+        _field(
+            "media_type",
+            pa.string(),
+            "`image` or `video`; default: by file extension, else by content.",
+        ),
+        _field(
+            "start_seconds", pa.float64(), "Annotate the video from here (PTS); default: its begin."
+        ),
+        _field("end_seconds", pa.float64(), "Annotate the video up to here; default: its end."),
+        _field(
+            "tasks",
+            pa.list_(pa.string()),
+            "Names of the job's tasks to ask about this item; default: all that fit its type.",
+        ),
+    ]
+)
+"""Columns with a meaning. Any further column passes through to the output as `attributes`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaItem:
+    """One manifest row, checked.
+
+    attributes: the user's further columns as a JSON object, or None if there are none.
+    """
+
+    media_id: str
+    uri: str
+    frames: tuple[str, ...] = field(default=())
+    sample_fps: float | None = None
+    media_type: str | None = None
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    tasks: tuple[str, ...] = field(default=())
+    attributes: str | None = None
+
+
+def default_media_id(uris: Sequence[str]) -> str:
+    """Hash a media item's uri, or all uris of its frame list."""
+    return hashlib.sha256("\n".join(uris).encode()).hexdigest()[:20]
+
+
+def guess_media_type(uri: str) -> str | None:
+    """Guess image or video from the extension or the data: type; None if neither tells."""
+    if uri.startswith("data:"):
+        kind = uri[5:].partition("/")[0]
+        return kind if kind in MEDIA_TYPES else None
+    # Only https uris have a query: in a key or a file name, ? and # are letters like others.
+    path = urlsplit(uri).path if uri.startswith(("http://", "https://")) else uri
+    extension = PurePosixPath(path).suffix.lower().lstrip(".")
+    if extension in IMAGE_EXTENSIONS:
+        return "image"
+    return "video" if extension in VIDEO_EXTENSIONS else None

@@ -1,0 +1,107 @@
+"""Sizes and token counts, against transformers' own functions."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    smart_resize as transformers_image_rule,
+)
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import (
+    smart_resize as transformers_video_rule,
+)
+
+from pipeline.budget import (
+    FACTOR,
+    TOKEN_PIXELS,
+    image_size,
+    smart_resize,
+    smart_resize_clip,
+    video_size,
+)
+from schemas.errors import UnitError
+from schemas.job import Budget
+
+SIDES = st.integers(1, 12_000)
+PIXELS = st.tuples(st.integers(1, 2000), st.integers(0, 30_000)).map(
+    lambda least_and_more: (
+        least_and_more[0] * TOKEN_PIXELS,
+        sum(least_and_more) * TOKEN_PIXELS,
+    )
+)
+
+
+@settings(max_examples=3000)
+@given(height=SIDES, width=SIDES, pixels=PIXELS)
+def test_the_image_rule_is_transformers_rule(height: int, width: int, pixels: tuple[int, int]):
+    least, most = pixels
+    try:
+        expected = transformers_image_rule(height, width, FACTOR, least, most)
+    except ValueError as error:
+        assert "aspect ratio" in str(error)
+        with pytest.raises(UnitError, match="more than 200 times"):
+            smart_resize(height, width, min_pixels=least, max_pixels=most)
+        return
+    assert smart_resize(height, width, min_pixels=least, max_pixels=most) == expected
+
+
+@settings(max_examples=3000)
+@given(frames=st.integers(2, 768), height=SIDES, width=SIDES, pixels=PIXELS)
+def test_the_clip_rule_is_transformers_video_rule(
+    frames: int, height: int, width: int, pixels: tuple[int, int]
+):
+    least, most = pixels
+    try:
+        expected = transformers_video_rule(frames, height, width, 2, FACTOR, least, most)
+    except ValueError as error:
+        assert "aspect ratio" in str(error)
+        with pytest.raises(UnitError, match="more than 200 times"):
+            smart_resize_clip(frames, height, width, min_pixels=least, max_pixels=most)
+        return
+    assert smart_resize_clip(frames, height, width, min_pixels=least, max_pixels=most) == expected
+
+
+@settings(max_examples=1000)
+@given(
+    pairs=st.integers(1, 384),
+    height=st.integers(32, 4400),
+    width=st.integers(32, 4400),
+    unit_tokens=st.integers(64, 50_000),
+)
+def test_the_frame_rule_is_the_references_rule(
+    pairs: int, height: int, width: int, unit_tokens: int
+):
+    # vision_process.fetch_video: the cap of a frame, then the image rule for each frame.
+    frames = 2 * pairs
+    least = 128 * 32 * 32
+    cap = max(min(768 * 32 * 32, unit_tokens * 32 * 32 / frames * 2), int(least * 1.05))
+    expected = transformers_image_rule(height, width, FACTOR, least, cap)
+    size = video_size(frames, height, width, Budget(unit_tokens=unit_tokens))
+    assert (size.resized_height, size.resized_width) == expected
+    assert size.num_tokens == pairs * (expected[0] // 32) * (expected[1] // 32)
+
+
+def test_the_budget_of_a_full_hd_picture():
+    size = image_size(1080, 1920, Budget())
+    assert (size.resized_height, size.resized_width) == (1088, 1920)
+    assert size.grid_thw == (1, 68, 120)
+    assert size.num_tokens == 34 * 60
+
+
+def test_many_frames_get_the_floor_even_over_the_units_budget():
+    size = video_size(768, 1080, 1920, Budget(unit_tokens=1000))
+    assert size.num_tokens > 1000
+    # The cap is 1.05 times the floor, and sides are rounded down to multiples of 32.
+    assert size.resized_height * size.resized_width == 15 * 8 * TOKEN_PIXELS
+
+
+def test_per_clip_counts_all_frames_together():
+    size = video_size(
+        20, 1080, 1920, Budget(frame_tokens=(4, 768), unit_tokens=1000, video_rule="per_clip")
+    )
+    assert size.num_tokens <= 1000
+    assert size.grid_thw[0] == 10
+
+
+def test_a_picture_too_long_says_so():
+    with pytest.raises(UnitError, match="10000x40: one side is more than 200 times"):
+        image_size(40, 10_000, Budget())

@@ -1,0 +1,258 @@
+"""Frames and times: the two decoders against each other, and both against ffmpeg and ffprobe."""
+
+import dataclasses
+import tracemalloc
+from bisect import bisect_right
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clips import ffmpeg_frames, ffprobe_pts, needs_ffprobe, number_in, numbered_frames, video_unit
+from PIL import Image
+
+from jobs.render_archive import encode_clip
+from pipeline import decode
+from pipeline.decode import decode_unit, torchcodec_problem
+from pipeline.images import resize
+from pipeline.storage import Storage
+from schemas.errors import ErrorType, UnitError
+from schemas.job import Budget, SamplingSpec
+from schemas.unit import Media, Sampling, Unit
+
+needs_torchcodec = pytest.mark.skipif(
+    torchcodec_problem() is not None, reason=f"torchcodec does not load: {torchcodec_problem()}"
+)
+
+PIXEL_TOLERANCE = 1
+"""The two decoders use different FFmpeg versions; their pixels may differ by one level."""
+
+VARIABLE = [0.0, 0.04, 0.1, 0.4, 0.44, 0.5, 1.2, 1.25, 4.9, 5.0, 5.3, 11.4, 11.5, 12.0, 12.04]
+
+
+def clip(folder: Path, name: str, **options) -> Path:
+    path = folder / name
+    count = len(options.get("pts_seconds", [])) or options.pop("frames", 60)
+    encode_clip(path, numbered_frames(count), **options)
+    return path
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("clips")
+    return {
+        "constant": clip(folder, "constant.mp4", fps=25, max_b_frames=2),
+        "ntsc": clip(folder, "ntsc.mkv", fps=Fraction(30000, 1001), max_b_frames=2),
+        "variable mp4": clip(folder, "v.mp4", pts_seconds=VARIABLE, max_b_frames=2),
+        "variable mkv": clip(folder, "v.mkv", pts_seconds=VARIABLE),
+        "late mp4": clip(folder, "late.mp4", fps=10, start_seconds=1.5),
+        "late ts": clip(folder, "late.ts", fps=25, start_seconds=600.0, max_b_frames=2),
+        "hevc": clip(folder, "hevc.mp4", codec="libx265", fps=25),
+        "vp9": clip(folder, "vp9.webm", codec="libvpx-vp9", fps=25),
+        "av1": clip(folder, "av1.mp4", codec="libsvtav1", fps=25),
+        "turned": clip(folder, "turned.mp4", fps=10, rotation=90),
+        "upside down": clip(folder, "down.mov", fps=10, rotation=180),
+    }
+
+
+NAMES = [
+    "constant",
+    "ntsc",
+    "variable mp4",
+    "variable mkv",
+    "late mp4",
+    "late ts",
+    "hevc",
+    "vp9",
+    "av1",
+    "turned",
+    "upside down",
+]
+
+
+@needs_ffprobe
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("decoder", ["pyav", "torchcodec"])
+def test_times_are_ffprobes_and_frames_are_those_on_display(clips, name: str, decoder: str):
+    unit = video_unit(clips[name], SamplingSpec(fps=7))
+    frames = decode_unit(unit, Storage(), decoder=decoder)
+    truth = ffprobe_pts(clips[name])
+    wanted = [bisect_right(truth, t + 1e-6) - 1 for t in unit.sampling.times_seconds()]
+    assert frames.frame_indices == tuple(wanted)
+    assert np.allclose(frames.pts_seconds, [truth[i] for i in wanted], rtol=0, atol=1e-6)
+
+
+@needs_ffprobe
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("decoder", ["pyav", "torchcodec"])
+def test_pixels_are_ffmpegs_resized_bicubic(clips, name: str, decoder: str):
+    unit = video_unit(clips[name], SamplingSpec(num_frames=8))
+    frames = decode_unit(unit, Storage(), decoder=decoder)
+    full = ffmpeg_frames(clips[name], unit.media.width, unit.media.height)
+    height, width = unit.sampling.resized_height, unit.sampling.resized_width
+    assert frames.pixels.shape == (unit.sampling.num_frames, height, width, 3)
+    assert frames.pixels.dtype == np.uint8
+    for pixels, index in zip(frames.pixels, frames.frame_indices, strict=True):
+        expected = resize(Image.fromarray(full[index]), height, width)
+        assert np.abs(pixels.astype(int) - expected).max() <= PIXEL_TOLERANCE
+
+
+@needs_torchcodec
+@pytest.mark.parametrize("name", NAMES)
+def test_both_decoders_give_the_same(clips, name: str):
+    unit = video_unit(clips[name], SamplingSpec(fps=5))
+    pyav = decode_unit(unit, Storage(), decoder="pyav")
+    other = decode_unit(unit, Storage(), decoder="torchcodec")
+    assert other.decoder == ("pyav" if name == "late ts" else "torchcodec")
+    assert other.pts_seconds == pyav.pts_seconds
+    assert other.frame_indices == pyav.frame_indices
+    difference = np.abs(pyav.pixels.astype(int) - other.pixels)
+    assert difference.max() <= PIXEL_TOLERANCE
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "torchcodec"])
+@pytest.mark.parametrize("name", ["constant", "variable mp4", "variable mkv", "late ts"])
+def test_a_stretch_in_the_middle_has_the_same_frames_as_the_whole(clips, name: str, decoder: str):
+    whole = video_unit(clips[name], SamplingSpec(num_frames=30))
+    begin, end = whole.sampling.start_seconds, whole.sampling.end_seconds
+    half = video_unit(clips[name], SamplingSpec(num_frames=14), start=(begin + end) / 2)
+    times = half.sampling.times_seconds()
+    frames = decode_unit(half, Storage(), decoder=decoder)
+    # The PTS that the whole clip's frames show at these times.
+    every = decode_unit(
+        dataclasses.replace(
+            whole,
+            sampling=dataclasses.replace(
+                whole.sampling,
+                start_seconds=begin,
+                end_seconds=begin + (times[1] - times[0]) * 40,
+                num_frames=40,
+            ),
+        ),
+        Storage(),
+        decoder="pyav",
+    )
+    numbers = {pts: number_in(small_to_full(f)) for pts, f in zip(every.pts_seconds, every.pixels, strict=True)}
+    found = {
+        pts: number_in(small_to_full(f))
+        for pts, f in zip(frames.pts_seconds, frames.pixels, strict=True)
+    }
+    assert all(numbers[pts] == number for pts, number in found.items() if pts in numbers)
+    assert all(pts <= t + 1e-6 for pts, t in zip(frames.pts_seconds, times, strict=True))
+
+
+def small_to_full(frame: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(frame).resize((160, 120), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "torchcodec"])
+def test_the_picture_is_the_one_that_the_time_says(clips, decoder: str):
+    unit = video_unit(clips["variable mp4"], SamplingSpec(fps=4))
+    frames = decode_unit(unit, Storage(), decoder=decoder)
+    for pixels, pts in zip(frames.pixels, frames.pts_seconds, strict=True):
+        assert number_in(small_to_full(pixels)) == min(
+            range(len(VARIABLE)), key=lambda n: abs(VARIABLE[n] - pts)
+        )
+
+
+def test_transparent_video_goes_onto_white(tmp_path: Path):
+    frames = []
+    for _ in range(10):
+        image = Image.new("RGBA", (160, 120), (0, 0, 0, 0))
+        image.paste((0, 0, 255, 255), (0, 0, 80, 120))
+        frames.append(image)
+    path = tmp_path / "alpha.webm"
+    encode_clip(path, frames, codec="libvpx-vp9", pix_fmt="yuva420p", fps=10)
+    unit = video_unit(path)
+    assert unit.media.has_alpha
+    pixels = decode_unit(unit, Storage()).pixels[0]
+    assert pixels[60, -20].min() > 245
+    blue = pixels[60, 20].astype(int)
+    assert blue[2] > 200
+    assert blue[:2].max() < 40
+
+
+def test_one_frame_is_shown_twice(tmp_path: Path):
+    path = clip(tmp_path, "one.mp4", frames=1, fps=10)
+    frames = decode_unit(video_unit(path), Storage())
+    assert frames.pixels.shape[0] == 2
+    assert frames.frame_indices == (0, 0)
+    assert frames.pts_seconds == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "torchcodec"])
+def test_a_matroska_file_cut_in_half_is_an_error_only_where_frames_are_missing(
+    tmp_path: Path, decoder: str
+):
+    path = clip(tmp_path, "whole.mkv", frames=200, fps=10, gop_size=10)
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UnitError, match=r"cut short: its header promises frames up to 20\.000 s"):
+        decode_unit(video_unit(cut), Storage(), decoder=decoder)
+    begin = video_unit(cut, start=0.0, end=4.0)
+    assert len(decode_unit(begin, Storage(), decoder=decoder).pts_seconds) == 8
+
+
+def test_a_changed_file_is_noticed(tmp_path: Path):
+    path = clip(tmp_path, "c.mp4", frames=20, fps=10)
+    unit = video_unit(path)
+    clip(tmp_path, "c.mp4", frames=30, fps=10)
+    with pytest.raises(UnitError, match="the object changed after the plan") as caught:
+        decode_unit(unit, Storage())
+    assert caught.value.error_type == ErrorType.MEDIA_CHANGED
+
+
+def test_a_frame_list_is_a_video(tmp_path: Path):
+    uris = []
+    for n, image in enumerate(numbered_frames(5)):
+        image.save(tmp_path / f"{n}.png")
+        uris.append(str(tmp_path / f"{n}.png"))
+    sampling = Sampling(
+        start_seconds=0.0,
+        end_seconds=2.5,
+        sample_fps=2.0,
+        num_frames=6,
+        resized_height=128,
+        resized_width=160,
+        grid_thw=(3, 8, 10),
+        num_vision_tokens=60,
+    )
+    media = Media(media_type="video", width=160, height=120)
+    unit = Unit(
+        unit_id="u", media_id="m", uri=uris[0], frames=tuple(uris), media=media, sampling=sampling
+    )
+    frames = decode_unit(unit, Storage())
+    assert frames.pts_seconds == (0.0, 0.5, 1.0, 1.5, 2.0, 2.0)
+    assert frames.frame_indices == (0, 1, 2, 3, 4, 4)
+    assert [number_in(small_to_full(f)) for f in frames.pixels] == [0, 1, 2, 3, 4, 4]
+
+
+def test_a_data_uri_is_decoded(tmp_path: Path):
+    import base64
+
+    path = clip(tmp_path, "c.mp4", frames=20, fps=10)
+    unit = video_unit(path)
+    content = base64.b64encode(path.read_bytes()).decode()
+    media = dataclasses.replace(unit.media, content_version=None)
+    inline = dataclasses.replace(unit, uri=f"data:video/mp4;base64,{content}", media=media)
+    assert decode_unit(inline, Storage()).pts_seconds == decode_unit(unit, Storage()).pts_seconds
+
+
+def test_memory_does_not_grow_with_the_clip(tmp_path: Path):
+    """numpy and Pillow report to tracemalloc: a clip six times as long takes no more full frames."""
+    peaks = []
+    for count in (20, 120):
+        path = tmp_path / f"{count}.mp4"
+        encode_clip(path, numbered_frames(count, 960, 540), fps=10)
+        unit = video_unit(path, SamplingSpec(num_frames=4), Budget(frame_tokens=(4, 32)))
+        tracemalloc.start()
+        decode_unit(unit, Storage(), decoder="pyav")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] * 1.5
+    assert peaks[1] < 6 * 960 * 540 * 3
+
+
+def test_without_torchcodec_the_frames_come_from_pyav(clips, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(decode, "torchcodec_problem", lambda: "libavutil.so.59 is missing")
+    assert decode_unit(video_unit(clips["constant"]), Storage()).decoder == "pyav"

@@ -1,0 +1,89 @@
+"""Stretches of a video, and how many frames of each are seen."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.segment import num_frames, stretches
+from schemas.errors import UnitError
+from schemas.job import SamplingSpec, Segmentation
+from schemas.unit import Media
+
+
+def video(seconds: float, begin: float = 0.0) -> Media:
+    return Media(
+        media_type="video",
+        width=640,
+        height=360,
+        begin_seconds=begin,
+        duration_seconds=seconds,
+        average_fps=25.0,
+    )
+
+
+def windows(seconds: float = 60, least: float = 2) -> SamplingSpec:
+    return SamplingSpec(
+        segmentation=Segmentation(kind="window", seconds=seconds, min_seconds=least)
+    )
+
+
+def test_a_short_video_is_one_unit():
+    assert stretches(video(12), None, None, windows()) == [(0.0, 12.0)]
+
+
+def test_a_long_video_is_cut_and_the_rest_is_a_unit_of_its_own():
+    assert stretches(video(130), None, None, windows()) == [(0, 60), (60, 120), (120, 130)]
+
+
+def test_a_last_bit_joins_the_window_before_it():
+    assert stretches(video(121.5), None, None, windows()) == [(0, 60), (60, 121.5)]
+
+
+def test_exactly_two_windows_are_two():
+    assert stretches(video(120), None, None, windows()) == [(0, 60), (60, 120)]
+
+
+def test_times_start_where_the_video_starts():
+    assert stretches(video(70, begin=600), None, None, windows()) == [(600, 660), (660, 670)]
+
+
+def test_the_manifests_stretch_is_cut_to_what_is_there():
+    assert stretches(video(50), 10, 999, windows()) == [(10, 50)]
+
+
+def test_a_stretch_beyond_the_video_says_where_the_video_is():
+    with pytest.raises(UnitError, match=r"which runs from 0\.000 to 50\.000 s"):
+        stretches(video(50), 60, 70, windows())
+
+
+@given(
+    seconds=st.floats(0.01, 20_000),
+    begin=st.floats(0, 1000),
+    length=st.floats(1, 600),
+    least=st.floats(0, 10),
+)
+def test_windows_cover_all_once(seconds: float, begin: float, length: float, least: float):
+    spans = stretches(video(seconds, begin), None, None, windows(length, least))
+    assert spans[0][0] == begin
+    assert spans[-1][1] == begin + seconds
+    assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(start < end for start, end in spans)
+    assert all(end - start <= length + least + 1e-6 for start, end in spans)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fps", "spec", "expected"),
+    [
+        (10.0, 25.0, SamplingSpec(), 20),  # 2 fps
+        (10.3, 25.0, SamplingSpec(), 20),  # down to an even number
+        (1.0, 25.0, SamplingSpec(), 4),  # min_frames
+        (0.04, 25.0, SamplingSpec(), 2),  # one frame, shown twice
+        (3600.0, 25.0, SamplingSpec(), 768),  # max_frames
+        (10.0, 1.0, SamplingSpec(), 10),  # no more than there are
+        (10.0, None, SamplingSpec(), 20),  # unknown frame rate
+        (10.0, 25.0, SamplingSpec(num_frames=7), 8),
+        (60.0, 25.0, SamplingSpec(fps=0.5), 30),
+    ],
+)
+def test_number_of_frames(seconds: float, fps: float | None, spec: SamplingSpec, expected: int):
+    assert num_frames(0.0, seconds, fps, spec) == expected
