@@ -31,6 +31,9 @@ from schemas.unit import Media
 MAX_FRAME_PIXELS = 1 << 26
 """Largest video frame that is decoded: 8192 x 8192."""
 
+_MAX_REORDER = 16
+"""Frames that H.264 and H.265 may hold back for reordering, at most."""
+
 IMAGE_EXTENSIONS = frozenset(
     "jpg jpeg jpe jfif png webp gif tif tiff avif heic heif bmp jp2 ppm pgm pbm tga".split()
 )
@@ -178,18 +181,20 @@ class VideoProbe:
         return float(self._known[displayed(self._known, ticks)] * self._time_base)
 
     def _read_around(self, ticks: int) -> None:
-        second = int(1 / self._time_base)  # a packet's DTS and PTS differ by less than that
+        second = int(1 / self._time_base)
         for start in (ticks, ticks - 10 * second, self._begin_ticks - 10 * second):
             self._seek(start)
             times, ended = packet_times(self._container, self._stream, ticks + 2 * second)
-            # Complete from a key frame on, or a second after any other packet (MPEG-TS).
-            from_key = bool(times) and times[0][2] and times[0][0] <= ticks
-            if from_key or (times and times[0][0] <= ticks - second):
+            pts = [time[0] for time in times]
+            # Complete from a key frame on; after any other packet (MPEG-TS), once no frame before
+            # it can still be reordered behind it.
+            from_key = bool(times) and times[0][2] and pts[0] <= ticks
+            if from_key or (times and displayed(pts, ticks) >= _MAX_REORDER):
                 break
         if not times:
             at = float(ticks * self._time_base)
             raise UnitError(ErrorType.MEDIA_UNREADABLE, f"no packets near {at:.3f} s")
-        self._known = [pts for pts, _, _ in times]
+        self._known = pts
         self._known_until = (1 << 62) if ended else ticks + second
 
 

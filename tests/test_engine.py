@@ -1,0 +1,256 @@
+"""The transformers engine, against the model called by hand, one row at a time."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForImageTextToText
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+from jobs.tiny_checkpoint import write_tiny_checkpoint
+from pipeline.build import Prepare, code_digest
+from pipeline.engines.transformers import TransformersEngine, patches, unit_pixels
+from pipeline.plan import Planner
+from pipeline.storage import Storage
+from schemas.errors import ModelError
+from schemas.job import Job, check_job
+from schemas.manifest import MediaItem
+from schemas.unit import PreparedUnit
+
+FILES = (
+    "images/scene-0.jpg",
+    "images/tiny.png",
+    "images/wide.png",
+    "clips/h264-bframes.mp4",
+    "clips/variable.mkv",
+    "clips/one-frame.mp4",
+)
+
+
+def job(checkpoint: Path, **changes) -> Job:
+    spec = {
+        "input": {"manifest": "unused.jsonl"},
+        "output": "unused",
+        "model": {"source": str(checkpoint), "dtype": "float32"},
+        "tasks": ["caption", "events", "objects"],
+        "budget": {"image_tokens": [4, 64], "frame_tokens": [4, 16], "unit_tokens": 512},
+        "generation": {"max_new_tokens": 12},
+    }
+    return check_job(spec | changes, "test")
+
+
+def prepared(archive: Path, checkpoint: Path, names=FILES, **changes) -> list[PreparedUnit]:
+    asked = job(checkpoint, **changes)
+    items = [MediaItem(media_id=name, uri=str(archive / name)) for name in names]
+    units = Planner(asked, 262_144, Storage()).plan(items)
+    prepare = Prepare(asked, Storage(), code_digest())
+    return [prepare.prepare(unit) for unit in units]
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Path) -> TransformersEngine:
+    return TransformersEngine(job(checkpoint), num_threads=2)
+
+
+@pytest.fixture(scope="module")
+def units(archive: Path, checkpoint: Path) -> list[PreparedUnit]:
+    return prepared(archive, checkpoint)
+
+
+def texts(answered) -> list[list[str]]:
+    return [[answer.raw_text for answer in unit.answers] for unit in answered]
+
+
+def by_hand(checkpoint: Path, unit: PreparedUnit, task: str, max_new_tokens: int) -> str:
+    """The model's own generate, with pixels, a single row, no padding and nothing shared."""
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    (ids,) = [p.input_ids for p in unit.prompts if p.task == task]
+    input_ids = torch.tensor([ids])
+    is_image = unit.media.media_type == "image"
+    pad = model.config.image_token_id if is_image else model.config.video_token_id
+    kind = "image" if is_image else "video"
+    pixels = patches(unit_pixels(unit))
+    output = model.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        mm_token_type_ids=(input_ids == pad).long() * (1 if is_image else 2),
+        **{
+            "pixel_values" if is_image else "pixel_values_videos": pixels,
+            f"{kind}_grid_thw": torch.tensor([unit.sampling.grid_thw]),
+        },
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+    )
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    return tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+
+
+def test_a_mixed_batch_answers_as_the_model_does_by_hand(engine, units, checkpoint: Path):
+    for unit in engine.generate(units):
+        (source,) = [u for u in units if u.unit_id == unit.unit_id]
+        assert unit.error is None
+        for answer in unit.answers:
+            assert answer.raw_text == by_hand(checkpoint, source, answer.task, 12), unit.uri
+
+
+def test_batches_do_not_change_answers(engine, units):
+    together = texts(engine.generate(units))
+    assert together == [texts(engine.generate([unit]))[0] for unit in units]
+    assert together == texts(engine.generate(units[::-1]))[::-1]
+
+
+def test_token_budget_forms_the_batches_and_changes_nothing(engine, units, checkpoint: Path):
+    small = job(checkpoint, resources={"max_batch_tokens": 600})
+    tight = TransformersEngine(small, num_threads=2)
+    sizes = []
+    original = tight._answer
+    tight._answer = lambda rows, vision: sizes.append(
+        len(rows) * max(r.num_tokens for r in rows)
+    ) or original(rows, vision)
+    assert texts(tight.generate(units)) == texts(engine.generate(units))
+    assert len(sizes) > 3
+    assert max(sizes) <= 600
+
+
+def test_counts_are_of_what_was_fed(engine, units):
+    for unit in engine.generate(units):
+        planned = {p.task: p.num_prompt_tokens for p in unit.prompts}
+        assert {a.task: a.num_prompt_tokens for a in unit.answers} == planned
+        for answer in unit.answers:
+            assert 1 <= answer.num_output_tokens <= 12
+            assert answer.finish_reason == "length" or answer.num_output_tokens <= 12
+
+
+def test_a_token_mismatch_is_that_units_error_and_no_others(engine, units):
+    wrong = units[0].prompts[0]
+    lying = dataclasses.replace(wrong, num_prompt_tokens=wrong.num_prompt_tokens + 1)
+    broken = dataclasses.replace(units[0], prompts=(lying, *units[0].prompts[1:]))
+    answered = engine.generate([broken, *units[1:]])
+    assert answered[0].error.type == "token_mismatch"
+    assert f"{lying.num_prompt_tokens} prompt tokens were planned" in answered[0].error.message
+    assert texts(answered[1:]) == texts(engine.generate(units[1:]))
+
+
+def test_ids_and_frames_that_disagree_are_an_error_row(engine, units):
+    half = units[0].frame_data[: len(units[0].frame_data) // 2]
+    broken = dataclasses.replace(units[0], frame_data=half)
+    answered = engine.generate([broken, units[1]])
+    assert [unit.status for unit in answered] == ["failed", "planned"]
+    assert answered[0].error.type == "engine_failed"
+
+
+def test_failed_units_pass_through(engine, units):
+    from schemas.errors import ErrorRecord
+
+    error = ErrorRecord(stage="plan", type="media_missing", message="gone")
+    answered = engine.generate([units[0].failed(error), units[1]])
+    assert answered[0].error == error
+    assert answered[0].answers == ()
+    assert len(answered[1].answers) == 2
+
+
+def test_answers_depend_on_the_picture(engine, units):
+    black = dataclasses.replace(units[0], frame_data=bytes(len(units[0].frame_data)))
+    assert texts(engine.generate([black])) != texts(engine.generate([units[0]]))
+
+
+def test_each_task_has_its_own_limit(archive: Path, checkpoint: Path):
+    tasks = [{"caption": {"max_new_tokens": 3}}, {"objects": {"max_new_tokens": 9}}]
+    some = prepared(archive, checkpoint, FILES[:1], tasks=tasks)
+    (unit,) = TransformersEngine(job(checkpoint, tasks=tasks), num_threads=2).generate(some)
+    assert [a.num_output_tokens for a in unit.answers] == [3, 9]
+    assert [a.finish_reason for a in unit.answers] == ["length", "length"]
+
+
+def test_an_answer_ends_at_the_end_of_the_turn(engine, units, checkpoint: Path):
+    free = texts(engine.generate([units[0]]))[0][0]
+    answer = engine.generate([units[0]])[0].answers[0]
+    assert answer.finish_reason == "length"
+    # Make a token that occurs inside the answer an end token: the answer must end with it.
+    ids = engine._prompter.tokenizer.encode(free, add_special_tokens=False)
+    ending = TransformersEngine(job(checkpoint), num_threads=2)
+    ending._eos_ids = [ids[4]]
+    ending._model.generation_config.eos_token_id = [ids[4]]
+    stopped = ending.generate([units[0]])[0].answers[0]
+    assert stopped.finish_reason == "stop"
+    assert stopped.num_output_tokens == ids.index(ids[4]) + 1
+
+
+def test_sampling_follows_the_seed_and_not_the_batch(units, checkpoint: Path):
+    def sampled(seed: int) -> TransformersEngine:
+        generation = {"max_new_tokens": 12, "temperature": 0.9, "top_p": 0.95, "seed": seed}
+        return TransformersEngine(job(checkpoint, generation=generation), num_threads=2)
+
+    first = sampled(1)
+    together = texts(first.generate(units))
+    assert together == [texts(first.generate([unit]))[0] for unit in units]
+    assert together == texts(sampled(1).generate(units))
+    assert together != texts(sampled(2).generate(units))
+
+
+def test_gumbel_noise_samples_from_the_softmax():
+    from pipeline.engines.transformers import _RowSampler
+
+    logits = torch.tensor([[2.0, 1.0, 0.0, float("-inf")]])
+    sampler = _RowSampler([5], torch.device("cpu"))
+    draws = [int(sampler(torch.zeros(1, 1), logits).argmax()) for _ in range(4000)]
+    shares = np.bincount(draws, minlength=4) / 4000
+    assert np.allclose(shares, torch.softmax(logits[0], 0).numpy(), atol=0.03)
+
+
+def test_out_of_memory_halves_the_batch_and_then_is_a_row(engine, units, monkeypatch):
+    expected = texts(engine.generate(units))
+    original = engine._generate
+
+    def scarce(batch):
+        if len(batch) > 2 or any(unit.unit_id == units[3].unit_id for unit in batch):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return original(batch)
+
+    monkeypatch.setattr(engine, "_generate", scarce)
+    answered = engine.generate(units)
+    assert answered[3].error.type == "out_of_memory"
+    assert "lower budget.unit_tokens" in answered[3].error.message
+    others = [k for k in range(len(units)) if k != 3]
+    assert [texts(answered)[k] for k in others] == [expected[k] for k in others]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_mixture_of_experts_is_one_line_of_configuration(
+    archive: Path, tmp_path: Path, dtype: str
+):
+    moe = write_tiny_checkpoint(tmp_path / "moe", moe=True)
+    model = {"source": str(moe), "dtype": dtype, "attn_implementation": "eager"}
+    some = prepared(archive, moe, FILES[2:4], model=model)
+    answered = TransformersEngine(job(moe, model=model), num_threads=2).generate(some)
+    assert [unit.error for unit in answered] == [None, None]
+    assert all(answer.num_output_tokens for unit in answered for answer in unit.answers)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pairs=st.integers(1, 4), height=st.integers(1, 5), width=st.integers(1, 5))
+def test_patches_of_videos_are_in_the_models_own_order(pairs: int, height: int, width: int):
+    shape = (2 * pairs, 32 * height, 32 * width, 3)
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8))
+    normalised = (pixels.to(torch.float32) / 255 - 0.5) / 0.5
+    expected, grid_h, grid_w = Qwen3VLVideoProcessor.patchify(
+        None, normalised.permute(0, 3, 1, 2)[None], 16, 2, 2
+    )[:3]
+    rows = patches(pixels)
+    torch.testing.assert_close(rows, expected.reshape(rows.shape), rtol=0, atol=1e-6)
+    assert rows.shape[0] == pairs * 2 * height * 2 * width
+
+
+def test_a_checkpoint_without_weights_says_so(tmp_path: Path, checkpoint: Path):
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoint, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(ModelError, match="cannot load"):
+        TransformersEngine(job(bare))

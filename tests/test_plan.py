@@ -1,0 +1,290 @@
+"""The plan: exact counts from headers, refusals with numbers, few bytes read."""
+
+import dataclasses
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clips import ffprobe_pts, needs_ffprobe, numbered_frames
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.render_archive import encode_clip
+from pipeline.build import Prepare, code_digest
+from pipeline.container import open_video
+from pipeline.plan import Planner, planned_pts
+from pipeline.probe import VideoProbe
+from pipeline.prompt import pair_seconds
+from pipeline.storage import Storage
+from schemas.job import Job, check_job
+from schemas.manifest import MediaItem
+from schemas.unit import Unit
+
+CONTEXT = 32_768
+
+
+def job(checkpoint: Path, **changes) -> Job:
+    spec = {
+        "input": {"manifest": "unused.jsonl"},
+        "output": "unused",
+        "model": {"source": str(checkpoint)},
+        "tasks": ["caption", "events"],
+        "budget": {"image_tokens": [4, 64], "frame_tokens": [4, 16], "unit_tokens": 4096},
+    }
+    return check_job(spec | changes, "test")
+
+
+def item(uri: str | Path, **fields) -> MediaItem:
+    return MediaItem(media_id=str(uri), uri=str(uri), **fields)
+
+
+def plan(checkpoint: Path, *items: MediaItem, max_model_len: int = CONTEXT, **changes) -> list[Unit]:
+    return Planner(job(checkpoint, **changes), max_model_len, Storage()).plan(items)
+
+
+def assert_exact(checkpoint: Path, units: list[Unit], **changes) -> None:
+    """What the plan promised is what the decoder and the prompt make."""
+    prepare = Prepare(job(checkpoint, **changes), Storage(), code_digest())
+    for unit in units:
+        assert unit.status == "planned", unit.error
+        prepared = prepare.prepare(unit)
+        assert prepared.error is None, (unit.uri, prepared.error)
+        for prompt in prepared.prompts:
+            assert len(prompt.input_ids) == prompt.num_prompt_tokens, (unit.uri, prompt.task)
+        pads = prepared.prompts[0].input_ids
+        prompter = prepare._prompter
+        pad = prompter.pad_ids[unit.media.media_type]
+        assert pads.count(pad) == unit.sampling.num_vision_tokens
+        size = unit.sampling.num_frames * unit.sampling.resized_height * unit.sampling.resized_width
+        assert len(prepared.frame_data) == 3 * size
+
+
+def test_every_whole_item_of_the_archive_is_planned_exactly(archive: Path, checkpoint: Path):
+    broken = ("unreadable", "truncated")
+    files = [p for p in sorted(archive.glob("*/*")) if not p.stem.startswith(broken)]
+    units = plan(checkpoint, *map(item, files))
+    assert len(units) == len(files)
+    assert_exact(checkpoint, units)
+    assert Counter(u.media.media_type for u in units)["video"] >= 14
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm"])
+def test_a_frame_held_over_a_new_digit_does_not_change_the_count(
+    tmp_path: Path, checkpoint: Path, suffix: str
+):
+    """From 4 s to 30 s one picture stands still: at 10 s, times still say <4.0 seconds>."""
+    times = [n * 0.1 for n in range(41)] + [30.0 + n * 0.1 for n in range(80)]
+    path = tmp_path / f"held.{suffix}"
+    codec = "libvpx-vp9" if suffix == "webm" else "libx264"
+    encode_clip(path, numbered_frames(len(times)), pts_seconds=times, codec=codec)
+    whole = {"segmentation": {"kind": "none"}}
+    units = plan(checkpoint, item(path), sampling=whole)
+    assert_exact(checkpoint, units, sampling=whole)
+    windows = {"segmentation": {"kind": "window", "seconds": 7}}
+    units = plan(checkpoint, item(path), sampling=windows)
+    assert len(units) == 6
+    assert_exact(checkpoint, units, sampling=windows)
+
+
+@pytest.mark.parametrize("fps", [10, 24, 25, 29.97, 30])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_counts_are_exact_across_ten_and_a_hundred_seconds(
+    tmp_path: Path, checkpoint: Path, fps: float, suffix: str
+):
+    from fractions import Fraction
+
+    rate = Fraction(30000, 1001) if fps == 29.97 else Fraction(fps)
+    begin = 95.0
+    path = tmp_path / f"clip.{suffix}"
+    encode_clip(
+        path, numbered_frames(int(fps * 9)), fps=rate, start_seconds=begin, max_b_frames=2
+    )
+    for sampling_fps in (2.0, 3.3, 7.0):
+        sampling = {"fps": sampling_fps}
+        units = plan(checkpoint, item(path), sampling=sampling)
+        assert_exact(checkpoint, units, sampling=sampling)
+
+
+@given(
+    gaps=st.lists(st.floats(0.001, 40), min_size=2, max_size=60),
+    step=st.floats(0.05, 20),
+    begin=st.floats(0, 120),
+)
+def test_digits_follow_from_the_planned_times(gaps: list[float], step: float, begin: float):
+    """For any frame times at all: the planned times format to the same lengths as the true ones."""
+    truth = np.cumsum([begin, *gaps]).tolist()
+    times = [begin + k * step for k in range(40)]
+    shown = [max((t for t in truth if t <= now), default=truth[0]) for now in times]
+    asked = []
+
+    def displayed(t: float) -> float:
+        asked.append(t)
+        return shown[times.index(t)]
+
+    planned = planned_pts(times, begin, displayed)
+    lengths = [len(f"{t:.1f}") for t in pair_seconds(planned)]
+    assert lengths == [len(f"{t:.1f}") for t in pair_seconds(shown)]
+
+
+@needs_ffprobe
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_the_probe_finds_the_frame_on_display_at_any_time(tmp_path: Path, suffix: str):
+    times = np.cumsum(np.random.default_rng(3).choice([0.04, 0.08, 0.5, 2.0], 120)).tolist()
+    path = tmp_path / f"v.{suffix}"
+    encode_clip(path, numbered_frames(120), pts_seconds=times, gop_size=12, max_b_frames=2)
+    truth = ffprobe_pts(path)
+    with Storage().open_media(str(path), header_only=True) as file, open_video(file) as opened:
+        probe = VideoProbe(file, *opened)
+        for t in [truth[5], 37.0, 3.0, truth[-1] + 5, truth[60] + 1e-4, truth[0]]:
+            expected = max((p for p in truth if p <= t + 1e-6), default=truth[0])
+            assert probe.displayed_pts(t) == pytest.approx(expected, abs=1e-6)
+
+
+def test_ids_are_stable_and_follow_the_content(tmp_path: Path, checkpoint: Path):
+    path = tmp_path / "a.mp4"
+    encode_clip(path, numbered_frames(20), fps=10)
+    first = plan(checkpoint, item(path))
+    again = plan(checkpoint, item(path))
+    assert [u.unit_id for u in first] == [u.unit_id for u in again]
+    encode_clip(path, numbered_frames(30), fps=10)
+    assert plan(checkpoint, item(path))[0].unit_id != first[0].unit_id
+
+
+def test_a_unit_over_the_context_is_refused_with_the_numbers(archive: Path, checkpoint: Path):
+    (unit,) = plan(checkpoint, item(archive / "images" / "large.jpg"), max_model_len=300)
+    assert unit.status == "failed"
+    assert unit.error.type == "over_context"
+    tokens = unit.prompts[0].num_prompt_tokens
+    vision = unit.sampling.num_vision_tokens
+    assert f"{tokens} prompt tokens ({vision} of them vision)" in unit.error.message
+    assert "over the context of 300" in unit.error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"start_seconds": 1.0}, "an image has no start_seconds"),
+        ({"tasks": ("events",)}, "no task to ask"),
+    ],
+)
+def test_an_impossible_request_is_a_row_that_says_so(
+    archive: Path, checkpoint: Path, fields: dict, message: str
+):
+    (unit,) = plan(checkpoint, item(archive / "images" / "scene-0.jpg", **fields))
+    assert unit.error.type == "bad_request"
+    assert message in unit.error.message
+
+
+def test_what_is_missing_empty_or_no_media_is_a_row_that_says_so(
+    tmp_path: Path, checkpoint: Path
+):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "page.mp4").write_text("<html>404</html>")
+    (tmp_path / "page.jpg").write_text("<html>404</html>")
+    (tmp_path / "folder.jpg").mkdir()
+    names = ["nowhere.jpg", "empty.mp4", "page.mp4", "page.jpg", "folder.jpg"]
+    units = plan(checkpoint, *(item(tmp_path / name) for name in names))
+    assert [u.error.type for u in units] == ["media_missing"] + ["media_unreadable"] * 3 + [
+        "media_missing"
+    ]
+    assert len({u.unit_id for u in units}) == 5
+
+
+def test_a_sound_file_has_no_video_stream(tmp_path: Path, checkpoint: Path):
+    import wave
+
+    with wave.open(str(tmp_path / "a.mp4"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(b"\0" * 1600)
+    (unit,) = plan(checkpoint, item(tmp_path / "a.mp4"))
+    assert (unit.error.type, unit.error.message) == (
+        "media_unsupported",
+        "the file has no video stream",
+    )
+
+
+def test_a_name_without_extension_is_told_by_its_content(archive: Path, tmp_path: Path, checkpoint):
+    picture, film = tmp_path / "picture", tmp_path / "film"
+    picture.write_bytes((archive / "images" / "photo.webp").read_bytes())
+    film.write_bytes((archive / "clips" / "vp9.webm").read_bytes())
+    units = plan(checkpoint, item(picture), item(film))
+    assert [u.media.media_type for u in units] == ["image", "video"]
+
+
+def test_frame_lists_are_planned_exactly(tmp_path: Path, checkpoint: Path):
+    for n, image in enumerate(numbered_frames(25)):
+        image.save(tmp_path / f"{n:02}.jpg")
+    frames = tuple(str(p) for p in sorted(tmp_path.glob("*.jpg")))
+    units = plan(checkpoint, item(frames[0], frames=frames, sample_fps=2.0))
+    assert units[0].sampling.num_frames == 26
+    assert_exact(checkpoint, units)
+
+
+class Counting(BaseHTTPRequestHandler):
+    """Serves one file by ranges and counts the bytes of it that went out."""
+
+    content = b""
+    sent = 0
+
+    def do_HEAD(self):
+        self._answer(body=False)
+
+    def do_GET(self):
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        asked = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")
+        start = int(asked[0])
+        end = min(int(asked[1]) + 1 if asked[1] else len(self.content), len(self.content))
+        part = self.content[start:end]
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(self.content)}")
+        self.send_header("ETag", '"one"')
+        self.end_headers()
+        if body:
+            type(self).sent += len(part)
+            self.wfile.write(part)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    handler = type("Handler", (Counting,), {"sent": 0})
+    running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=running.serve_forever)
+    thread.start()
+    yield handler, f"http://127.0.0.1:{running.server_port}/large"
+    running.shutdown()
+    thread.join()
+    running.server_close()
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("end.mp4", 0.10), ("front.mp4", 0.10), ("cues.mkv", 0.25)]
+)
+def test_planning_a_large_file_reads_headers_not_the_file(
+    tmp_path: Path, checkpoint: Path, server, name: str, most: float
+):
+    """40 s of noise, about 20 MB. Without an index, the packets around 10 s are read too."""
+    handler, url = server
+    path = tmp_path / name
+    noise = np.random.default_rng(0).integers(0, 255, (400, 240, 320, 3), dtype=np.uint8)
+    faststart = {"movflags": "+faststart"} if name == "front.mp4" else {}
+    encode_clip(path, noise, fps=10, gop_size=10, container_options=faststart)
+    handler.content = path.read_bytes()
+    assert len(handler.content) > 10_000_000
+    planner = Planner(job(checkpoint), CONTEXT, Storage(allow_private_hosts=True))
+    (unit,) = planner.plan([item(f"{url}/{name}")])
+    assert unit.error is None, unit.error
+    assert unit.media.size_bytes == len(handler.content)
+    assert 0 < handler.sent < most * len(handler.content), handler.sent / len(handler.content)
+    local = plan(checkpoint, item(path))[0]
+    assert dataclasses.replace(local.sampling) == unit.sampling
+    assert local.prompts == unit.prompts
