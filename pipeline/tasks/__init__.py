@@ -1,0 +1,1 @@
+"""One file per task: its prompt, its parser, its typed column."""

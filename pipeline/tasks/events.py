@@ -1,0 +1,131 @@
+"""Events: what happens in a stretch of video, when, in the model's order."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.tasks.read_json import JsonObject, conclude, first_of, read_json, text_of
+from pipeline.tasks.times import clamp_seconds, read_interval, read_seconds
+from schemas.task import Parsed, Question, Task, View
+
+_PROMPT = (
+    "Localize the events in the video, in order. Output the start and end time of each event and "
+    "describe it in a sentence. Provide the result in JSON format with 'mm:ss.ff' for times."
+)
+_START_KEYS = ("start", "start_time", "start_seconds", "begin")
+_END_KEYS = ("end", "end_time", "end_seconds", "stop")
+_INTERVAL_KEYS = ("timestamp", "timestamps", "time", "time_range", "interval")
+_CAPTION_KEYS = ("caption", "description", "event", "text", "label")
+_MAX_DEPTH = 4
+
+
+def _prompt(question: Question, media_type: str) -> str:
+    return question.prompt or _PROMPT
+
+
+def _parse(answer: str, question: Question, view: View) -> Parsed:
+    """Read ``{"00:23.00 - 00:48.00": caption}`` or ``[{"start": .., "end": .., "caption": ..}]``.
+
+    Times are clamped into the unit and sorted; events without times or caption are left out.
+    """
+    reading = read_json(answer)
+    notes: Counter[str] = Counter()
+    events: list[dict[str, Any]] = []
+    num_seen = 0
+    for interval, named in _events(reading.value, notes):
+        num_seen += 1
+        caption = text_of(named)
+        if interval is None or caption is None:
+            notes[f"left out: no {'times' if interval is None else 'caption'}"] += 1
+            continue
+        start, end = sorted(interval)
+        if start != interval[0]:
+            notes["start and end swapped"] += 1
+        event = {
+            "start_seconds": clamp_seconds(start, view, notes),
+            "end_seconds": clamp_seconds(end, view, notes),
+            "caption": caption,
+        }
+        events.append(event)
+    return conclude(reading, events, num_seen, notes)
+
+
+def _events(
+    value: Any, notes: Counter[str], depth: int = 0
+) -> Iterator[tuple[tuple[float, float] | None, Any]]:
+    """Yield the interval in seconds (None if unreadable) and the caption of each event."""
+    if isinstance(value, list) and depth < _MAX_DEPTH:
+        for item in value:
+            yield from _events(item, notes, depth + 1)
+    elif isinstance(value, dict) and _is_event(value):
+        yield _interval(value, notes), first_of(value, _CAPTION_KEYS, notes)
+    elif isinstance(value, dict):
+        # As pairs: two events at the same time are two members with the same key.
+        pairs = value.pairs if isinstance(value, JsonObject) else tuple(value.items())
+        for key, member in pairs:
+            interval = read_interval(key)
+            if interval is None and _may_hold_events(member) and depth < _MAX_DEPTH:
+                notes["events were inside an object"] += 1
+                yield from _events(member, notes, depth + 1)
+            elif isinstance(member, dict):
+                yield interval, first_of(member, _CAPTION_KEYS, notes)
+            else:
+                yield interval, member
+    elif value is not None:
+        yield None, None
+
+
+def _is_event(item: dict[str, Any]) -> bool:
+    """Tell an event from an object around a list of events, which may have a caption as well."""
+    if any(key in item for key in (*_START_KEYS, *_INTERVAL_KEYS)):
+        return True
+    return any(key in item for key in _CAPTION_KEYS) and not any(
+        isinstance(member, list | dict) for member in item.values()
+    )
+
+
+def _may_hold_events(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(item, list | dict) for item in value)
+    return isinstance(value, dict)
+
+
+def _interval(item: dict[str, Any], notes: Counter[str]) -> tuple[float, float] | None:
+    """Return an event's start and end in seconds; None if they cannot be read."""
+    if any(key in item for key in _START_KEYS):
+        start = read_seconds(first_of(item, _START_KEYS, notes))
+        end = read_seconds(first_of(item, _END_KEYS, notes))
+        return None if start is None or end is None else (start, end)
+    value = first_of(item, _INTERVAL_KEYS, notes)
+    interval, instant = read_interval(value), read_seconds(value)
+    if instant is not None:
+        notes["one time taken for both start and end"] += 1
+        return instant, instant
+    if interval is not None:
+        notes["start and end read from one value"] += 1
+    return interval
+
+
+_SECONDS = {"description": "PTS in the media", "unit": "seconds"}
+_EVENT = pa.struct(
+    [
+        pa.field("start_seconds", pa.float64(), nullable=False, metadata=_SECONDS),
+        pa.field("end_seconds", pa.float64(), nullable=False, metadata=_SECONDS),
+        pa.field("caption", pa.string(), nullable=False),
+    ]
+)
+
+TASK = Task(
+    name="events",
+    version=1,
+    media_types=frozenset({"video"}),
+    column=pa.field(
+        "events",
+        pa.list_(pa.field("element", _EVENT, nullable=False)),
+        metadata={"description": "what happens, and when, in the model's order"},
+    ),
+    prompt=_prompt,
+    parse=_parse,
+)

@@ -1,0 +1,42 @@
+"""Objects: things in the media with a label, a box and, in videos, a time."""
+
+from pipeline.tasks.boxes import box_column, read_named_boxes
+from schemas.task import Parsed, Question, Task, View
+
+_IMAGE_FORMAT = "Report bbox coordinates in JSON format."
+_VIDEO_FORMAT = (
+    "Report times and bbox coordinates in JSON format: a list of "
+    '{"time": seconds, "bbox_2d": [x1, y1, x2, y2], "label": category}.'
+)
+
+
+def _prompt(question: Question, media_type: str) -> str:
+    if question.prompt:
+        return question.prompt
+    if question.labels:
+        labels = ", ".join(question.labels)
+        what = f'every instance that belongs to the following categories: "{labels}"'
+    else:
+        what = f"every object in the {media_type}"
+    return f"Locate {what}. {_VIDEO_FORMAT if media_type == 'video' else _IMAGE_FORMAT}"
+
+
+def _parse(answer: str, question: Question, view: View) -> Parsed:
+    """Read ``[{"bbox_2d": [..], "label": ..}]``; absent categories are simply not listed."""
+    return read_named_boxes(
+        answer,
+        view,
+        text_name="label",
+        text_keys=("label", "name", "category", "text"),
+        text_if_missing=question.labels[0] if len(question.labels) == 1 else None,
+    )
+
+
+TASK = Task(
+    name="objects",
+    version=1,
+    media_types=frozenset({"image", "video"}),
+    column=box_column("objects", "label", needs_box=True, description="things and where they are"),
+    prompt=_prompt,
+    parse=_parse,
+)

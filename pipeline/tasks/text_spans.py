@@ -1,0 +1,32 @@
+"""Text spans: each line of text in the media, with its box and, in videos, its time."""
+
+from pipeline.tasks.boxes import box_column, read_named_boxes
+from schemas.task import Parsed, Question, Task, View
+
+_IMAGE_PROMPT = "Spot all the text in the image with line-level, and output in JSON format."
+_VIDEO_PROMPT = (
+    "Spot all the text in the video with line-level, and output in JSON format: a list of "
+    '{"time": seconds, "bbox_2d": [x1, y1, x2, y2], "text_content": text}.'
+)
+
+
+def _prompt(question: Question, media_type: str) -> str:
+    return question.prompt or (_VIDEO_PROMPT if media_type == "video" else _IMAGE_PROMPT)
+
+
+def _parse(answer: str, question: Question, view: View) -> Parsed:
+    """Read ``[{"bbox_2d": [..], "text_content": ..}]``; a text without a box is still a text."""
+    text_keys = ("text_content", "text", "content", "label")
+    return read_named_boxes(answer, view, text_name="text", text_keys=text_keys, needs_box=False)
+
+
+TASK = Task(
+    name="text_spans",
+    version=1,
+    media_types=frozenset({"image", "video"}),
+    column=box_column(
+        "text_spans", "text", needs_box=False, description="lines of text and where they are"
+    ),
+    prompt=_prompt,
+    parse=_parse,
+)
