@@ -35,6 +35,7 @@ def run(job: Job, console: Console) -> Run:
         UserError: with one clear message, before work starts.
     """
     opened = open_job(job)
+    job = opened.job
     for change in opened.changes:
         console.print(Text(f"new run: {change}"))
     if opened.run.status == "complete":
@@ -42,12 +43,12 @@ def run(job: Job, console: Console) -> Run:
         return opened.run
     started = time.monotonic()
     _check_decoder(job)
-    with connected(job, console):
+    current = dataclasses.replace(opened.run, starts=opened.run.starts + 1)
+    current.save(job, opened.storage)  # an output that cannot be written is noticed here
+    with connected(console):
         fitted = pools(job.resources)
         plan = make_plan(opened, console)
         print_plan(plan, opened, console)
-        current = dataclasses.replace(opened.run, starts=opened.run.starts + 1)
-        current.save(job, opened.storage)
         done = list(committed(job.output, current.key, opened.storage).rows)
         todo = plan.filter(pc.invert(pc.is_in(plan["unit_id"], pa.array(done, pa.string()))))
         if done:
@@ -63,7 +64,7 @@ def run(job: Job, console: Console) -> Run:
 
 
 def in_blocks(units: pa.Table, most: int) -> list[pa.Table]:
-    """Cut the plan, longest first, into pieces of at most ``most`` units and of about equal cost."""
+    """Cut the plan, longest first, into pieces of about equal cost and at most ``most`` units."""
     costs = units["predicted_cost"].to_pylist()
     target = max(sum(costs) * most / max(len(costs), 1), max(costs, default=0.0))
     blocks, start, cost = [], 0, 0.0
@@ -158,8 +159,8 @@ def _check_decoder(job: Job) -> None:
     """
     if job.sampling.decoder == "torchcodec" and (problem := torchcodec_problem()):
         raise ResourceError(
-            f"sampling.decoder is torchcodec, which does not load here: {problem}; install FFmpeg's "
-            "libraries (apt-get install ffmpeg), or set it to auto or pyav"
+            f"sampling.decoder is torchcodec, which does not load here: {problem}; install "
+            "FFmpeg's libraries (apt-get install ffmpeg), or set it to auto or pyav"
         )
 
 

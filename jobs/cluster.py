@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,12 +12,13 @@ from typing import Any
 from rich.console import Console
 
 from pipeline.build import Pools
-from schemas.errors import ResourceError, UserError
-from schemas.job import Job, Resources
+from schemas import errors
+from schemas.errors import ResourceError
+from schemas.job import Resources
 
 
 @contextmanager
-def connected(job: Job, console: Console) -> Iterator[None]:
+def connected(console: Console) -> Iterator[None]:
     """Connect to the cluster at RAY_ADDRESS, or start Ray on this machine.
 
     A session that is there already is used and left as it is.
@@ -43,18 +46,35 @@ def start_ray(**options: Any) -> None:
     Raises:
         ResourceError: the cluster at RAY_ADDRESS does not answer.
     """
+    # Ray's C++ core would write a line on stderr for each actor pool of Ray Data.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     try:
-        ray.init(
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
-            **options,
-        )
+        with _without_stderr():
+            ray.init(
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
+                **options,
+            )
     except (ConnectionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ResourceError(f"cannot start or join Ray: {reason}") from None
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Silence what C++ writes to stderr: here, that the level of its log was set."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def _quiet_ray_data() -> None:
@@ -64,7 +84,7 @@ def _quiet_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
 
 
 def plan_actors(num_items: int) -> int:
@@ -93,36 +113,35 @@ def fit_pools(resources: Resources, cpus: float, gpus: float) -> Pools:
     Raises:
         ResourceError: they do not fit.
     """
-    gpus_each = resources.gpus_per_replica
-    if gpus_each == "auto":
-        gpus_each = 1.0 if gpus >= 1 else 0.0
-    replicas = resources.replicas
-    if replicas == "auto":
-        replicas = int(gpus // gpus_each) if gpus_each else 1
+    usual = 1.0 if gpus >= 1 else 0.0
+    gpus_each = usual if resources.gpus_per_replica == "auto" else resources.gpus_per_replica
+    most = int(gpus // gpus_each) if gpus_each else 1
+    replicas = most if resources.replicas == "auto" else resources.replicas
     left = cpus - replicas * resources.cpus_per_replica
-    decoders = resources.decoders
-    if decoders == "auto":
-        decoders = max(1, int(left // resources.cpus_per_decoder))
+    fitting = max(1, int(left // resources.cpus_per_decoder))
+    decoders = fitting if resources.decoders == "auto" else resources.decoders
     need_cpus = replicas * resources.cpus_per_replica + decoders * resources.cpus_per_decoder
     if need_cpus > cpus + 1e-6 or replicas * gpus_each > gpus + 1e-6:
         raise ResourceError(
-            f"{replicas} engine replicas of {resources.cpus_per_replica} CPUs and {gpus_each} GPUs and "
-            f"{decoders} decoders of {resources.cpus_per_decoder} CPUs do not fit into the cluster's "
-            f"{cpus:g} CPUs and {gpus:g} GPUs: lower resources.replicas, decoders, cpus_per_replica or "
-            "cpus_per_decoder"
+            f"{replicas} engine replicas of {resources.cpus_per_replica:g} CPUs and {gpus_each:g} "
+            f"GPUs and {decoders} decoders of {resources.cpus_per_decoder:g} CPUs do not fit into "
+            f"the cluster's {cpus:g} CPUs and {gpus:g} GPUs: lower resources.replicas, decoders, "
+            "cpus_per_replica or cpus_per_decoder"
         )
     return Pools(
         decoders=decoders,
         cpus_per_decoder=resources.cpus_per_decoder,
         replicas=replicas,
         cpus_per_replica=resources.cpus_per_replica,
-        gpus_per_replica=float(gpus_each),
+        gpus_per_replica=gpus_each,
     )
 
 
 @contextmanager
 def actor_errors() -> Iterator[None]:
     """Let a UserError that stopped an actor's start reach the user as itself.
+
+    Ray keeps of an error in an actor's __init__ only the text of its traceback.
 
     Raises:
         UserError: as raised in the actor.
@@ -131,14 +150,9 @@ def actor_errors() -> Iterator[None]:
 
     try:
         yield
-    except ray.exceptions.RayError as error:
-        for cause in _chain(error):
-            if isinstance(cause, UserError):
-                raise cause from None
+    except ray.exceptions.RayActorError as error:
+        found = re.search(r"^schemas\.errors\.(\w+): (.+)", str(error), re.MULTILINE | re.DOTALL)
+        kind = getattr(errors, found[1], None) if found else None
+        if found and isinstance(kind, type) and issubclass(kind, errors.UserError):
+            raise kind(found[2].strip()) from None
         raise
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__

@@ -1,9 +1,11 @@
 """``reelscribe plan``: manifest to units, with exact token counts, before a GPU is touched."""
 
 import logging
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.cluster import connected, plan_actors
+from jobs.cluster import actor_errors, connected, plan_actors
 from jobs.progress import Progress
 from jobs.runs import Run, open_run
 from pipeline.build import build_plan
@@ -46,6 +48,7 @@ def open_job(job: Job) -> Opened:
     Raises:
         UserError: with one clear message.
     """
+    job = _with_absolute_paths(job)
     storage = Storage(job.storage_options, job.input.allow_private_hosts)
     if job.input.manifest is not None:
         items = read_manifest(job.input.manifest, storage)
@@ -54,12 +57,19 @@ def open_job(job: Job) -> Opened:
         items = scan(job.input.scan, job.input.glob, storage)
     _check_tasks(job, items)
     checkpoint = inspect_checkpoint(job.model)
-    run, changes = open_run(
-        job, manifest_digest(items), recipe(job, checkpoint.identity), storage
-    )
+    run, changes = open_run(job, manifest_digest(items), recipe(job, checkpoint.identity), storage)
     return Opened(
         job=job, storage=storage, checkpoint=checkpoint, items=items, run=run, changes=changes
     )
+
+
+def _with_absolute_paths(job: Job) -> Job:
+    """Local paths start at the driver's folder; its actors may stand in another."""
+    model = job.model
+    if Path(model.source).is_dir():
+        model = model.model_copy(update={"source": str(Path(model.source).resolve())})
+    output = job.output if "://" in job.output else os.path.abspath(job.output)
+    return job.model_copy(update={"model": model, "output": output})
 
 
 def _check_tasks(job: Job, items: list[MediaItem]) -> None:
@@ -82,7 +92,6 @@ def make_plan(opened: Opened, console: Console) -> pa.Table:
         return read_parquet(uri, opened.storage).cast(UNIT)
     except FileNotFoundError:
         pass
-    opened.run.save(opened.job, opened.storage)
     num_items = len(opened.items)
     dataset = build_plan(
         opened.items,
@@ -92,12 +101,17 @@ def make_plan(opened: Opened, console: Console) -> pa.Table:
         plan_actors(num_items),
     )
     parts = []
-    with Progress(console, "planning", total_units=num_items, total_cost=float(num_items)) as bar:
+    with (
+        Progress(console, "planning", total_units=num_items, total_cost=float(num_items)) as bar,
+        actor_errors(),
+    ):
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             parts.append(batch.cast(UNIT))
             media_ids = len(set(batch["media_id"].to_pylist()))
             bar.advance(units=media_ids, cost=float(media_ids))
-    table = pa.concat_tables(parts).sort_by([("predicted_cost", "descending"), ("unit_id", "ascending")])
+    table = pa.concat_tables(parts).sort_by(
+        [("predicted_cost", "descending"), ("unit_id", "ascending")]
+    )
     _check_distinct(table)
     write_parquet(table, uri, opened.storage)
     return table
@@ -106,7 +120,11 @@ def make_plan(opened: Opened, console: Console) -> pa.Table:
 def _check_distinct(table: pa.Table) -> None:
     repeated = [unit for unit, count in Counter(table["unit_id"].to_pylist()).items() if count > 1]
     if repeated:
-        rows = [u for u in table.select(["unit_id", "media_id"]).to_pylist() if u["unit_id"] == repeated[0]]
+        rows = [
+            u
+            for u in table.select(["unit_id", "media_id"]).to_pylist()
+            if u["unit_id"] == repeated[0]
+        ]
         raise ManifestError(
             f"{len(repeated)} stretches of media are in the manifest more than once, such as "
             f"{rows[0]['media_id']}: two rows whose start_seconds and end_seconds come to the same"
@@ -120,7 +138,9 @@ def run(job: Job, console: Console) -> pa.Table:
         UserError: with one clear message.
     """
     opened = open_job(job)
-    with connected(job, console):
+    if opened.run.status != "complete":
+        opened.run.save(opened.job, opened.storage)  # an output that cannot be written is noticed
+    with connected(console):
         table = make_plan(opened, console)
     print_plan(table, opened, console)
     return table

@@ -1,7 +1,7 @@
 """The run folder: which run a job file continues, and what it has to say about itself.
 
-    <output>/runs/<run_id>/run.json      the job without secrets, fingerprint, versions, counts
-    <output>/runs/<run_id>/plan/         the units, written once
+<output>/runs/<run_id>/run.json      the job without secrets, fingerprint, versions, counts
+<output>/runs/<run_id>/plan/         the units, written once
 """
 
 import dataclasses

@@ -102,7 +102,8 @@ def video_size(num_frames: int, height: int, width: int, budget: Budget) -> Size
     Raises:
         UnitError: the aspect ratio is over 200.
     """
-    least, most = (tokens * TOKEN_PIXELS for tokens in budget.frame_tokens)
+    least = budget.frame_tokens[0] * TOKEN_PIXELS
+    most: float = budget.frame_tokens[1] * TOKEN_PIXELS
     total = budget.unit_tokens * TOKEN_PIXELS
     if budget.video_rule == "per_clip":
         resized = smart_resize_clip(

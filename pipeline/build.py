@@ -276,7 +276,7 @@ def build_annotate(
 
 
 def engine_batch_units(blocks: list[pa.Table], max_batch_tokens: int) -> int:
-    """Units to hand to an engine at a time: two token batches' worth, within a gigabyte of frames.
+    """Units to hand to an engine at a time: about a token batch, within a gigabyte of frames.
 
     The engine forms its batches by tokens out of these.
     """
@@ -290,7 +290,7 @@ def engine_batch_units(blocks: list[pa.Table], max_batch_tokens: int) -> int:
         for s in (unit.sampling for unit in runnable)
         if s is not None
     ) / len(runnable)
-    by_tokens = 2 * max_batch_tokens / max(mean_cost, 1.0)
+    by_tokens = max_batch_tokens / max(mean_cost, 1.0)
     by_bytes = _MAX_BATCH_BYTES / max(mean_bytes, 1.0)
     return max(1, min(256, int(by_tokens), int(by_bytes)))
 

@@ -35,18 +35,19 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"model.source {model.source!r} is neither a checkpoint folder nor a model that the hub "
-            f"gives here: {reason}"
+            f"model.source {model.source!r} is neither a checkpoint folder nor a model that the "
+            f"hub gives here: {reason}"
         ) from None
     if config.model_type not in MODEL_TYPES:
         raise ModelError(
-            f"model.source {model.source!r} is a {config.model_type!r} model; Reelscribe runs Qwen3-VL "
-            f"({', '.join(MODEL_TYPES)})"
+            f"model.source {model.source!r} is a {config.model_type!r} model; Reelscribe runs "
+            f"Qwen3-VL ({', '.join(MODEL_TYPES)})"
         )
     context = int(config.text_config.max_position_embeddings)
     if model.max_model_len is not None and model.max_model_len > context:
         raise ModelError(
-            f"model.max_model_len {model.max_model_len} is over the checkpoint's context of {context}"
+            f"model.max_model_len {model.max_model_len} is over the checkpoint's context of "
+            f"{context}"
         )
     folder = Path(model.source)
     if folder.is_dir():
@@ -62,7 +63,7 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
 
 
 def _folder_digest(folder: Path) -> str:
-    """Hash the files of a checkpoint: small ones whole, weights by size and three samples of 1 MB."""
+    """Hash a checkpoint's files: small ones whole, weights by size and three samples of 1 MB."""
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise ModelError(f"{folder} holds no *.safetensors weights")

@@ -1,4 +1,4 @@
-"""Video containers, opened with PyAV: the stream, its times, the errors. Shared by probe and decode.
+"""Video containers, opened with PyAV: stream, times, errors. Shared by probe and decode.
 
 Times are kept as integer ticks of the stream's time base until they leave; ``seconds`` are PTS as
 ffprobe prints them.
@@ -30,7 +30,7 @@ def open_video(media: MediaFile) -> Iterator[tuple[InputContainer, VideoStream]]
     """
     with unreadable("the container cannot be opened"):
         media.file.seek(0)
-        # A path lets FFmpeg guess by extension, which a wrong extension would mislead: give the file.
+        # Not the path: FFmpeg would guess by the extension, and a wrong one would mislead it.
         container = av.open(media.file, mode="r", metadata_errors="replace")
     try:
         pictures = av.stream.Disposition.attached_pic
@@ -118,5 +118,5 @@ def packet_times(
 
 
 def displayed(pts: list[int], ticks: int) -> int:
-    """Index into ascending ``pts`` of the frame on display at ``ticks``; the first if none is yet."""
+    """Index into ascending ``pts`` of the frame on display at ``ticks``; 0 if none is yet."""
     return max(bisect_right(pts, ticks) - 1, 0)

@@ -85,8 +85,8 @@ def decode_unit(
 ) -> Frames:
     """Decode the planned frames of ``unit``.
 
-    decoder: ``auto``, ``torchcodec`` or ``pyav``, for videos. Even ``torchcodec`` leaves to PyAV what
-        it cannot do exactly: transparency, and stretches of files too large to hold.
+    decoder: ``auto``, ``torchcodec`` or ``pyav``, for videos. Even ``torchcodec`` leaves to PyAV
+        what it cannot do exactly: transparency, MPEG-TS, and stretches of large files.
     num_threads: decoding threads.
 
     Raises:

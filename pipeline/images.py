@@ -1,4 +1,4 @@
-"""Images and frames as Pillow pictures: opened, upright, RGB on white, resized as in the reference."""
+"""Pictures with Pillow: opened, upright, RGB on white, resized as in the model's reference."""
 
 import logging
 from typing import Any
@@ -101,7 +101,7 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def resize(image: Image.Image, height: int, width: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Resize RGB to ``uint8 [height, width, 3]``: bicubic with antialias, as the model was trained."""
+    """Resize RGB to ``uint8 [height, width, 3]``: bicubic with antialias, as in training."""
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(image, dtype=np.uint8)

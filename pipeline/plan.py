@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.budget import Size, image_size, video_size
+from pipeline.container import open_video
 from pipeline.parse import TASKS
-from pipeline.probe import VideoProbe, guess_media_type, open_video, probe_image
+from pipeline.probe import VideoProbe, probe_image
 from pipeline.prompt import Prompter, Vision, pair_seconds
 from pipeline.segment import num_frames, stretches
 from pipeline.storage import MediaFile, Storage
 from schemas.errors import ErrorRecord, ErrorType, UnitError
 from schemas.job import Job
-from schemas.manifest import MediaItem
+from schemas.manifest import MediaItem, guess_media_type
 from schemas.task import Question
 from schemas.unit import Media, Prompt, Sampling, Unit
 
@@ -101,7 +102,7 @@ class Planner:
     def _video_unit(
         self, item: MediaItem, probe: VideoProbe, start: float, end: float, least: float
     ) -> tuple[Unit, float]:
-        """One stretch. ``least``: time of the last frame pair before it, and, returned, of its own."""
+        """Plan a stretch. ``least``: time of the last frame pair before it; its own is returned."""
         media = probe.media
         count = num_frames(start, end, media.average_fps, self._job.sampling)
         size = video_size(count, media.height, media.width, self._job.budget)
@@ -204,8 +205,8 @@ class Planner:
         if not asked:
             raise UnitError(
                 ErrorType.BAD_REQUEST,
-                f"no task to ask: the job has {[q.task for q in self._questions]}, the manifest row "
-                f"asks for {list(item.tasks) or 'all'}, and this is a {media_type}",
+                f"no task to ask: the job has {[q.task for q in self._questions]}, the manifest "
+                f"row asks for {list(item.tasks) or 'all'}, and this is a {media_type}",
             )
         return asked
 

@@ -5,25 +5,22 @@ size, rotation and first PTS, and that the video can be decoded at all.
 """
 
 from fractions import Fraction
-from pathlib import PurePosixPath
+from itertools import pairwise
 from typing import Any
-from urllib.parse import urlsplit
 
 import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
-from PIL import Image
 
 from pipeline.container import (
     alpha_decoder,
     displayed,
     header_end_seconds,
-    open_video,
     packet_times,
     to_ticks,
     unreadable,
 )
-from pipeline.images import MAX_IMAGE_PIXELS, open_image, upright_size
+from pipeline.images import open_image, upright_size
 from pipeline.storage import MediaFile
 from schemas.errors import ErrorType, UnitError
 from schemas.unit import Media
@@ -33,25 +30,6 @@ MAX_FRAME_PIXELS = 1 << 26
 
 _MAX_REORDER = 16
 """Frames that H.264 and H.265 may hold back for reordering, at most."""
-
-IMAGE_EXTENSIONS = frozenset(
-    "jpg jpeg jpe jfif png webp gif tif tiff avif heic heif bmp jp2 ppm pgm pbm tga".split()
-)
-VIDEO_EXTENSIONS = frozenset(
-    "mp4 m4v mov qt mkv webm avi ts m2ts mts mpg mpeg mpe wmv asf flv f4v 3gp 3g2 ogv vob mxf y4m".split()
-)
-
-
-def guess_media_type(uri: str) -> str | None:
-    """Guess image or video from the extension or the data: type; None if neither tells."""
-    if uri.startswith("data:"):
-        kind = uri[5:].partition("/")[0]
-        return kind if kind in ("image", "video") else None
-    path = urlsplit(uri).path if "://" in uri else uri
-    extension = PurePosixPath(path).suffix.lower().lstrip(".")
-    if extension in IMAGE_EXTENSIONS:
-        return "image"
-    return "video" if extension in VIDEO_EXTENSIONS else None
 
 
 def probe_image(media: MediaFile) -> Media:
@@ -76,7 +54,7 @@ def probe_image(media: MediaFile) -> Media:
 
 
 class VideoProbe:
-    """A video that is open for probing: its facts, and exact frame times where a plan needs them."""
+    """A video open for probing: its facts, and exact frame times where a plan needs them."""
 
     def __init__(self, media: MediaFile, container: InputContainer, stream: VideoStream) -> None:
         self._container = container
@@ -132,12 +110,8 @@ class VideoProbe:
         entries = self._stream.index_entries
         if self._stream.frames < 2 or len(entries) != self._stream.frames:
             return None
-        times = [entry.timestamp for entry in entries]
-        step = times[1] - times[0]
-        even = all(
-            later - earlier == step for earlier, later in zip(times, times[1:], strict=False)
-        )
-        return step if even and step > 0 else None
+        steps = {later.timestamp - earlier.timestamp for earlier, later in pairwise(entries)}
+        return steps.pop() if len(steps) == 1 and min(steps) > 0 else None
 
     def _is_vfr(self) -> bool | None:
         if self._cadence is not None:
@@ -196,6 +170,3 @@ class VideoProbe:
             raise UnitError(ErrorType.MEDIA_UNREADABLE, f"no packets near {at:.3f} s")
         self._known = pts
         self._known_until = (1 << 62) if ended else ticks + second
-
-
-__all__ = ["MAX_IMAGE_PIXELS", "VideoProbe", "guess_media_type", "open_video", "probe_image"]

@@ -18,7 +18,7 @@ from schemas.unit import Sampling
 IMAGE_SLOT = "<|vision_start|><|image_pad|><|vision_end|>"
 VIDEO_SLOT = "<|vision_start|><|video_pad|><|vision_end|>"
 PAIR_LAYOUT = "<{seconds:.1f} seconds><|vision_start|><|video_pad|><|vision_end|>"
-"""One frame pair of a video; its one pad stands for all the pair's tokens until they are counted."""
+"""One frame pair of a video; its one pad stands for all the pair's tokens."""
 
 TEXT, IMAGE, VIDEO = 0, 1, 2
 """``mm_token_type_ids``: what the model's position ids are made from."""
@@ -116,5 +116,5 @@ def pair_seconds(pts_seconds: Sequence[float]) -> list[float]:
 
 
 def plain(text: str) -> str:
-    """Take the power from special tokens in a user's text, so that it cannot forge media or turns."""
+    """Break up special tokens in a user's text, so that it cannot forge media or turns."""
     return text.replace("<|", "< |")

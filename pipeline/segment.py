@@ -1,6 +1,7 @@
 """Cut a video into units, and choose each unit's frames by time."""
 
 import math
+from itertools import pairwise
 
 from schemas.errors import ErrorType, UnitError
 from schemas.job import SamplingSpec
@@ -24,8 +25,8 @@ def stretches(
     if start >= stop:
         raise UnitError(
             ErrorType.BAD_REQUEST,
-            f"start_seconds {start_seconds} to end_seconds {end_seconds} holds nothing of the video, "
-            f"which runs from {begin:.3f} to {end:.3f} s",
+            f"start_seconds {start_seconds} to end_seconds {end_seconds} holds nothing of the "
+            f"video, which runs from {begin:.3f} to {end:.3f} s",
         )
     if sampling.segmentation.kind == "none":
         return [(start, stop)]
@@ -34,7 +35,7 @@ def stretches(
     if count > 1 and (stop - start) - (count - 1) * length < sampling.segmentation.min_seconds:
         count -= 1  # the last bit joins the window before it
     bounds = [start + k * length for k in range(count)] + [stop]
-    return list(zip(bounds, bounds[1:], strict=False))
+    return list(pairwise(bounds))
 
 
 def num_frames(start: float, end: float, average_fps: float | None, sampling: SamplingSpec) -> int:

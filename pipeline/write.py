@@ -41,7 +41,7 @@ def annotation_row(
 ) -> dict[str, Any]:
     """One row of ANNOTATION from one unit, whatever happened to it."""
     answers = [(raw, _parsed(unit, raw, questions)) for raw in unit.answers]
-    columns: dict[str, Any] = {name: None for name in TASKS}
+    columns: dict[str, Any] = dict.fromkeys(TASKS)
     columns |= {raw.task: answer.value for raw, answer in answers}
     return {
         "unit_id": unit.unit_id,
@@ -159,7 +159,7 @@ def read_parquet(uri: str, storage: Storage, columns: list[str] | None = None) -
         FileNotFoundError: there is none.
         StorageError: the storage refused or failed.
     """
-    return pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=columns)
+    return pq.ParquetFile(io.BytesIO(storage.read_bytes(uri))).read(columns=columns)
 
 
 @dataclass

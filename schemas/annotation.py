@@ -59,7 +59,9 @@ def annotation_schema(task_columns: list[pa.Field]) -> pa.Schema:
                 nullable=False,
             ),
             unit["uri"],
-            described("status", pa.string(), "ok, partial (some task not ok), failed", nullable=False),
+            described(
+                "status", pa.string(), "ok, partial (some task not ok), failed", nullable=False
+            ),
             described("error", ERROR, "why it failed; null otherwise"),
             unit["media"],
             unit["sampling"],

@@ -6,8 +6,8 @@ Exception
 │   ├── ManifestError    the manifest, or the listing it came from
 │   ├── StorageError     a bucket, folder or credentials
 │   ├── ModelError       the checkpoint
-│   └── ResourceError    the cluster or machine is too small, or its workers differ from the driver
-└── UnitError            one unit: becomes that unit's row, with an ErrorType; nothing else is touched
+│   └── ResourceError    the cluster is too small, or its workers differ from the driver
+└── UnitError            one unit: becomes that unit's row, with an ErrorType; no other is touched
 """
 
 from dataclasses import dataclass
@@ -17,20 +17,82 @@ import pyarrow as pa
 
 
 class ErrorType(StrEnum):
-    """The closed list of what an error row can say. Names are stable; queries may rely on them."""
+    """The closed list of what an error row can say. Names are stable; queries may rely on them.
 
-    MEDIA_MISSING = "media_missing"  # no object at the uri
-    MEDIA_DENIED = "media_denied"  # credentials refused, or an address inside the cluster
-    MEDIA_UNREADABLE = "media_unreadable"  # broken, truncated, or not media at all
-    MEDIA_UNSUPPORTED = "media_unsupported"  # readable, but nothing here can decode it
-    MEDIA_TOO_LARGE = "media_too_large"  # more pixels or bytes than the limits allow
-    MEDIA_CHANGED = "media_changed"  # the object is not the one that was planned
-    STORAGE_FAILED = "storage_failed"  # the storage did not answer, after retries
-    OVER_CONTEXT = "over_context"  # more tokens than the model's context
-    BAD_REQUEST = "bad_request"  # the manifest row asks for something impossible
-    TOKEN_MISMATCH = "token_mismatch"  # noqa: S105  planned and fed token counts differ
-    OUT_OF_MEMORY = "out_of_memory"  # alone in its batch, and still too large for the device
-    ENGINE_FAILED = "engine_failed"  # the engine raised on this unit
+    Each carries what it means and what to do; docs/output-schema.md is made of these.
+    """
+
+    meaning: str
+    advice: str
+
+    def __new__(cls, value: str, meaning: str, advice: str) -> "ErrorType":
+        """Make a member that is its value, as StrEnum's are."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        member.advice = advice
+        return member
+
+    MEDIA_MISSING = (
+        "media_missing",
+        "There is no object at the uri.",
+        "Correct the manifest, or restore the object and retry.",
+    )
+    MEDIA_DENIED = (
+        "media_denied",
+        "The storage refused the credentials, or the uri leads to a private address.",
+        "Give the job read access; `input.allow_private_hosts` lets it reach hosts inside.",
+    )
+    MEDIA_UNREADABLE = (
+        "media_unreadable",
+        "The object is broken, truncated, or not media at all.",
+        "Replace the object: other programs will hardly read it either.",
+    )
+    MEDIA_UNSUPPORTED = (
+        "media_unsupported",
+        "The object is media, but nothing here can decode it.",
+        "Transcode it, for instance to H.264 in MP4.",
+    )
+    MEDIA_TOO_LARGE = (
+        "media_too_large",
+        "More pixels or bytes than the limits allow.",
+        "Scale it down, or store it where byte ranges can be read.",
+    )
+    MEDIA_CHANGED = (
+        "media_changed",
+        "The object is not the one that was planned.",
+        "Run the job again: a changed manifest or object makes a new run with a new plan.",
+    )
+    STORAGE_FAILED = (
+        "storage_failed",
+        "The storage did not answer, after retries.",
+        "Retry later.",
+    )
+    OVER_CONTEXT = (
+        "over_context",
+        "Prompt and answer are more tokens than the model's context.",
+        "Shorten the windows, lower `sampling.fps` or `budget`, or raise `model.max_model_len`.",
+    )
+    BAD_REQUEST = (
+        "bad_request",
+        "The manifest row asks for something impossible.",
+        "Correct the row; the message shows its values.",
+    )
+    TOKEN_MISMATCH = (
+        "token_mismatch",
+        "The engine was fed another number of tokens than was planned.",
+        "Please report it, with the row: the two must never differ.",
+    )
+    OUT_OF_MEMORY = (
+        "out_of_memory",
+        "The unit alone in its batch was too large for the device.",
+        "Lower `budget`, or use a larger device or more of them.",
+    )
+    ENGINE_FAILED = (
+        "engine_failed",
+        "The engine raised on this unit.",
+        "Retry; if it comes again, please report the message.",
+    )
 
 
 class UserError(Exception):
@@ -86,11 +148,15 @@ class ErrorRecord:
         )
 
 
+def _field(name: str, type_: pa.DataType, description: str) -> pa.Field:
+    return pa.field(name, type_, nullable=False, metadata={"description": description})
+
+
 ERROR = pa.struct(
     [
-        pa.field("stage", pa.string(), nullable=False),
-        pa.field("type", pa.string(), nullable=False),
-        pa.field("message", pa.string(), nullable=False),
-        pa.field("attempts", pa.int32(), nullable=False),
+        _field("stage", pa.string(), "the step it happened in: plan, decode or engine"),
+        _field("type", pa.string(), "one of the closed list of error types"),
+        _field("message", pa.string(), "the values, and what to do"),
+        _field("attempts", pa.int32(), "how often it was tried"),
     ]
 )

@@ -5,7 +5,6 @@ that suits a first run, but ``input`` and ``output``.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -16,24 +15,37 @@ from pydantic import (
 )
 
 from schemas.errors import JobFileError
+from schemas.job_errors import explain
 from schemas.task import Question
+from schemas.yaml_file import read_mapping
 
 TASK_NAMES = ("caption", "events", "ocr", "text_spans", "objects")
 TaskName = Literal["caption", "events", "ocr", "text_spans", "objects"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, value: Any) -> Any:
+        """Take a section without keys (YAML's null) as its defaults."""
+        if not isinstance(value, dict):
+            return value
+        sections = [n for n, f in cls.model_fields.items() if isinstance(f.default_factory, type)]
+        return {k: {} if v is None and k in sections else v for k, v in value.items()}
 
 
 class Input(_Section):
     """Where the media items come from: a manifest, or a listing made at the start."""
 
     manifest: str | None = Field(
-        None, description="Parquet, JSONL or CSV with a `uri` column; a path or s3:// uri."
+        None,
+        min_length=1,
+        description="Parquet, JSONL or CSV with a `uri` column; a path or s3:// uri.",
     )
     scan: str | None = Field(
-        None, description="A folder or s3:// prefix to list instead of a manifest."
+        None, min_length=1, description="A folder or s3:// prefix to list instead of a manifest."
     )
     glob: str = Field("**/*", description="With `scan`: which files, relative to it.")
     allow_private_hosts: bool = Field(
@@ -56,9 +68,7 @@ class Model(_Section):
         description="A Qwen3-VL checkpoint, dense or MoE: hub id or local folder.",
     )
     revision: str | None = Field(None, description="Hub revision: branch, tag or commit.")
-    engine: Literal["transformers"] = Field(
-        "transformers", description="What runs the model."
-    )
+    engine: Literal["transformers"] = Field("transformers", description="What runs the model.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of weights and activations; auto: as the checkpoint says."
     )
@@ -112,16 +122,18 @@ TokenRange = Annotated[tuple[int, int], Field(description="[least, most]")]
 
 
 class Budget(_Section):
-    """How large images and frames may be. One token is 32 x 32 pixels; of a video, 2 frames deep."""
+    """How large images and frames may be. A token is 32 x 32 pixels; of a video, 2 frames deep."""
 
     image_tokens: TokenRange = Field((4, 16384), description="[least, most] tokens of an image.")
     frame_tokens: TokenRange = Field(
         (128, 768),
-        description="[least, most] size of a video frame in 32 x 32 px squares; frames go in pairs, "
-        "so the model gets half as many tokens.",
+        description="[least, most] size of a video frame in 32 x 32 px squares; frames go in "
+        "pairs, so the model gets half as many tokens.",
     )
     unit_tokens: int = Field(
-        24576, ge=4, description="Vision tokens of one video unit, unless frame_tokens' least is more."
+        24576,
+        ge=4,
+        description="Vision tokens of one video unit, unless frame_tokens' least is more.",
     )
     video_rule: Literal["per_frame", "per_clip"] = Field(
         "per_frame",
@@ -135,7 +147,9 @@ class Budget(_Section):
         for name in ("image_tokens", "frame_tokens"):
             least, most = getattr(self, name)
             if not 1 <= least <= most:
-                raise ValueError(f"{name} must be [least, most] with 1 <= least <= most, got {[least, most]}")
+                raise ValueError(
+                    f"{name} must be [least, most] with 1 <= least <= most, got {[least, most]}"
+                )
         return self
 
 
@@ -147,13 +161,15 @@ class Generation(_Section):
     top_p: float = Field(1.0, gt=0, le=1, description="With temperature: nucleus.")
     top_k: int = Field(0, ge=0, description="With temperature: the k best tokens; 0: all.")
     repetition_penalty: float = Field(1.0, gt=0, description="transformers' repetition penalty.")
-    seed: int = Field(0, description="With temperature: same seed, same answers, in any batch.")
+    seed: int = Field(
+        0, ge=0, lt=1 << 63, description="With temperature: same seed, same answers, in any batch."
+    )
 
 
 class TaskSpec(_Section):
     """One task of the job, with its settings."""
 
-    name: TaskName
+    name: TaskName = Field(description="Which task.")
     labels: tuple[str, ...] = Field((), description="objects: the categories to look for.")
     prompt: str | None = Field(None, description="Your own question in place of the built-in one.")
     max_new_tokens: int | None = Field(None, ge=1, description="Instead of generation's.")
@@ -163,8 +179,10 @@ def _task(value: Any) -> Any:
     """Let a task be a name, or a name with settings: ``{objects: {labels: [car]}}``."""
     if isinstance(value, str):
         return {"name": value}
-    if isinstance(value, dict) and len(value) == 1 and isinstance(next(iter(value.values())), (dict, type(None))):
+    if isinstance(value, dict) and len(value) == 1 and "name" not in value:
         ((name, settings),) = value.items()
+        if not isinstance(settings, dict | None):
+            raise ValueError(f"settings must be a mapping, such as {{{name}: {{labels: [car]}}}}")
         return {"name": name, **(settings or {})}
     return value
 
@@ -172,14 +190,14 @@ def _task(value: Any) -> Any:
 class Resources(_Section):
     """How the work is spread over the cluster."""
 
-    decoders: int | Literal["auto"] = Field(
+    decoders: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Decode actors; auto: one for each CPU that the engines leave."
     )
     cpus_per_decoder: float = Field(1.0, gt=0, description="Ray CPUs of a decode actor.")
-    replicas: int | Literal["auto"] = Field(
+    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Engine actors; auto: one for each GPU, or one on the CPU."
     )
-    gpus_per_replica: float | Literal["auto"] = Field(
+    gpus_per_replica: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="auto: 1 where the cluster has GPUs, else 0."
     )
     cpus_per_replica: float = Field(1.0, gt=0, description="Ray CPUs of an engine actor.")
@@ -198,7 +216,7 @@ class Job(_Section):
         "annotate", description="Lower-case letters, digits and dashes; run ids start with it."
     )
     input: Input = Field(description="Where the media items come from.")
-    output: str = Field(description="Folder or s3:// prefix of the output table.")
+    output: str = Field(min_length=1, description="Folder or s3:// prefix of the output table.")
     model: Model = Field(default_factory=Model, description="The checkpoint and its engine.")
     sampling: SamplingSpec = Field(default_factory=SamplingSpec, description="Frames of videos.")
     budget: Budget = Field(default_factory=Budget, description="Sizes of what the model sees.")
@@ -220,7 +238,7 @@ class Job(_Section):
     def _distinct_tasks(self) -> "Job":
         names = [task.name for task in self.tasks]
         if not names:
-            raise ValueError("tasks: name at least one task")
+            raise ValueError("tasks must name at least one task")
         if len(set(names)) != len(names):
             raise ValueError(f"a task may be asked once, got {names}")
         return self
@@ -242,31 +260,26 @@ class Job(_Section):
         return self.model_dump(mode="json", exclude={"storage_options"})
 
 
-def load_job(path: Path, overrides: dict[str, Any] | None = None) -> Job:
-    """Read and check a job file.
+def load_job(path: Path | None, overrides: dict[str, Any] | None = None) -> Job:
+    """Read and check a job file; without one, the overrides are all there is.
 
     overrides: values that replace the file's, by dotted name, e.g. ``{"model.source": "..."}``.
 
     Raises:
         JobFileError: with every mistake on a line of its own.
     """
-    try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise JobFileError(f"there is no job file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobFileError(f"the job file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise JobFileError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(spec, dict):
-        raise JobFileError(f"{path} must hold a mapping with `input` and `output`, see docs/job-file.md")
+    spec = read_mapping(path) if path else {}
     for dotted, value in (overrides or {}).items():
         *sections, last = dotted.split(".")
         target = spec
         for section in sections:
-            target = target.setdefault(section, {})
+            if target.get(section) is None:
+                target[section] = {}
+            target = target[section]
+            if not isinstance(target, dict):
+                raise JobFileError(f"{dotted}: {section} has no keys, set it as a whole")
         target[last] = value
-    return check_job(spec, str(path))
+    return check_job(spec, f"the job file {path}" if path else "the job")
 
 
 def check_job(spec: dict[str, Any], origin: str) -> Job:
@@ -278,16 +291,4 @@ def check_job(spec: dict[str, Any], origin: str) -> Job:
     try:
         return Job.model_validate(spec)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors(include_url=False, include_input=True)]
-        raise JobFileError(f"{origin} is not a valid job file:\n" + "\n".join(lines)) from None
-
-
-def _explain(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "job"
-    if problem["type"] == "extra_forbidden":
-        return f"  {where}: unknown key; see docs/job-file.md for the known ones"
-    if problem["type"] == "missing":
-        return f"  {where}: required"
-    message = problem["msg"].removeprefix("Value error, ")
-    secret = where.startswith("storage_options")
-    return f"  {where}: {message}" + ("" if secret else f" (got {str(problem['input'])[:80]!r})")
+        raise JobFileError(f"{origin} is not valid:\n{explain(error, Job)}") from None

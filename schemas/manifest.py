@@ -67,6 +67,7 @@ class MediaItem:
     """One manifest row, checked.
 
     attributes: the user's further columns as a JSON object, or None if there are none.
+    content_version: of the object, where the item comes from a listing; a changed one is a new run.
     """
 
     media_id: str
@@ -78,6 +79,7 @@ class MediaItem:
     end_seconds: float | None = None
     tasks: tuple[str, ...] = field(default=())
     attributes: str | None = None
+    content_version: str | None = None
 
 
 def default_media_id(uris: Sequence[str]) -> str:

@@ -75,9 +75,13 @@ class Task:
 
 def box_type() -> pa.DataType:
     """Corners in pixels of the displayed original, x right, y down, x1 <= x2 and y1 <= y2."""
-    return pa.struct([pa.field(name, pa.float32(), nullable=False) for name in ("x1", "y1", "x2", "y2")])
+    return pa.struct(
+        [pa.field(name, pa.float32(), nullable=False) for name in ("x1", "y1", "x2", "y2")]
+    )
 
 
 def box_1000_type() -> pa.DataType:
     """The model's own numbers for the same corners: 0..1000 of the width and height."""
-    return pa.struct([pa.field(name, pa.int16(), nullable=False) for name in ("x1", "y1", "x2", "y2")])
+    return pa.struct(
+        [pa.field(name, pa.int16(), nullable=False) for name in ("x1", "y1", "x2", "y2")]
+    )

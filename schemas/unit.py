@@ -37,7 +37,7 @@ def described(
 
 @dataclass(frozen=True, kw_only=True)
 class Media:
-    """Header facts of a media item. Width and height are as displayed: after rotation and EXIF."""
+    """Header facts of a media item. Width and height are as displayed, after rotation."""
 
     media_type: str
     content_version: str | None = None
@@ -74,8 +74,8 @@ MEDIA = pa.struct(
         described(
             "rotation",
             pa.int32(),
-            "clockwise turn that the header asks for and that was applied (EXIF or display matrix); "
-            "a mirrored EXIF orientation is applied too",
+            "clockwise turn that the header asked for and that was applied (EXIF or display "
+            "matrix); a mirrored EXIF orientation is applied too",
             unit="degrees",
             nullable=False,
         ),
@@ -204,11 +204,13 @@ UNIT = pa.schema(
         described(
             "unit_id",
             pa.string(),
-            "hash of media_id, content_version, start and end: the same stretch of the same content "
-            "has the same id in every run",
+            "hash of media_id, content_version, start and end: the same stretch of the same "
+            "content has the same id in every run",
             nullable=False,
         ),
-        described("media_id", pa.string(), "the manifest's, else a hash of the uri", nullable=False),
+        described(
+            "media_id", pa.string(), "the manifest's, else a hash of the uri", nullable=False
+        ),
         described("uri", pa.string(), "as in the manifest", nullable=False),
         described("frames", pa.list_(pa.string()), "the manifest's frame list; empty if none"),
         described("attributes", pa.string(), "the manifest's further columns, a JSON object"),
@@ -236,7 +238,7 @@ PREPARED = (
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedUnit(Unit):
-    """A unit with its frames: ``uint8 [num_frames, resized_height, resized_width, 3]``, raw bytes."""
+    """A unit with its frames: ``uint8 [T, resized_height, resized_width, 3]``, as bytes."""
 
     frame_data: bytes | None = None
     decode_seconds: float = 0.0

@@ -40,14 +40,20 @@ def numbered_frames(count: int, width: int = 160, height: int = 120) -> list[Ima
 
 def number_in(frame: np.ndarray) -> int:
     """Read the number of a frame of 160 x 120 back from its pixels (uint8 [120, 160, 3])."""
-    return sum(
-        int(frame[10, 4 + bit * 15 + 5].mean() > 128) << bit for bit in range(10)
-    )
+    return sum(int(frame[10, 4 + bit * 15 + 5].mean() > 128) << bit for bit in range(10))
 
 
 def ffprobe_pts(path: Path) -> list[float]:
     """PTS of all video frames in presentation order, as ffprobe prints them."""
-    command = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-show_entries", "frame=pts_time"]
+    command = [
+        "ffprobe",
+        "-v",
+        "error",
+        "-select_streams",
+        "v:0",
+        "-show_entries",
+        "frame=pts_time",
+    ]
     output = subprocess.run(
         [*command, "-of", "json", str(path)], check=True, capture_output=True
     ).stdout

@@ -36,8 +36,7 @@ def test_the_image_rule_is_transformers_rule(height: int, width: int, pixels: tu
     least, most = pixels
     try:
         expected = transformers_image_rule(height, width, FACTOR, least, most)
-    except ValueError as error:
-        assert "aspect ratio" in str(error)
+    except ValueError:
         with pytest.raises(UnitError, match="more than 200 times"):
             smart_resize(height, width, min_pixels=least, max_pixels=most)
         return
@@ -52,8 +51,7 @@ def test_the_clip_rule_is_transformers_video_rule(
     least, most = pixels
     try:
         expected = transformers_video_rule(frames, height, width, 2, FACTOR, least, most)
-    except ValueError as error:
-        assert "aspect ratio" in str(error)
+    except ValueError:
         with pytest.raises(UnitError, match="more than 200 times"):
             smart_resize_clip(frames, height, width, min_pixels=least, max_pixels=most)
         return

@@ -11,7 +11,7 @@ import pytest
 from clips import ffmpeg_frames, ffprobe_pts, needs_ffprobe, number_in, numbered_frames, video_unit
 from PIL import Image
 
-from jobs.render_archive import encode_clip
+from jobs.encode_clip import encode_clip
 from pipeline import decode
 from pipeline.decode import decode_unit, torchcodec_problem
 from pipeline.images import resize
@@ -132,7 +132,10 @@ def test_a_stretch_in_the_middle_has_the_same_frames_as_the_whole(clips, name: s
         Storage(),
         decoder="pyav",
     )
-    numbers = {pts: number_in(small_to_full(f)) for pts, f in zip(every.pts_seconds, every.pixels, strict=True)}
+    numbers = {
+        pts: number_in(small_to_full(f))
+        for pts, f in zip(every.pts_seconds, every.pixels, strict=True)
+    }
     found = {
         pts: number_in(small_to_full(f))
         for pts, f in zip(frames.pts_seconds, frames.pixels, strict=True)
@@ -239,7 +242,7 @@ def test_a_data_uri_is_decoded(tmp_path: Path):
 
 
 def test_memory_does_not_grow_with_the_clip(tmp_path: Path):
-    """numpy and Pillow report to tracemalloc: a clip six times as long takes no more full frames."""
+    """By tracemalloc, to which numpy reports: a clip six times as long takes no more."""
     peaks = []
     for count in (20, 120):
         path = tmp_path / f"{count}.mp4"

@@ -110,9 +110,9 @@ def test_token_budget_forms_the_batches_and_changes_nothing(engine, units, check
     tight = TransformersEngine(small, num_threads=2)
     sizes = []
     original = tight._answer
-    tight._answer = lambda rows, vision: sizes.append(
-        len(rows) * max(r.num_tokens for r in rows)
-    ) or original(rows, vision)
+    tight._answer = lambda rows, vision: (
+        sizes.append(len(rows) * max(r.num_tokens for r in rows)) or original(rows, vision)
+    )
     assert texts(tight.generate(units)) == texts(engine.generate(units))
     assert len(sizes) > 3
     assert max(sizes) <= 600
@@ -239,9 +239,8 @@ def test_patches_of_videos_are_in_the_models_own_order(pairs: int, height: int, 
     shape = (2 * pairs, 32 * height, 32 * width, 3)
     pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8))
     normalised = (pixels.to(torch.float32) / 255 - 0.5) / 0.5
-    expected, grid_h, grid_w = Qwen3VLVideoProcessor.patchify(
-        None, normalised.permute(0, 3, 1, 2)[None], 16, 2, 2
-    )[:3]
+    frames = normalised.permute(0, 3, 1, 2)[None]
+    expected = Qwen3VLVideoProcessor.patchify(None, frames, 16, 2, 2)[0]
     rows = patches(pixels)
     torch.testing.assert_close(rows, expected.reshape(rows.shape), rtol=0, atol=1e-6)
     assert rows.shape[0] == pairs * 2 * height * 2 * width

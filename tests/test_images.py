@@ -94,7 +94,16 @@ def test_exif_orientation_is_applied_and_the_size_is_the_displayed_one(orientati
         width, height, _ = upright_size(header)
     assert upright.size == (width, height)
     assert upright.size == ((64, 96) if orientation >= 5 else (96, 64))
-    corners = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
+    corners = {
+        1: (0, 0),
+        2: (1, 0),
+        3: (1, 1),
+        4: (0, 1),
+        5: (0, 0),
+        6: (1, 0),
+        7: (1, 1),
+        8: (0, 1),
+    }
     x, y = corners[orientation]
     assert upright.getpixel((x * (width - 1), y * (height - 1))) == (255, 0, 0)
 

@@ -12,7 +12,7 @@ from clips import ffprobe_pts, needs_ffprobe, numbered_frames
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.render_archive import encode_clip
+from jobs.encode_clip import encode_clip
 from pipeline.build import Prepare, code_digest
 from pipeline.container import open_video
 from pipeline.plan import Planner, planned_pts
@@ -41,7 +41,9 @@ def item(uri: str | Path, **fields) -> MediaItem:
     return MediaItem(media_id=str(uri), uri=str(uri), **fields)
 
 
-def plan(checkpoint: Path, *items: MediaItem, max_model_len: int = CONTEXT, **changes) -> list[Unit]:
+def plan(
+    checkpoint: Path, *items: MediaItem, max_model_len: int = CONTEXT, **changes
+) -> list[Unit]:
     return Planner(job(checkpoint, **changes), max_model_len, Storage()).plan(items)
 
 
@@ -99,9 +101,7 @@ def test_counts_are_exact_across_ten_and_a_hundred_seconds(
     rate = Fraction(30000, 1001) if fps == 29.97 else Fraction(fps)
     begin = 95.0
     path = tmp_path / f"clip.{suffix}"
-    encode_clip(
-        path, numbered_frames(int(fps * 9)), fps=rate, start_seconds=begin, max_b_frames=2
-    )
+    encode_clip(path, numbered_frames(int(fps * 9)), fps=rate, start_seconds=begin, max_b_frames=2)
     for sampling_fps in (2.0, 3.3, 7.0):
         sampling = {"fps": sampling_fps}
         units = plan(checkpoint, item(path), sampling=sampling)
@@ -178,9 +178,7 @@ def test_an_impossible_request_is_a_row_that_says_so(
     assert message in unit.error.message
 
 
-def test_what_is_missing_empty_or_no_media_is_a_row_that_says_so(
-    tmp_path: Path, checkpoint: Path
-):
+def test_what_is_missing_empty_or_no_media_is_a_row_that_says_so(tmp_path: Path, checkpoint: Path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "page.mp4").write_text("<html>404</html>")
     (tmp_path / "page.jpg").write_text("<html>404</html>")

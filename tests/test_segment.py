@@ -1,5 +1,7 @@
 """Stretches of a video, and how many frames of each are seen."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,7 +68,7 @@ def test_windows_cover_all_once(seconds: float, begin: float, length: float, lea
     spans = stretches(video(seconds, begin), None, None, windows(length, least))
     assert spans[0][0] == begin
     assert spans[-1][1] == begin + seconds
-    assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(spans))
     assert all(start < end for start, end in spans)
     assert all(end - start <= length + least + 1e-6 for start, end in spans)
 

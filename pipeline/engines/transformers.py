@@ -99,7 +99,7 @@ class TransformersEngine:
         return [answered[k] for k in range(len(units))]
 
     def _batches(self, units: Sequence[PreparedUnit], todo: list[int]) -> Iterator[list[int]]:
-        """Group units of similar length so that rows x longest row stays within the token budget."""
+        """Group units of similar length, so that rows x longest row is within the token budget."""
         sequences = {k: self._sequences(units[k]) for k in todo}
         longest = {k: max(s.num_tokens for s in sequences[k]) for k in todo}
         batch: list[int] = []
@@ -129,8 +129,8 @@ class TransformersEngine:
         except torch.OutOfMemoryError as error:
             problem = UnitError(
                 ErrorType.OUT_OF_MEMORY,
-                f"the device ran out of memory: {str(error).splitlines()[0]}; lower budget.unit_tokens "
-                "or resources.max_batch_tokens",
+                f"the device ran out of memory: {str(error).splitlines()[0]}; lower "
+                "budget.unit_tokens or resources.max_batch_tokens",
             )
         except torch.AcceleratorError:
             raise  # the CUDA context is lost: only a new process helps
@@ -175,8 +175,8 @@ class TransformersEngine:
         grid = torch.tensor([unit.sampling.grid_thw], device=self._device)
         pixels = patches(unit_pixels(unit).to(self._device))
         if unit.media.media_type == "image":
-            return self._model.get_image_features(pixels, grid, return_dict=True)  # type: ignore[no-any-return]
-        return self._model.get_video_features(pixels, grid, return_dict=True)  # type: ignore[no-any-return]
+            return self._model.get_image_features(pixels, grid, return_dict=True)
+        return self._model.get_video_features(pixels, grid, return_dict=True)
 
     def _answer(
         self, rows: list[_Sequence], vision: dict[str, BaseModelOutputWithDeepstackFeatures]
@@ -187,8 +187,8 @@ class TransformersEngine:
             if tokens != row.prompt.num_prompt_tokens:
                 raise UnitError(
                     ErrorType.TOKEN_MISMATCH,
-                    f"{row.prompt.task}: {row.prompt.num_prompt_tokens} prompt tokens were planned, "
-                    f"{tokens} reach the model; the header and the frames disagree, plan it again",
+                    f"{row.prompt.task}: {row.prompt.num_prompt_tokens} prompt tokens were "
+                    f"planned, {tokens} reach the model: the header and the frames disagree",
                 )
         limits = torch.tensor([row.max_new_tokens for row in rows], device=self._device)
         padded = inputs["input_ids"].shape[1]
@@ -292,10 +292,9 @@ def _joined(
     """Features of several rows, in order, in the form the model takes."""
     layers = range(len(features[0].deepstack_features or ()))
     return BaseModelOutputWithDeepstackFeatures(
-        pooler_output=tuple(f.pooler_output[0] for f in features),  # type: ignore[arg-type, index]
+        pooler_output=tuple(f.pooler_output[0] for f in features),
         deepstack_features=[
-            tuple(f.deepstack_features[layer][0] for f in features)  # type: ignore[index, misc]
-            for layer in layers
+            tuple(f.deepstack_features[layer][0] for f in features) for layer in layers
         ],
     )
 

@@ -41,15 +41,17 @@ class Box:
 
 def box_column(name: str, text_name: str, *, needs_box: bool, description: str) -> pa.Field:
     """Return the typed column for the elements that `read_named_boxes` reads."""
-    pixels = {"description": "corners in the displayed original", "unit": "pixels"}
+    corners = "upper left and lower right corner in the displayed original"
+    pixels = {"description": corners, "unit": "px"}
     thousandths = {"description": "the same corners as the model wrote them", "unit": "1/1000"}
+    text = {"description": f"the {text_name}, as the model wrote it"}
     pts = {"description": "PTS of the sampled frame nearest to the answered time; null for images"}
     element = pa.struct(
         [
-            pa.field(text_name, pa.string(), nullable=False),
+            pa.field(text_name, pa.string(), nullable=False, metadata=text),
             pa.field("box", box_type(), nullable=not needs_box, metadata=pixels),
             pa.field("box_1000", box_1000_type(), nullable=not needs_box, metadata=thousandths),
-            pa.field("pts_seconds", pa.float64(), metadata={**pts, "unit": "seconds"}),
+            pa.field("pts_seconds", pa.float64(), metadata={**pts, "unit": "s"}),
         ]
     )
     return pa.field(

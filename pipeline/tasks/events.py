@@ -108,12 +108,13 @@ def _interval(item: dict[str, Any], notes: Counter[str]) -> tuple[float, float] 
     return interval
 
 
-_SECONDS = {"description": "PTS in the media", "unit": "seconds"}
+_SECONDS = {"description": "PTS in the media", "unit": "s"}
+_CAPTION = {"description": "what happens then"}
 _EVENT = pa.struct(
     [
         pa.field("start_seconds", pa.float64(), nullable=False, metadata=_SECONDS),
         pa.field("end_seconds", pa.float64(), nullable=False, metadata=_SECONDS),
-        pa.field("caption", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False, metadata=_CAPTION),
     ]
 )
 

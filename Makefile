@@ -1,0 +1,71 @@
+# make demo    the main job on a small archive that it renders itself
+# make test    the tests
+# make help    all targets
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+
+# The same versions everywhere. Of torch, `==` takes the CPU build where pip is given one (a wheel
+# folder, or an index of CPU builds), `===` the CUDA build: where an NVIDIA GPU is found.
+GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -m 1 GPU)
+CONSTRAINTS := $(VENV)/constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help demo test lint bench docs clean ffmpeg
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+demo: $(VENV)/installed ffmpeg ## install, render a small archive, annotate it, print the rows
+	$(BIN)/reelscribe demo $(DEMO)
+
+test: $(VENV)/installed-test ffmpeg ## install, and run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-lint ## ruff (lint and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-test ffmpeg ## measure against peers and limits, into build/bench
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: $(VENV)/installed ## generate the job-file reference and the output schema
+	$(BIN)/python -m jobs.reference
+
+clean: ## remove the environment, the demo and everything built
+	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# Debian keeps venv in a package of its own.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'Python 3.11 or newer is needed: make PYTHON=python3.12 ...'; exit 1; }
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV); scripts/apt-install python3-venv && $(PYTHON) -m venv $(VENV); } \
+		|| { echo 'cannot make a virtual environment: install the package python3-venv'; exit 1; }
+
+$(CONSTRAINTS): constraints-cpu.txt | $(BIN)/python
+	@sed 's/^torch==/torch$(if $(strip $(GPU)),=)==/' $< > $@
+
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
+	@echo 'installing into $(VENV)$(if $(strip $(GPU)), for $(strip $(GPU))), some minutes the first time'
+	$(PIP) -c $(CONSTRAINTS) -e .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) -c $(CONSTRAINTS) -e '.[test]'
+	@touch $@
+
+$(VENV)/installed-lint: $(VENV)/installed-test
+	$(PIP) -c $(CONSTRAINTS) -e '.[lint]'
+	@touch $@
+
+# torchcodec needs FFmpeg's shared libraries; PyAV brings its own.
+ffmpeg:
+	@ldconfig -p 2>/dev/null | grep -q libavcodec.so && command -v ffprobe >/dev/null \
+		|| scripts/apt-install ffmpeg \
+		|| echo 'FFmpeg is not installed and cannot be installed here: videos are decoded by PyAV, with the same frames and times'

@@ -1,0 +1,94 @@
+"""CPU seconds of decoding to the model's size, over those of `ffmpeg -f null` on the same clip.
+
+The limit: ffmpeg decodes every frame and keeps nothing. Each measurement is a process of its own;
+rounds alternate, and ratios are taken within a round.
+"""
+
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+ROUNDS = 5
+SECONDS, FPS, WIDTH, HEIGHT = 20, 30, 1280, 720
+OUT = ROOT / "build" / "bench" / "decode.json"
+
+
+def child_cpu_seconds(command: list[str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def decode(path: str, decoder: str, times: int) -> None:
+    """What the measured process does: plan the clip, then decode it so many times."""
+    from clips import video_unit
+
+    from pipeline.decode import decode_unit
+    from pipeline.storage import Storage
+    from schemas.job import SamplingSpec, Segmentation
+
+    spec = SamplingSpec(fps=2.0, segmentation=Segmentation(kind="none"))
+    unit = video_unit(Path(path), spec)
+    if times == 0 and decoder == "torchcodec":
+        from torchcodec.decoders import VideoDecoder  # noqa: F401  its import is not decoding
+    for _ in range(times):
+        decode_unit(unit, Storage(), decoder=decoder)
+
+
+def main() -> None:
+    if shutil.which("ffmpeg") is None:
+        print("bench_decode: skipped, ffmpeg (the limit to compare with) is not installed")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        clips = {}
+        for codec, suffix in (("libx264", "mp4"), ("libx265", "mp4"), ("libvpx-vp9", "webm")):
+            clips[codec] = render(Path(folder) / f"{codec}.{suffix}", codec)
+        results = {}
+        for codec, path in clips.items():
+            for decoder in ("pyav", "torchcodec"):
+                results[f"{codec}/{decoder}"] = ratio(path, decoder)
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps({"rounds": ROUNDS, "cpu_ratio_to_ffmpeg_null": results}, indent=2))
+    print(f"decode: CPU over `ffmpeg -f null`, {WIDTH}x{HEIGHT}, {SECONDS} s, median of {ROUNDS}")
+    for name, found in results.items():
+        print(f"  {name:24} {found['median']:.2f}  ({found['min']:.2f} to {found['max']:.2f})")
+    print(f"  -> {OUT}")
+
+
+def render(path: Path, codec: str) -> Path:
+    from clips import numbered_frames
+
+    from jobs.encode_clip import encode_clip
+
+    frames = numbered_frames(SECONDS * FPS, WIDTH, HEIGHT)
+    encode_clip(path, frames, codec=codec, fps=FPS, gop_size=250, max_b_frames=3)
+    return path
+
+
+def ratio(path: Path, decoder: str) -> dict[str, float]:
+    ratios = []
+    for _ in range(ROUNDS):
+        limit = child_cpu_seconds(
+            ["ffmpeg", "-v", "error", "-threads", "1", "-i", str(path), "-f", "null", "-"]
+        )
+        us = [sys.executable, __file__, str(path), decoder]
+        start_up = child_cpu_seconds([*us, "0"])
+        ratios.append((child_cpu_seconds([*us, "1"]) - start_up) / limit)
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4:
+        decode(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    else:
+        main()

@@ -1,0 +1,208 @@
+"""The command ``reelscribe``. Everything heavy is imported by the command that needs it."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from schemas.job import Job
+
+MANIFEST_EXTENSIONS = (
+    ".parquet",
+    ".jsonl",
+    ".ndjson",
+    ".csv",
+    ".jsonl.gz",
+    ".ndjson.gz",
+    ".csv.gz",
+)
+
+
+class _Commands(click.Group):
+    """A group that says a user's mistake in one message, and how to go on after Ctrl-C."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; exit code 2 for a UserError, 130 for Ctrl-C; else errors are whole."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo(
+                "interrupted; run the same command again to go on where it stopped", err=True
+            )
+            ctx.exit(130)
+        except Exception as error:
+            # If a UserError was raised, its module is there; else it need not be imported.
+            errors = sys.modules.get("schemas.errors")
+            if errors is None or not isinstance(error, errors.UserError):
+                raise
+            from jobs.printable import printable
+
+            click.echo(f"error: {printable(str(error))}", err=True)
+            ctx.exit(2)
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    if not is_asked:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        click.echo(f"reelscribe {version('reelscribe')}")
+    except PackageNotFoundError:
+        click.echo("reelscribe, not installed (run from its source folder)")
+    ctx.exit()
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+def main() -> None:
+    """Annotate archives of images and videos with Qwen3-VL: a manifest in, a Parquet table out."""
+    import logging
+
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+
+
+@main.command()
+@click.argument("prefix")
+@click.option(
+    "--output", "-o", help="Manifest to write, .parquet or .jsonl; without it, count only."
+)
+@click.option("--glob", default="**/*", show_default=True, help="Which files, relative to PREFIX.")
+@click.option("--endpoint-url", help="Of an S3 that is not Amazon's.")
+def scan(prefix: str, output: str | None, glob: str, endpoint_url: str | None) -> None:
+    """List media, and write them as a manifest.
+
+    PREFIX is a folder or an s3:// prefix. Media are known by their extension.
+    """
+    from jobs import scan as job
+    from pipeline.storage import Storage
+
+    options = {"s3": {"endpoint_url": endpoint_url}} if endpoint_url else {}
+    job.run(prefix, glob, output, Storage(options), _console())
+
+
+def _job_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what ``plan`` and ``annotate`` have in common: a job file, or all of it as options."""
+    options = [
+        click.argument("job_file", metavar="[JOB.yaml]", required=False, type=Path),
+        click.option(
+            "--input", "-i", "input_", help="Manifest, or folder or s3:// prefix to scan."
+        ),
+        click.option("--output", "-o", help="Folder or s3:// prefix of the output table."),
+        click.option("--model", "-m", help="Checkpoint: hub id or local folder."),
+        click.option("--tasks", "-t", help="Names of tasks, separated by commas."),
+        click.option(
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Replace a value of the job file, such as --set sampling.fps=1. May be repeated.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@_job_options
+def plan(**options: Any) -> None:
+    """Count a job's units and tokens, from headers.
+
+    Says exactly how many tokens the model will see, and which media cannot be done and why.
+    """
+    from jobs import plan as job
+
+    job.run(_load(**options), _console())
+
+
+@main.command()
+@_job_options
+def annotate(**options: Any) -> None:
+    """Run a job, or go on where it was interrupted.
+
+    Give a job file, or the job as options:
+
+    \b
+      reelscribe annotate -i s3://bucket/clips/ -o out -m ./checkpoint -t caption,ocr
+
+    The exit code is 0 when the run is complete, rows with errors included.
+    """
+    from jobs import annotate as job
+
+    job.run(_load(**options), _console())
+
+
+@main.command()
+@click.argument("folder", type=Path, default=Path("demo"))
+def demo(folder: Path) -> None:
+    """Run a job on an archive that it makes itself.
+
+    Renders images and clips into FOLDER (default: demo), with a tiny model of random weights,
+    annotates them, and shows the table. Needs no network and no GPU.
+    """
+    from jobs import demo as job
+
+    job.run(folder, _console())
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _load(
+    *,
+    job_file: Path | None,
+    input_: str | None,
+    output: str | None,
+    model: str | None,
+    tasks: str | None,
+    assignments: tuple[str, ...],
+) -> "Job":
+    """Check the job: the file's values, replaced by those of ``--set``, replaced by the options."""
+    from schemas.job import load_job
+
+    overrides = dict(_assignment(text) for text in assignments)
+    if input_:
+        is_manifest = input_.rstrip("/").lower().endswith(MANIFEST_EXTENSIONS)
+        overrides["input.manifest"] = input_ if is_manifest else None
+        overrides["input.scan"] = None if is_manifest else input_
+    if output:
+        overrides["output"] = output
+    if model:
+        overrides["model.source"] = model
+    if tasks:
+        overrides["tasks"] = [name.strip() for name in tasks.split(",") if name.strip()]
+    if job_file is None and not overrides:
+        raise click.UsageError("give a job file, or at least --input and --output")
+    return load_job(job_file, overrides)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise click.UsageError(f"--set takes KEY=VALUE, such as sampling.fps=1, got {key!r}")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        raise click.UsageError(f"--set {key}: the value is not valid YAML, quote it") from None
+
+
+if __name__ == "__main__":
+    main(prog_name="reelscribe")

@@ -1,0 +1,13 @@
+"""Show text of strangers on a terminal: file names and captions may hold escape sequences."""
+
+_KEPT = "\n\u200c\u200d"  # line breaks, and the joiners that some scripts and emoji need
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control and invisible formatting characters written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in _KEPT else char.encode("unicode_escape").decode()
+        for char in text
+    )

@@ -1,0 +1,43 @@
+"""Keep media uris away from private addresses: cluster services, cloud metadata, loopback.
+
+The check sits where sockets are made, so redirects and names that resolve to such addresses meet it
+too, and there is no moment between the check and the connection.
+"""
+
+import ipaddress
+import socket
+from typing import Any
+
+from pipeline.storage_errors import PrivateAddressError
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an IP address can be reached from the internet at large."""
+    return ipaddress.ip_address(address).is_global
+
+
+def public_socket(addr_info: Any) -> socket.socket:
+    """Make a socket for one resolved address, as aiohttp asks for it.
+
+    Raises:
+        PrivateAddressError: the address is not a public one.
+    """
+    family, kind, protocol, _, address = addr_info
+    if not is_public(address[0]):
+        raise PrivateAddressError(f"{address[0]} is a private address")
+    return socket.socket(family, kind, protocol)
+
+
+async def public_client(**kwargs: Any) -> Any:
+    """Make fsspec's HTTP session; it connects to public addresses only."""
+    import aiohttp
+
+    connector = aiohttp.TCPConnector(socket_factory=public_socket)
+    return aiohttp.ClientSession(connector=connector, **kwargs)
+
+
+async def any_client(**kwargs: Any) -> Any:
+    """Make fsspec's HTTP session; it connects anywhere."""
+    import aiohttp
+
+    return aiohttp.ClientSession(**kwargs)

@@ -1,0 +1,288 @@
+"""Open uris: local paths, s3://, https://, data: and whatever fsspec knows, all in one way.
+
+Manifest, media and output go through here. Retries and backoff are those of the storage library
+(botocore for S3). Media are untrusted: https:// uris may not reach private addresses unless the
+job file allows it, redirects and name tricks included, since the check sits where sockets are made.
+"""
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.utils import glob_translate
+
+from pipeline.public_hosts import any_client, public_client
+from pipeline.ranged_file import RangedFile
+from pipeline.storage_errors import shown, storage_errors, unit_error
+from schemas.errors import ErrorType, StorageError, UnitError
+
+MAX_WHOLE_BYTES = 1 << 30
+"""Largest object that is read as a whole (images, servers without range requests)."""
+
+# What a manifest may name: the host is the job's choice (endpoint_url), is checked, or is none.
+_LOCAL_PROTOCOLS = ("file", "local", "data", "memory")
+_CLOUD_PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oci", "oss")
+_MEDIA_PROTOCOLS = frozenset({*_LOCAL_PROTOCOLS, *_CLOUD_PROTOCOLS, "http", "https"})
+_HEADER_BLOCK_BYTES = 1 << 16
+_STREAM_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaFile:
+    """An opened media object.
+
+    file: seekable, binary; reads ranges where the storage can.
+    content_version: etag, else size and mtime; None where the storage tells neither.
+    local_path: the path, if it is a plain local file.
+    """
+
+    file: BinaryIO
+    size_bytes: int
+    content_version: str | None
+    local_path: str | None = None
+
+    @property
+    def bytes_read(self) -> int | None:
+        """Bytes fetched from the storage so far; None for local files."""
+        if isinstance(self.file, RangedFile):
+            return self.file.bytes_read
+        return self.size_bytes if isinstance(self.file, io.BytesIO) else None
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Opens uris with the job's storage options. Small and picklable: it travels to every actor."""
+
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+    allow_private_hosts: bool = False
+
+    def filesystem(self, uri: str) -> tuple[Any, str]:
+        """Return fsspec's file system for ``uri``, and the path on it.
+
+        Raises:
+            StorageError: the protocol is unknown or its package is missing.
+        """
+        protocol = _protocol(uri)
+        options = dict(self.options.get("https" if protocol == "http" else protocol, {}))
+        if protocol in ("http", "https"):
+            options.setdefault(
+                "get_client", any_client if self.allow_private_hosts else public_client
+            )
+        try:
+            # Not url_to_fs: it would split a file name at "::", and let a uri chain file systems
+            # (simplecache::http://...) around the check of private addresses.
+            cls = fsspec.get_filesystem_class(protocol)
+            return cls(**(cls._get_kwargs_from_urls(uri) | options)), cls._strip_protocol(uri)
+        except (ImportError, ValueError) as error:
+            raise StorageError(f"cannot open {shown(uri)}: {error}") from None
+
+    @contextmanager
+    def open_media(self, uri: str, *, header_only: bool = False) -> Iterator[MediaFile]:
+        """Open a media object for reading.
+
+        header_only: small blocks, for a probe that reads a few of them; else large blocks that are
+        read ahead in the background, each byte once.
+
+        Raises:
+            UnitError: missing, denied, too large, or the storage failed after its retries.
+        """
+        try:
+            opened = self._open_media(uri, header_only)
+        except UnitError:
+            raise
+        except Exception as error:  # the boundary: each storage library has its own exceptions
+            raise unit_error(uri, error) from error
+        try:
+            yield opened
+        finally:
+            opened.file.close()
+
+    def _open_media(self, uri: str, header_only: bool) -> MediaFile:
+        protocol = _protocol(uri)
+        if protocol not in _MEDIA_PROTOCOLS and not self.allow_private_hosts:
+            raise UnitError(
+                ErrorType.MEDIA_DENIED,
+                f"{shown(uri)}: {protocol}:// may reach private hosts; "
+                "set input.allow_private_hosts to allow it",
+            )
+        fs, path = self.filesystem(uri)
+        if _is_local(fs):
+            if not os.path.isfile(path):
+                problem = "is not a regular file" if os.path.exists(path) else "does not exist"
+                raise UnitError(ErrorType.MEDIA_MISSING, f"{shown(uri)} {problem}")
+            stat = os.stat(path)
+            return MediaFile(
+                file=open(path, "rb"),
+                size_bytes=stat.st_size,
+                content_version=_local_version(stat),
+                local_path=path,
+            )
+        if uri.startswith("data:"):
+            content = fs.cat_file(path)
+            digest = hashlib.sha256(content).hexdigest()[:32]
+            return MediaFile(
+                file=io.BytesIO(content), size_bytes=len(content), content_version=digest
+            )
+        info = fs.info(path)
+        if info["type"] == "directory":
+            raise UnitError(ErrorType.MEDIA_MISSING, f"{shown(uri)} is a folder, not a file")
+        size = info.get("size")
+        if size is None or info.get("partial") is False:  # a server without range requests
+            content = _read_stream(uri, fs.open(path, "rb", block_size=0))
+            return MediaFile(
+                file=io.BytesIO(content),
+                size_bytes=len(content),
+                content_version=_version(info, len(content)),
+            )
+        remote = fs.open(path, "rb", size=size, cache_type="none") if size else None
+        file = RangedFile(
+            size=size,
+            fetch_range=remote._fetch_range if remote else (lambda start, end: b""),
+            read_whole=lambda: _read_stream(uri, fs.open(path, "rb", block_size=0)),
+            name_error=lambda error: unit_error(uri, error),
+            block_bytes=_HEADER_BLOCK_BYTES if header_only else _STREAM_BLOCK_BYTES,
+            cache="blockcache" if header_only else "background",
+        )
+        return MediaFile(
+            file=cast(BinaryIO, file), size_bytes=size, content_version=_version(info, size)
+        )
+
+    def read_bytes(self, uri: str) -> bytes:
+        """Read a small object whole.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: the storage refused or failed.
+        """
+        with storage_errors(uri):
+            fs, path = self.filesystem(uri)
+            return fs.cat_file(path)  # type: ignore[no-any-return]
+
+    def write_bytes(self, uri: str, content: bytes) -> None:
+        """Write an object whole or not at all: readers never see half of it.
+
+        Raises:
+            StorageError: the storage refused or failed.
+        """
+        with storage_errors(uri):
+            fs, path = self.filesystem(uri)
+            if not _is_local(fs):
+                fs.pipe_file(path, content)  # one PUT (or a completed multipart upload): atomic
+                return
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            pending = os.path.join(
+                os.path.dirname(path), f".pending-{os.getpid()}-{os.path.basename(path)}"
+            )
+            try:
+                with open(pending, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(pending, path)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(pending)
+                raise
+
+    def list_files(self, uri: str, pattern: str = "*") -> list[dict[str, Any]]:
+        """List the files below ``uri`` that match ``pattern``, sorted: uri, size, version.
+
+        pattern: below ``uri``; ``*`` and ``?`` stay within a folder, ``**`` crosses folders.
+
+        A folder that does not exist is an empty one. Links to files count as files; links to
+        folders are not followed.
+
+        Raises:
+            StorageError: the bucket is missing, or the storage refused or failed.
+        """
+        with storage_errors(uri):
+            fs, path = self.filesystem(uri)
+            root = path.rstrip("/") + "/"
+            wanted = re.compile(glob_translate(pattern)).match
+            if _is_local(fs):
+                paths = [name for name in _walk(root) if wanted(name.removeprefix(root))]
+                stats = {name: os.stat(name) for name in sorted(paths)}
+                return [
+                    {"uri": name, "size": stat.st_size, "version": _local_version(stat)}
+                    for name, stat in stats.items()
+                ]
+            fs.invalidate_cache()
+            # The whole tree in pages of 1,000 keys: with a depth, s3fs walks folder by folder and
+            # leaves out those that it may not list.
+            found = fs.find(path, detail=True)
+            return [
+                {
+                    "uri": fs.unstrip_protocol(name),
+                    "size": info.get("size"),
+                    "version": _version(info, info.get("size")),
+                }
+                for name, info in sorted(found.items())
+                if info.get("type") == "file"
+                and name.startswith(root)
+                and wanted(name.removeprefix(root))
+            ]
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path parts to a uri."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def _protocol(uri: str) -> str:
+    if uri.startswith("data:"):
+        return "data"
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
+    return found[1] if found else "file"
+
+
+def _is_local(fs: Any) -> bool:
+    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    return protocol in ("file", "local")
+
+
+def _local_version(stat: os.stat_result) -> str:
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Yield every regular file below ``root``; a folder that cannot be read is an error."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    for folder, _, names in os.walk(root, onerror=refuse):
+        for name in names:
+            path = os.path.join(folder, name)
+            if os.path.isfile(path):
+                yield path
+
+
+def _read_stream(uri: str, file: Any) -> bytes:
+    """Read all of an object, up to ``MAX_WHOLE_BYTES``."""
+    content = bytearray()
+    try:
+        while chunk := file.read(_STREAM_BLOCK_BYTES):
+            content += chunk
+            if len(content) > MAX_WHOLE_BYTES:
+                raise UnitError(
+                    ErrorType.MEDIA_TOO_LARGE,
+                    f"{shown(uri)} is over {MAX_WHOLE_BYTES} bytes on a server without ranges",
+                )
+    finally:
+        file.close()
+    return bytes(content)
+
+
+def _version(info: dict[str, Any], size: int | None) -> str | None:
+    etag = info.get("ETag") or info.get("etag")
+    if etag:
+        return str(etag).strip('"')
+    modified = info.get("LastModified") or info.get("mtime") or info.get("Last-Modified")
+    return f"{size}-{modified}" if modified else (f"{size}" if size is not None else None)

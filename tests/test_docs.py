@@ -1,0 +1,100 @@
+"""What the README and the guide show is run: its SQL, its Python, its commands."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import duckdb
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from jobs.cli import main
+from schemas.job import check_job
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def demo(archive: Path, checkpoint: Path, annotated, tmp_path_factory) -> Path:
+    """A folder as `make demo` leaves it, which the README's commands expect; its archive smaller."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "demo" / "archive").mkdir(parents=True)
+    for name in ("images/scene-0.jpg", "images/plate-1.png", "clips/h265.mp4"):
+        shutil.copy(archive / name, folder / "demo" / "archive")
+    (folder / "demo" / "checkpoint").symlink_to(checkpoint)
+    (folder / "demo" / "output").symlink_to(annotated[1])
+    return folder
+
+
+def test_the_readmes_commands_run(demo: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(demo)
+    commands = [
+        line.removeprefix("reelscribe ")
+        for block in blocks(ROOT / "README.md", "bash")
+        for line in block.splitlines()
+        if line.startswith("reelscribe ")
+    ]
+    assert len(commands) == 3
+    for command in commands:
+        result = CliRunner().invoke(main, shlex.split(command), catch_exceptions=False)
+        assert result.exit_code == 0, (command, result.output)
+    assert "is complete" in result.output
+
+
+def test_the_readmes_sql_runs(demo: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(demo)
+    queries = blocks(ROOT / "README.md", "sql")
+    assert len(queries) == 3
+    found = [duckdb.sql(query) for query in queries]
+    assert found[0].columns == ["uri", "pts_seconds", "text"]
+    assert found[1].columns == ["uri", "start_seconds", "end_seconds", "caption"]
+    assert found[2].fetchall()[0][:2] == ("media_unreadable", 4)
+
+
+def test_the_readmes_pandas_runs(demo: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(demo)
+    (code,) = [code for code in blocks(ROOT / "README.md", "python") if "pandas" in code]
+    exec(code, {})
+    assert "Series" in capsys.readouterr().out
+
+
+def test_the_readmes_spark_runs(demo: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    pytest.importorskip("pyspark", reason="pyspark is not installed (400 MB, and needs Java)")
+    monkeypatch.chdir(demo)
+    (code,) = [code for code in blocks(ROOT / "README.md", "python") if "pyspark" in code]
+    exec(code, {})
+    assert "start_seconds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_job_files_in_the_docs_are_valid(page: Path):
+    for block in blocks(page, "yaml"):
+        spec = yaml.safe_load(block)
+        if isinstance(spec, dict) and "output" in spec:
+            check_job(spec, page.name)
+
+
+@pytest.mark.parametrize("spec", sorted((ROOT / "jobs" / "specs").glob("*.yaml")), ids=str)
+def test_the_ready_made_job_files_are_valid(spec: Path):
+    check_job(yaml.safe_load(spec.read_text()), spec.name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_make_targets_named_in_the_docs_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        for target in re.findall(r"^make (\w+)", page.read_text(), re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

@@ -1,0 +1,184 @@
+"""Listing a folder or a prefix, and writing what was found as a manifest."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.read_manifest import FoundMedia, list_media, read_manifest, scan
+from pipeline.storage import Storage
+from pipeline.write_manifest import write_manifest
+from schemas.errors import ManifestError, StorageError
+from schemas.manifest import MediaItem, default_media_id, guess_media_type
+
+STORAGE = Storage()
+
+FILES = {
+    "a.mp4": b"12345",
+    "b.JPG": b"123",
+    "empty.mov": b"",
+    "notes.txt": b"1",
+    "README": b"1",
+    ".hidden.mp4": b"1",
+    "sub/c.MKV": b"1",
+    "sub/d?e#f [1].webm": b"1",
+    "sub/.cache/thumb.jpg": b"1",
+}
+
+
+@pytest.fixture(params=["local", "s3"])
+def archive_root(request, tmp_path):
+    """The same files in a folder and below a prefix, under a name that is itself hidden."""
+    if request.param == "local":
+        root = str(tmp_path / ".media")
+    else:
+        s3_env = request.getfixturevalue("s3_env")
+        root = s3_env.uri(".media")
+        fs, _ = STORAGE.filesystem(root)
+        for key in (".media/", ".media/folder.mp4/"):  # as consoles make "folders"
+            fs.call_s3("put_object", Bucket=s3_env.bucket, Key=key, Body=b"")
+    for name, content in FILES.items():
+        STORAGE.write_bytes(f"{root}/{name}", content)
+    return root
+
+
+def test_media_are_known_by_their_extension(archive_root):
+    assert list_media(archive_root, "**/*", STORAGE) == [
+        FoundMedia(uri=f"{archive_root}/a.mp4", media_type="video", size_bytes=5),
+        FoundMedia(uri=f"{archive_root}/b.JPG", media_type="image", size_bytes=3),
+        FoundMedia(uri=f"{archive_root}/empty.mov", media_type="video", size_bytes=0),
+        FoundMedia(uri=f"{archive_root}/sub/c.MKV", media_type="video", size_bytes=1),
+        FoundMedia(uri=f"{archive_root}/sub/d?e#f [1].webm", media_type="video", size_bytes=1),
+    ]
+
+
+def test_a_scan_is_a_list_of_items(archive_root):
+    assert scan(f"{archive_root}/", "*.mp4", STORAGE) == [
+        MediaItem(
+            uri=f"{archive_root}/a.mp4",
+            media_id=default_media_id([f"{archive_root}/a.mp4"]),
+            media_type="video",
+        )
+    ]
+
+
+def test_what_was_found_can_be_read(archive_root):
+    for item in scan(archive_root, "**/*", STORAGE):
+        with STORAGE.open_media(item.uri) as media:
+            assert media.file.read() == FILES[item.uri.removeprefix(f"{archive_root}/")]
+
+
+@pytest.mark.parametrize(
+    ("glob", "message"),
+    [
+        ("*.txt", r"no images or videos among the 1 files .* \(seen: 1 x .txt\)"),
+        ("R*", r"match R\* \(seen: 1 x no extension\).*name others in a manifest, with media_type"),
+        ("*.avi", r"no files below .*\.media match \*\.avi; check the path and the glob$"),
+        ("*.{mp4,mov}", r"\{a,b\} is not supported, give one pattern"),
+    ],
+)
+def test_nothing_found_says_what_was_seen(archive_root, glob, message):
+    with pytest.raises(ManifestError, match=message):
+        scan(archive_root, glob, STORAGE)
+
+
+def test_a_folder_that_does_not_exist(tmp_path):
+    with pytest.raises(
+        ManifestError, match=r"no files below .*/nope match \*\*/\*; check the path"
+    ):
+        scan(f"{tmp_path}/nope", "**/*", STORAGE)
+
+
+def test_a_glob_that_is_none(tmp_path):
+    with pytest.raises(StorageError, match=r"'\*\*' can only be an entire path component"):
+        scan(str(tmp_path), "**.mp4", STORAGE)
+
+
+def test_a_bucket_that_does_not_exist(s3_env):
+    with pytest.raises(StorageError, match="the bucket does not exist"):
+        scan("s3://no-such-bucket-here/clips/", "**/*", STORAGE)
+
+
+@pytest.mark.parametrize(
+    ("uri", "media_type"),
+    [
+        ("s3://b/a.mp4", "video"),
+        ("s3://b/what? #1.Jpeg", "image"),
+        ("https://host/a.mp4?token=x.jpg", "video"),
+        ("/data/a", None),
+        ("/data.mp4/a.bin", None),
+        ("data:image/png;base64,AAAA", "image"),
+        ("data:text/plain,a.mp4", None),
+    ],
+)
+def test_guess_media_type(uri, media_type):
+    assert guess_media_type(uri) == media_type
+
+
+@pytest.mark.parametrize("extension", ["parquet", "jsonl"])
+def test_a_scan_becomes_a_manifest_elsewhere(archive_root, tmp_path, extension):
+    items = scan(archive_root, "**/*", STORAGE)
+    path = f"{tmp_path}/elsewhere/manifest.{extension}"
+    write_manifest(items, path, STORAGE)
+    assert read_manifest(path, STORAGE) == items
+    if extension == "parquet":
+        assert pq.read_table(path).column_names == ["uri", "media_type"]
+
+
+def test_relative_uris_of_a_manifest_in_s3(s3_env):
+    STORAGE.write_bytes(s3_env.uri("a/m.jsonl"), b'{"uri": "../b/c.mp4"}\n{"uri": "/data/d.mp4"}')
+    items = read_manifest(s3_env.uri("a/m.jsonl"), STORAGE)
+    assert [item.uri for item in items] == [s3_env.uri("b/c.mp4"), "/data/d.mp4"]
+
+
+def test_a_prefix_of_parquet_files_in_s3(s3_env):
+    for part, name in enumerate(["x.mp4", "y.mp4"]):
+        item = MediaItem(media_id="m" + name, uri=name)
+        write_manifest([item], s3_env.uri(f"manifests/part-{part}.parquet"), STORAGE)
+    items = read_manifest(s3_env.uri("manifests/"), STORAGE)
+    assert [item.uri for item in items] == [
+        s3_env.uri("manifests/x.mp4"),
+        s3_env.uri("manifests/y.mp4"),
+    ]
+
+
+def test_a_manifest_that_is_not_in_its_bucket(s3_env):
+    for name in ("m.parquet", "m.csv"):
+        with pytest.raises(ManifestError, match=f"there is no manifest s3://.*/{name}"):
+            read_manifest(s3_env.uri(name), STORAGE)
+    with pytest.raises(StorageError, match="the bucket does not exist"):
+        read_manifest("s3://no-such-bucket-here/m.csv", STORAGE)
+
+
+def test_all_that_an_item_says_is_written(tmp_path):
+    items = [
+        MediaItem(
+            media_id="a",
+            uri="/f/1.png",
+            frames=("/f/1.png", "/f/2.png"),
+            sample_fps=4.0,
+            media_type="video",
+            start_seconds=0.5,
+            end_seconds=1.5,
+            tasks=("ocr",),
+            attributes=json.dumps({"title": "Ü", "n": 1}, ensure_ascii=False),
+        ),
+        MediaItem(media_id="b", uri="/b", attributes='{"title": null, "n": null}'),
+    ]
+    for extension in ("jsonl", "parquet"):
+        write_manifest(items, f"{tmp_path}/m.{extension}", STORAGE)
+        assert read_manifest(f"{tmp_path}/m.{extension}", STORAGE) == items
+
+
+def test_what_no_parquet_column_can_hold(tmp_path):
+    items = [
+        MediaItem(media_id="a", uri="/a", attributes='{"x": 1}'),
+        MediaItem(media_id="b", uri="/b", attributes='{"x": "text"}'),
+    ]
+    with pytest.raises(ManifestError, match=r"'x' does not fit into Parquet .*write \.jsonl"):
+        write_manifest(items, f"{tmp_path}/m.parquet", STORAGE)
+    empty = [MediaItem(media_id="a", uri="/a", attributes='{"x": {}}')]
+    with pytest.raises(ManifestError, match=r"write \.jsonl instead"):
+        write_manifest(empty, f"{tmp_path}/m.parquet", STORAGE)
+    with pytest.raises(ManifestError, match=r"written as \.parquet or \.jsonl, got .*m\.csv"):
+        write_manifest(items, f"{tmp_path}/m.csv", STORAGE)
