@@ -59,6 +59,7 @@ def media_item(row: dict[str, Any], further: list[str], base: str) -> MediaItem:
         start_seconds=start,
         end_seconds=end,
         tasks=tasks,
+        content_version=_string(row, "content_version"),
         attributes=_attributes(row, further),
     )
 

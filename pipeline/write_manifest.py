@@ -51,6 +51,7 @@ def _row(item: MediaItem) -> dict[str, Any]:
         "start_seconds": item.start_seconds,
         "end_seconds": item.end_seconds,
         "tasks": list(item.tasks),
+        "content_version": item.content_version,
     }
     if item.media_id == default_media_id(item.frames or [item.uri]):
         del row["media_id"]

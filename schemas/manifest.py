@@ -57,6 +57,12 @@ MANIFEST = pa.schema(
             pa.list_(pa.string()),
             "Names of the job's tasks to ask about this item; default: all that fit its type.",
         ),
+        _field(
+            "content_version",
+            pa.string(),
+            "The object's etag, or size and time, as `reelscribe scan` found it: a manifest with a "
+            "changed one is a new run.",
+        ),
     ]
 )
 """Columns with a meaning. Any further column passes through to the output as `attributes`."""
@@ -67,7 +73,7 @@ class MediaItem:
     """One manifest row, checked.
 
     attributes: the user's further columns as a JSON object, or None if there are none.
-    content_version: of the object, where the item comes from a listing; a changed one is a new run.
+    content_version: as the listing found it; part of the run's fingerprint.
     """
 
     media_id: str

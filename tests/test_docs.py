@@ -23,7 +23,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def demo(archive: Path, checkpoint: Path, annotated, tmp_path_factory) -> Path:
-    """A folder as `make demo` leaves it, which the README's commands expect; its archive smaller."""
+    """A folder as `make demo` leaves it, but for a smaller archive."""
     folder = tmp_path_factory.mktemp("docs")
     (folder / "demo" / "archive").mkdir(parents=True)
     for name in ("images/scene-0.jpg", "images/plate-1.png", "clips/h265.mp4"):

@@ -1,11 +1,12 @@
 """Listing a folder or a prefix, and writing what was found as a manifest."""
 
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.read_manifest import FoundMedia, list_media, read_manifest, scan
+from pipeline.read_manifest import list_media, manifest_digest, read_manifest, scan
 from pipeline.storage import Storage
 from pipeline.write_manifest import write_manifest
 from schemas.errors import ManifestError, StorageError
@@ -43,23 +44,36 @@ def archive_root(request, tmp_path):
 
 
 def test_media_are_known_by_their_extension(archive_root):
-    assert list_media(archive_root, "**/*", STORAGE) == [
-        FoundMedia(uri=f"{archive_root}/a.mp4", media_type="video", size_bytes=5),
-        FoundMedia(uri=f"{archive_root}/b.JPG", media_type="image", size_bytes=3),
-        FoundMedia(uri=f"{archive_root}/empty.mov", media_type="video", size_bytes=0),
-        FoundMedia(uri=f"{archive_root}/sub/c.MKV", media_type="video", size_bytes=1),
-        FoundMedia(uri=f"{archive_root}/sub/d?e#f [1].webm", media_type="video", size_bytes=1),
+    found = list_media(archive_root, "**/*", STORAGE)
+    assert [
+        (m.uri.removeprefix(f"{archive_root}/"), m.media_type, m.size_bytes) for m in found
+    ] == [
+        ("a.mp4", "video", 5),
+        ("b.JPG", "image", 3),
+        ("empty.mov", "video", 0),
+        ("sub/c.MKV", "video", 1),
+        ("sub/d?e#f [1].webm", "video", 1),
     ]
+    for media in found:
+        with STORAGE.open_media(media.uri) as opened:
+            assert media.content_version == opened.content_version
 
 
 def test_a_scan_is_a_list_of_items(archive_root):
-    assert scan(f"{archive_root}/", "*.mp4", STORAGE) == [
-        MediaItem(
-            uri=f"{archive_root}/a.mp4",
-            media_id=default_media_id([f"{archive_root}/a.mp4"]),
-            media_type="video",
-        )
-    ]
+    (item,) = scan(f"{archive_root}/", "*.mp4", STORAGE)
+    assert item.content_version
+    assert replace(item, content_version=None) == MediaItem(
+        uri=f"{archive_root}/a.mp4",
+        media_id=default_media_id([f"{archive_root}/a.mp4"]),
+        media_type="video",
+    )
+
+
+def test_a_changed_object_is_another_manifest(archive_root):
+    before = manifest_digest(scan(archive_root, "**/*", STORAGE))
+    assert manifest_digest(scan(archive_root, "**/*", STORAGE)) == before
+    STORAGE.write_bytes(f"{archive_root}/a.mp4", b"other")
+    assert manifest_digest(scan(archive_root, "**/*", STORAGE)) != before
 
 
 def test_what_was_found_can_be_read(archive_root):
@@ -122,7 +136,7 @@ def test_a_scan_becomes_a_manifest_elsewhere(archive_root, tmp_path, extension):
     write_manifest(items, path, STORAGE)
     assert read_manifest(path, STORAGE) == items
     if extension == "parquet":
-        assert pq.read_table(path).column_names == ["uri", "media_type"]
+        assert pq.read_table(path).column_names == ["uri", "media_type", "content_version"]
 
 
 def test_relative_uris_of_a_manifest_in_s3(s3_env):
