@@ -161,7 +161,8 @@ def demo(folder: Path) -> None:
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console(highlight=False)
+    # A log file has no width: tables need not fold as they would in a narrow terminal.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def _load(

@@ -5,11 +5,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jobs import annotate
+from jobs.printable import printable
 from jobs.render_archive import render_archive
 from jobs.tiny_checkpoint import write_tiny_checkpoint
 from schemas.job import load_job
@@ -46,25 +48,25 @@ def run(folder: Path, console: Console) -> None:
         "The checkpoint is random: rows, times and counts are real, the answers are noise.",
         style="yellow",
     )
-    console.print(Text(f"The table: {output / 'annotations'}"))
+    console.print(Text(f"The table: {output / 'annotations'}"), soft_wrap=True)
 
 
 def print_rows(rows: pa.Table, archive: Path, console: Console) -> None:
     """Print one line for each row."""
-    table = Table(title=f"{rows.num_rows} rows", title_justify="left")
-    for name in ("media", "seconds", "frames", "tokens", "status", "what it says"):
-        table.add_column(name, no_wrap=name != "what it says")
+    table = Table(title=f"{rows.num_rows} rows", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("media", "seconds", "frames", "tokens", "status", "error, or caption"):
+        table.add_column(name, no_wrap=True)
     for row in sorted(rows.to_pylist(), key=lambda row: (row["uri"], _start(row))):
         sampling = row["sampling"] or {}
         end = sampling.get("end_seconds")
-        said = row["error"]["message"] if row["error"] else repr(row["caption"] or "")
+        said = row["error"]["message"] if row["error"] else row["caption"] or ""
         table.add_row(
-            Text(str(Path(row["uri"]).relative_to(archive.resolve()))),
-            "" if end is None else f"{_start(row):.1f} - {end:.1f}",
+            Text(printable(str(Path(row["uri"]).relative_to(archive.resolve())))),
+            "" if end is None else f"{_start(row):.1f} to {end:.1f}",
             str(sampling.get("num_frames", "")),
             str(sampling.get("num_vision_tokens", "")),
             row["status"],
-            Text(said[:80]),
+            Text(printable(said)),
         )
     console.print(table)
 

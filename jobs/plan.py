@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jobs.cluster import actor_errors, connected, plan_actors
+from jobs.printable import printable
 from jobs.progress import Progress
 from jobs.runs import Run, open_run
 from pipeline.build import build_plan
 from pipeline.checkpoint import Checkpoint, inspect_checkpoint
 from pipeline.read_manifest import manifest_digest, read_manifest, scan
 from pipeline.recipe import recipe
-from pipeline.storage import Storage, join
+from pipeline.storage import Storage, join, shown
 from pipeline.write import read_parquet, write_parquet
 from schemas.errors import ManifestError
 from schemas.job import Job
@@ -149,7 +151,7 @@ def run(job: Job, console: Console) -> pa.Table:
 def print_plan(table: pa.Table, opened: Opened, console: Console) -> None:
     """Print items, units, hours, tokens, and what cannot be done and why."""
     units: list[Unit] = from_table(table)
-    grid = Table(title=f"plan of {opened.run.run_id}", title_justify="left")
+    grid = Table(title=f"plan of {opened.run.run_id}", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("", "items", "units", "hours of video", "vision tokens", "prompt tokens"):
         grid.add_column(name, justify="left" if not name else "right")
     for media_type in ("image", "video"):
@@ -159,12 +161,13 @@ def print_plan(table: pa.Table, opened: Opened, console: Console) -> None:
     console.print(grid)
     for unit in [u for u in units if u.error][:20]:
         assert unit.error is not None
-        console.print(Text(f"  {unit.error.type}: {unit.uri[:120]}: {unit.error.message[:300]}"))
+        line = f"  {unit.error.type}: {shown(unit.uri)}: {unit.error.message}"
+        console.print(Text(printable(line)), soft_wrap=True)
     more = sum(1 for u in units if u.error) - 20
     if more > 0:
         console.print(f"  ... and {more} more, in the plan's `error` column")
     folder = join(opened.run.folder(opened.job.output), "plan")
-    console.print(Text(f"The plan: {folder}"))
+    console.print(Text(f"The plan: {folder}"), soft_wrap=True)
 
 
 def _kind(unit: Unit) -> str | None:
