@@ -1,7 +1,6 @@
 """``reelscribe annotate``: run a job to its end, or go on where it was interrupted."""
 
 import dataclasses
-import logging
 import sys
 import time
 from typing import Any
@@ -21,8 +20,6 @@ from pipeline.write import annotations_folder, committed
 from schemas.errors import ResourceError
 from schemas.job import Job
 from schemas.unit import UnitStatus
-
-logger = logging.getLogger(__name__)
 
 _FILES_PER_RUN = 16
 """A small run commits at least about so many files, so that its progress can be seen."""

@@ -66,7 +66,7 @@ def print_rows(rows: pa.Table, archive: Path, console: Console) -> None:
             str(sampling.get("num_frames", "")),
             str(sampling.get("num_vision_tokens", "")),
             row["status"],
-            Text(printable(said)[:44]),
+            Text(printable(said)[:34]),
         )
     console.print(table)
 

@@ -1,14 +1,13 @@
 """``reelscribe plan``: manifest to units, with exact token counts, before a GPU is touched."""
 
-import logging
 import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -27,9 +26,9 @@ from pipeline.write import read_parquet, write_parquet
 from schemas.errors import ManifestError
 from schemas.job import Job
 from schemas.manifest import MediaItem
-from schemas.unit import UNIT, Unit, UnitStatus, from_table
+from schemas.unit import UNIT, UnitStatus
 
-logger = logging.getLogger(__name__)
+_SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,45 +149,44 @@ def run(job: Job, console: Console) -> pa.Table:
 
 def print_plan(table: pa.Table, opened: Opened, console: Console) -> None:
     """Print items, units, hours, tokens, and what cannot be done and why."""
-    units: list[Unit] = from_table(table)
+    failed = pc.equal(table["status"], UnitStatus.FAILED)
+    media_type = pc.struct_field(table["media"], "media_type")
     grid = Table(title=f"plan of {opened.run.run_id}", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("", "items", "units", "hours of video", "vision tokens", "prompt tokens"):
         grid.add_column(name, justify="left" if not name else "right")
-    for media_type in ("image", "video"):
-        grid.add_row(media_type, *_sums([u for u in units if _kind(u) == media_type and _can(u)]))
-    grid.add_row("cannot be done", *_sums([u for u in units if not _can(u)]), style="yellow")
-    grid.add_row("all", *_sums(units), style="bold")
+    for kind in ("image", "video"):
+        of_kind = pc.and_not(pc.equal(media_type, kind), failed)
+        grid.add_row(kind, *_sums(table.filter(of_kind)))
+    problems = table.filter(failed)
+    grid.add_row("cannot be done", *_sums(problems), style="yellow")
+    grid.add_row("all", *_sums(table), style="bold")
     console.print(grid)
-    for unit in [u for u in units if u.error][:20]:
-        assert unit.error is not None
-        line = f"  {unit.error.type}: {shown(unit.uri)}: {unit.error.message}"
+    for unit in problems.slice(0, _SHOWN_PROBLEMS).to_pylist():
+        line = f"  {unit['error']['type']}: {shown(unit['uri'])}: {unit['error']['message']}"
         console.print(Text(printable(line)), soft_wrap=True)
-    more = sum(1 for u in units if u.error) - 20
-    if more > 0:
-        console.print(f"  ... and {more} more, in the plan's `error` column")
+    if (more := problems.num_rows - _SHOWN_PROBLEMS) > 0:
+        console.print(f"  ... and {more:,} more, in the plan's `error` column")
     folder = join(opened.run.folder(opened.job.output), "plan")
     console.print(Text(f"The plan: {folder}"), soft_wrap=True)
 
 
-def _kind(unit: Unit) -> str | None:
-    return unit.media.media_type if unit.media else None
-
-
-def _can(unit: Unit) -> bool:
-    return unit.status != UnitStatus.FAILED
-
-
-def _sums(units: list[Unit]) -> list[str]:
-    samplings = [unit.sampling for unit in units if unit.sampling]
-    hours = sum((s.end_seconds or 0) - (s.start_seconds or 0) for s in samplings) / 3600
-    counts: list[Any] = [
-        len({unit.media_id for unit in units}),
-        len(units),
-        f"{hours:.3f}",
-        sum(s.num_vision_tokens for s in samplings),
-        sum(prompt.num_prompt_tokens for unit in units for prompt in unit.prompts),
+def _sums(units: pa.Table) -> list[str]:
+    """Items, units, hours, vision tokens and prompt tokens of some units, as texts."""
+    sampling = units["sampling"].combine_chunks()
+    start, end, tokens = (
+        pc.struct_field(sampling, name)
+        for name in ("start_seconds", "end_seconds", "num_vision_tokens")
+    )
+    prompts = pc.list_flatten(units["prompts"].combine_chunks())
+    prompt_tokens = pc.struct_field(prompts, "num_prompt_tokens")
+    counts = [
+        pc.count_distinct(units["media_id"]).as_py(),
+        units.num_rows,
+        (pc.sum(pc.subtract(end, start)).as_py() or 0.0) / 3600,
+        pc.sum(tokens).as_py() or 0,
+        pc.sum(prompt_tokens).as_py() or 0,
     ]
-    return [f"{c:,}" if isinstance(c, int) else c for c in counts]
+    return [f"{count:,.3f}" if isinstance(count, float) else f"{count:,}" for count in counts]
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.decode import decode_unit
 from pipeline.parse import TASKS
@@ -280,16 +281,16 @@ def engine_batch_units(blocks: list[pa.Table], max_batch_tokens: int) -> int:
 
     The engine forms its batches by tokens out of these.
     """
-    units = [unit for block in blocks for unit in from_table(block)]
-    runnable = [unit for unit in units if unit.sampling is not None]
-    if not runnable:
+    units = pa.concat_tables(blocks)
+    units = units.filter(pc.is_valid(units["sampling"]))
+    if not units.num_rows:
         return 64
-    mean_cost = sum(unit.predicted_cost for unit in runnable) / len(runnable)
-    mean_bytes = sum(
-        s.num_frames * s.resized_height * s.resized_width * 3
-        for s in (unit.sampling for unit in runnable)
-        if s is not None
-    ) / len(runnable)
+    sides = [
+        pc.cast(pc.struct_field(units["sampling"], name), pa.int64())
+        for name in ("num_frames", "resized_height", "resized_width")
+    ]
+    pixels = pc.multiply(pc.multiply(sides[0], sides[1]), sides[2])
+    mean_cost, mean_bytes = pc.mean(units["predicted_cost"]).as_py(), 3 * pc.mean(pixels).as_py()
     by_tokens = max_batch_tokens / max(mean_cost, 1.0)
     by_bytes = _MAX_BATCH_BYTES / max(mean_bytes, 1.0)
     return max(1, min(256, int(by_tokens), int(by_bytes)))
