@@ -69,6 +69,14 @@ class Prompter:
             "video": self._special("<|video_pad|>", source),
         }
 
+    @property
+    def opens_reasoning(self) -> bool:
+        """Whether the template itself opens ``<think>``: an answer then begins as reasoning."""
+        prompt: str = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": ""}], tokenize=False, add_generation_prompt=True
+        )
+        return prompt.rstrip().endswith("<think>")
+
     def _special(self, token: str, source: str) -> int:
         ids = self.tokenizer.encode(token, add_special_tokens=False)
         if len(ids) != 1:

@@ -74,7 +74,14 @@ def _parsed(unit: AnsweredUnit, raw: RawAnswer, questions: dict[str, Question]) 
         start_seconds=unit.sampling.start_seconds,
         end_seconds=unit.sampling.end_seconds,
     )
-    return parse_answer(raw.task, raw.raw_text, raw.finish_reason, questions[raw.task], view)
+    return parse_answer(
+        raw.task,
+        raw.raw_text,
+        raw.finish_reason,
+        questions[raw.task],
+        view,
+        thinking=raw.opens_reasoning,
+    )
 
 
 def _status(unit: AnsweredUnit, answers: Sequence[Answer]) -> str:

@@ -251,6 +251,7 @@ class RawAnswer:
 
     num_prompt_tokens: counted on the tensor that was fed, not copied from the plan.
     finish_reason: ``stop`` (end of turn) or ``length`` (max_new_tokens reached).
+    opens_reasoning: the text begins inside ``<think>``, which the prompt had opened.
     """
 
     task: str
@@ -258,6 +259,7 @@ class RawAnswer:
     finish_reason: str
     num_prompt_tokens: int
     num_output_tokens: int
+    opens_reasoning: bool = False
 
 
 RAW_ANSWER = pa.struct(
@@ -267,6 +269,7 @@ RAW_ANSWER = pa.struct(
         pa.field("finish_reason", pa.string(), nullable=False),
         pa.field("num_prompt_tokens", pa.int32(), nullable=False),
         pa.field("num_output_tokens", pa.int32(), nullable=False),
+        pa.field("opens_reasoning", pa.bool_(), nullable=False),
     ]
 )
 

@@ -15,6 +15,7 @@ from jobs.tiny_checkpoint import write_tiny_checkpoint
 from pipeline.build import Prepare, code_digest
 from pipeline.engines.transformers import TransformersEngine, patches, unit_pixels
 from pipeline.plan import Planner
+from pipeline.prompt import Prompter
 from pipeline.storage import Storage
 from schemas.errors import ModelError
 from schemas.job import Job, check_job
@@ -253,3 +254,10 @@ def test_a_checkpoint_without_weights_says_so(tmp_path: Path, checkpoint: Path):
     shutil.copytree(checkpoint, bare, ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(ModelError, match="cannot load"):
         TransformersEngine(job(bare))
+
+
+def test_a_template_that_opens_the_reasoning_is_known(checkpoint: Path):
+    prompter = Prompter(str(checkpoint))
+    assert not prompter.opens_reasoning
+    prompter.tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+    assert prompter.opens_reasoning

@@ -75,6 +75,7 @@ class TransformersEngine:
         self._questions: dict[str, Question] = {q.task: q for q in job.questions()}
         self._max_batch_tokens = job.resources.max_batch_tokens
         self._prompter = Prompter(job.model.source, job.model.revision)
+        self._opens_reasoning = self._prompter.opens_reasoning
         self._device = _device(job.model)
         self._model = _load(job.model, self._device)
         self._eos_ids = _eos_ids(self._model, self._prompter)
@@ -210,6 +211,7 @@ class TransformersEngine:
                     finish_reason=reason,
                     num_prompt_tokens=int(tokens),
                     num_output_tokens=len(kept),
+                    opens_reasoning=self._opens_reasoning,
                 )
             )
         return answers

@@ -1,0 +1,57 @@
+"""How actors are fitted into a cluster: a run that cannot be scheduled must say so."""
+
+import pytest
+
+from jobs.cluster import actor_errors, fit_pools, plan_actors
+from pipeline.build import Plan
+from schemas.errors import ResourceError
+from schemas.job import Resources
+
+
+def test_on_two_cpus_one_engine_and_one_decoder():
+    pools = fit_pools(Resources(), cpus=2, gpus=0)
+    assert (pools.replicas, pools.decoders, pools.gpus_per_replica) == (1, 1, 0)
+
+
+def test_an_engine_for_each_gpu_and_the_other_cpus_decode():
+    pools = fit_pools(Resources(), cpus=64, gpus=8)
+    assert (pools.replicas, pools.gpus_per_replica, pools.decoders) == (8, 1, 56)
+
+
+def test_half_a_gpu_each():
+    pools = fit_pools(Resources(gpus_per_replica=0.5), cpus=16, gpus=2)
+    assert (pools.replicas, pools.gpus_per_replica) == (4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("resources", "cpus", "gpus"),
+    [
+        (Resources(replicas=3), 16, 2),
+        (Resources(decoders=16), 16, 0),
+        (Resources(), 1, 0),
+        (Resources(gpus_per_replica=1.0, replicas=1), 8, 0),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_numbers(resources, cpus, gpus):
+    with pytest.raises(
+        ResourceError, match=rf"do not fit into the cluster's {cpus} CPUs and {gpus}"
+    ):
+        fit_pools(resources, cpus, gpus)
+
+
+@pytest.mark.parametrize(("items", "actors"), [(1, 1), (256, 1), (257, 2), (10**6, 3)])
+def test_planning_uses_more_actors_for_more_items(ray_session, items: int, actors: int):
+    assert plan_actors(items) == actors
+
+
+def test_workers_with_other_code_stop_the_run_with_one_message(ray_session):
+    import ray
+
+    dataset = ray.data.from_items([{"item": 1}]).map_batches(
+        Plan,
+        fn_constructor_args=(None, 0, None, "0123456789abcdef"),
+        compute=ray.data.ActorPoolStrategy(size=1),
+    )
+    with pytest.raises(ResourceError, match="install the same version") as caught, actor_errors():
+        dataset.materialize()
+    assert "Traceback" not in str(caught.value)

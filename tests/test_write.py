@@ -1,0 +1,157 @@
+"""Rows of the output table, and the files they are committed in."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.storage import Storage
+from pipeline.write import ANNOTATION, RunKey, annotation_row, committed, write_part
+from schemas.errors import ErrorRecord, StorageError
+from schemas.task import Question
+from schemas.unit import AnsweredUnit, Media, Prompt, RawAnswer, Sampling
+
+KEY = RunKey(run_id="test-20261122-abc", recipe_id="r1", run_date="2026-11-22")
+QUESTIONS = {name: Question(task=name) for name in ("caption", "events", "objects")}
+
+
+def answer(task: str, text: str, reason: str = "stop", **fields) -> RawAnswer:
+    return RawAnswer(
+        task=task,
+        raw_text=text,
+        finish_reason=reason,
+        num_prompt_tokens=100,
+        num_output_tokens=7,
+        **fields,
+    )
+
+
+def unit(*answers: RawAnswer, **fields) -> AnsweredUnit:
+    media = Media(media_type="video", width=1920, height=1080, duration_seconds=10.0)
+    sampling = Sampling(
+        start_seconds=0.0,
+        end_seconds=10.0,
+        sample_fps=2.0,
+        num_frames=4,
+        resized_height=512,
+        resized_width=896,
+        grid_thw=(2, 32, 56),
+        num_vision_tokens=896,
+        pts_seconds=(0.0, 2.5, 5.0, 7.5),
+        frame_indices=(0, 75, None, 225),
+        decoder="pyav",
+    )
+    prompts = tuple(Prompt(task=a.task, num_prompt_tokens=100) for a in answers)
+    defaults = {
+        "unit_id": "u1",
+        "media_id": "m1",
+        "uri": "s3://b/a.mp4",
+        "media": media,
+        "sampling": sampling,
+        "prompts": prompts,
+        "answers": answers,
+    }
+    return AnsweredUnit(**(defaults | fields))
+
+
+def test_answers_become_typed_columns_in_pixels_and_seconds():
+    row = annotation_row(
+        unit(
+            answer("caption", "A red car."),
+            answer("events", '[{"start": "00:01.00", "end": "00:04.50", "caption": "it turns"}]'),
+            answer(
+                "objects", '[{"time": 5.1, "bbox_2d": [100, 200, 500, 1000], "label": "red car"}]'
+            ),
+        ),
+        QUESTIONS,
+        KEY,
+    )
+    assert row["status"] == "ok"
+    assert row["caption"] == "A red car."
+    assert row["events"] == [{"start_seconds": 1.0, "end_seconds": 4.5, "caption": "it turns"}]
+    (found,) = row["objects"]
+    assert found["box"] == {"x1": 192.0, "y1": 216.0, "x2": 960.0, "y2": 1080.0}
+    assert found["box_1000"] == {"x1": 100, "y1": 200, "x2": 500, "y2": 1000}
+    assert found["pts_seconds"] == 5.0  # the sampled frame nearest to the answered 5.1 s
+    assert row["responses"][0]["raw_text"] == "A red car."
+
+
+def test_one_answer_that_cannot_be_read_makes_the_row_partial_and_keeps_the_text():
+    row = annotation_row(
+        unit(answer("caption", "fine"), answer("objects", "I see no boxes, sorry")), QUESTIONS, KEY
+    )
+    assert row["status"] == "partial"
+    assert row["caption"] == "fine"
+    assert row["objects"] is None
+    assert row["responses"][1]["status"] == "unparsed"
+    assert row["responses"][1]["raw_text"] == "I see no boxes, sorry"
+
+
+def test_a_cut_answer_is_truncated():
+    row = annotation_row(unit(answer("caption", "A red", "length")), QUESTIONS, KEY)
+    assert (row["status"], row["responses"][0]["status"]) == ("partial", "truncated")
+
+
+def test_reasoning_is_kept_apart():
+    text = "They ask for a caption.</think>\nA red car."
+    thought = answer("caption", text, opens_reasoning=True)
+    row = annotation_row(unit(thought), QUESTIONS, KEY)
+    assert row["caption"] == "A red car."
+    assert row["responses"][0]["reasoning"] == "They ask for a caption."
+
+
+def test_reasoning_that_was_cut_is_no_caption():
+    thought = answer("caption", "They ask for a", "length", opens_reasoning=True)
+    row = annotation_row(unit(thought), QUESTIONS, KEY)
+    assert row["caption"] is None
+    assert row["responses"][0]["status"] == "truncated"
+
+
+def test_a_failed_unit_is_a_row_with_its_reason():
+    error = ErrorRecord(stage="plan", type="media_missing", message="s3://b/a.mp4 does not exist")
+    failed = unit(media=None, sampling=None, status="failed", error=error)
+    row = annotation_row(failed, QUESTIONS, KEY)
+    assert row["status"] == "failed"
+    assert row["error"]["type"] == "media_missing"
+    assert row["responses"] == []
+
+
+def test_a_data_uri_is_not_copied_into_the_table():
+    row = annotation_row(unit(uri="data:image/png;base64," + "A" * 9999), QUESTIONS, KEY)
+    assert row["uri"].startswith("data:image/png;base64,sha256=")
+    assert len(row["uri"]) < 100
+
+
+def rows(*ids: str) -> list[dict]:
+    return [annotation_row(unit(answer("caption", i), unit_id=i), QUESTIONS, KEY) for i in ids]
+
+
+def test_writing_the_same_units_again_is_the_same_file(tmp_path: Path):
+    for _ in range(2):
+        write_part(rows("b", "a"), str(tmp_path), KEY, Storage())
+    write_part(rows("a", "b"), str(tmp_path), KEY, Storage())
+    (file,) = tmp_path.glob("annotations/run_date=2026-11-22/*")
+    assert file.name.startswith("part-test-20261122-abc-")
+    assert pq.read_schema(file).equals(ANNOTATION, check_metadata=False)
+
+
+def test_what_is_committed_is_counted_from_the_files(tmp_path: Path):
+    write_part(rows("a", "b"), str(tmp_path), KEY, Storage())
+    write_part(rows("c"), str(tmp_path), KEY, Storage())
+    other = RunKey(run_id="other-20261122-abc", recipe_id="r2", run_date="2026-11-22")
+    write_part(rows("z"), str(tmp_path), other, Storage())
+    found = committed(str(tmp_path), KEY, Storage())
+    assert found.rows == {"a": 1, "b": 1, "c": 1}
+    assert found.status == {"ok": 3}
+    assert found.decoders == {"pyav": 3}
+    assert found.sums["output_tokens"] == 21
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        write_part(rows("a"), str(tmp_path), KEY, Storage())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
