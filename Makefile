@@ -66,6 +66,6 @@ $(VENV)/installed-lint: $(VENV)/installed-test
 
 # torchcodec needs FFmpeg's shared libraries; PyAV brings its own.
 ffmpeg:
-	@ldconfig -p 2>/dev/null | grep -q libavcodec.so && command -v ffprobe >/dev/null \
+	@PATH="$$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -q libavcodec.so && command -v ffprobe >/dev/null \
 		|| scripts/apt-install ffmpeg \
 		|| echo 'FFmpeg is not installed and cannot be installed here: videos are decoded by PyAV, with the same frames and times'

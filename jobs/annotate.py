@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
@@ -14,15 +15,20 @@ from jobs.cluster import actor_errors, connected, pools
 from jobs.plan import Opened, make_plan, open_job, print_plan
 from jobs.progress import Progress, print_summary
 from jobs.runs import Run
-from pipeline.build import build_annotate
+from pipeline.build import Pools, build_annotate
 from pipeline.decode import torchcodec_problem
-from pipeline.write import annotations_folder, committed
-from schemas.errors import ResourceError
+from pipeline.storage import join
+from pipeline.write import committed, settle
+from schemas.errors import PASSING, ResourceError
 from schemas.job import Job
 from schemas.unit import UnitStatus
 
 _FILES_PER_RUN = 16
 """A small run commits at least about so many files, so that its progress can be seen."""
+
+_BLOCKS_PER_REPLICA = 32
+_BLOCK_UNITS = 256
+_BLOCK_BYTES = 1 << 29
 
 
 def run(job: Job, console: Console) -> Run:
@@ -43,16 +49,19 @@ def run(job: Job, console: Console) -> Run:
     current = dataclasses.replace(opened.run, starts=opened.run.starts + 1)
     current.save(job, opened.storage)  # an output that cannot be written is noticed here
     with connected(console):
-        fitted = pools(job.resources)
+        fitted = pools(job)
         plan = make_plan(opened, console)
         print_plan(plan, opened, console)
-        done = list(committed(job.output, current.key, opened.storage).rows)
+        rows = settle(committed(job.output, current.key.recipe_id, opened.storage), opened.storage)
+        done = [row["unit_id"] for row in rows if not _tried_again(row, current)]
         todo = plan.filter(pc.invert(pc.is_in(plan["unit_id"], pa.array(done, pa.string()))))
-        if done:
-            console.print(f"{len(done):,} units are done already, {todo.num_rows:,} to do")
+        if todo.num_rows < plan.num_rows:
+            ready = plan.num_rows - todo.num_rows
+            console.print(f"{ready:,} units are done already, {todo.num_rows:,} to do")
         if todo.num_rows:
             units_per_file = min(job.resources.units_per_file, -(-plan.num_rows // _FILES_PER_RUN))
-            blocks = in_blocks(todo, units_per_file)
+            blocks = in_blocks(todo, block_cost(todo, fitted, job.resources.max_batch_tokens))
+            fitted = at_most(fitted, len(blocks))
             dataset = build_annotate(
                 blocks, job, current.key, opened.storage, fitted, units_per_file
             )
@@ -60,18 +69,50 @@ def run(job: Job, console: Console) -> Run:
     return _finish(opened, current, plan, time.monotonic() - started, console)
 
 
-def in_blocks(units: pa.Table, most: int) -> list[pa.Table]:
-    """Cut the plan, longest first, into pieces of about equal cost and at most ``most`` units."""
-    costs = units["predicted_cost"].to_pylist()
-    target = max(sum(costs) * most / max(len(costs), 1), max(costs, default=0.0))
-    blocks, start, cost = [], 0, 0.0
+def _tried_again(row: dict[str, Any], run: Run) -> bool:
+    """Whether a row of an earlier run failed by something that may have passed."""
+    return bool(row["error"]) and row["error"]["type"] in PASSING and row["run_id"] != run.run_id
+
+
+def block_cost(units: pa.Table, pools: Pools, max_batch_tokens: int) -> float:
+    """Cost of a piece of the plan: some engine batches, and pieces enough for every actor."""
+    cost = float(pc.sum(units["predicted_cost"]).as_py())
+    usual = max(cost / (_BLOCKS_PER_REPLICA * pools.replicas), 2.0 * max_batch_tokens)
+    return min(usual, cost / (2 * pools.decoders))
+
+
+def at_most(pools: Pools, blocks: int) -> Pools:
+    """No more actors than pieces of work: the others would only load the model."""
+    return dataclasses.replace(
+        pools, decoders=min(pools.decoders, blocks), replicas=min(pools.replicas, blocks)
+    )
+
+
+def in_blocks(units: pa.Table, target_cost: float) -> list[pa.Table]:
+    """Cut the plan, longest first, into pieces of about ``target_cost``; a large unit is alone.
+
+    A piece holds at most 256 units and half a gigabyte of frames.
+    """
+    costs, frames = units["predicted_cost"].to_pylist(), frame_bytes(units)
+    blocks, start, cost, size = [], 0, 0.0, 0
     for k, unit_cost in enumerate(costs):
-        if k > start and (cost + unit_cost > target or k - start >= most):
+        full = cost + unit_cost > target_cost or size + frames[k] > _BLOCK_BYTES
+        if k > start and (full or k - start >= _BLOCK_UNITS):
             blocks.append(units.slice(start, k - start))
-            start, cost = k, 0.0
-        cost += unit_cost
+            start, cost, size = k, 0.0, 0
+        cost, size = cost + unit_cost, size + frames[k]
     blocks.append(units.slice(start))
     return blocks
+
+
+def frame_bytes(units: pa.Table) -> list[int]:
+    """Bytes of each unit's frames, ``uint8 [T, H, W, 3]``; 0 where there are none."""
+    sides = [
+        pc.cast(pc.struct_field(units["sampling"], name), pa.int64())
+        for name in ("num_frames", "resized_height", "resized_width")
+    ]
+    pixels = pc.fill_null(pc.multiply(pc.multiply(sides[0], sides[1]), sides[2]), 0)
+    return [3 * count for count in pixels.to_pylist()]
 
 
 def _follow(dataset: Any, todo: pa.Table, console: Console) -> None:
@@ -94,46 +135,63 @@ def _follow(dataset: Any, todo: pa.Table, console: Console) -> None:
 
 def _finish(opened: Opened, run: Run, plan: pa.Table, seconds: float, console: Console) -> Run:
     """Check that every unit has exactly one row, close the run, and print what came out."""
-    found = committed(opened.job.output, run.key, opened.storage)
+    storage = opened.storage
+    rows = settle(committed(opened.job.output, run.key.recipe_id, storage), storage)
     planned = set(plan["unit_id"].to_pylist())
-    missing = planned - set(found.rows)
-    surplus = [unit for unit, rows in found.rows.items() if rows > 1 or unit not in planned]
-    if missing or surplus:
+    rows = [row for row in rows if row["unit_id"] in planned]
+    if missing := len(planned) - len(rows):
         raise ResourceError(
-            f"{run.run_id}: {len(missing)} units have no row and {len(surplus)} have one too many; "
-            "run the same command again for the missing ones"
+            f"{run.run_id}: {missing} units have no row yet; run the same command again"
         )
-    counts = {
-        "units": plan.num_rows,
-        "status": dict(found.status),
-        "errors": dict(found.errors),
-        "answers": dict(found.answers),
-        "decoders": dict(found.decoders),
-        **{name: round(value, 3) for name, value in found.sums.items()},
-    }
-    finished = dataclasses.replace(
-        run, status="complete", seconds=round(run.seconds + seconds, 3), counts=counts
-    )
+    counts = _counts(rows, run)
+    finished = dataclasses.replace(run, status="complete", seconds=round(seconds, 3), counts=counts)
     finished.save(opened.job, opened.storage)
     _print_run(finished, opened, console)
     return finished
 
 
+def _counts(rows: list[dict[str, Any]], run: Run) -> dict[str, Any]:
+    """What the rows of a run's units come to; each unit has one."""
+    responses = [response for row in rows for response in row["responses"]]
+    decoders = [row["sampling"]["decoder"] for row in rows if row["sampling"]]
+    return {
+        "units": len(rows),
+        "units_of_earlier_runs": sum(row["run_id"] != run.run_id for row in rows),
+        "status": dict(Counter(row["status"] for row in rows)),
+        "errors": dict(Counter(row["error"]["type"] for row in rows if row["error"])),
+        "answers": dict(Counter(response["status"] for response in responses)),
+        "decoders": dict(Counter(decoder for decoder in decoders if decoder)),
+        "prompt_tokens": sum(r["num_prompt_tokens"] or 0 for r in responses),
+        "output_tokens": sum(r["num_output_tokens"] or 0 for r in responses),
+        "decode_seconds": round(sum(row["timings"]["decode_seconds"] for row in rows), 3),
+        "engine_seconds": round(sum(row["timings"]["engine_seconds"] for row in rows), 3),
+    }
+
+
 def _print_run(run: Run, opened: Opened, console: Console) -> None:
     counts = run.counts
     lines = [
-        ("units", f"{counts['units']:,}: {_listed(counts['status'])}"),
+        ("units", f"{counts['units']:,}: {_listed(counts['status'])}" + _earlier(counts)),
         ("answers", _listed(counts["answers"])),
         ("errors", _listed(counts["errors"])),
         ("decoded by", _listed(counts["decoders"]) + _decoder_remark(counts["decoders"])),
         (
             "tokens",
-            f"{counts.get('prompt_tokens', 0):,} in, {counts.get('output_tokens', 0):,} out",
+            f"{counts['prompt_tokens']:,} in, {counts['output_tokens']:,} out",
         ),
-        ("seconds", f"{run.seconds:,.1f} in {run.starts} start{'s' * (run.starts > 1)}"),
-        ("rows", annotations_folder(opened.job.output, run.key) + f"/part-{run.run_id}-*.parquet"),
+        ("seconds", f"{run.seconds:,.1f}" + _starts(run)),
+        ("table", join(opened.job.output, "annotations")),
     ]
     print_summary(console, f"run {run.run_id} is complete", lines)
+
+
+def _earlier(counts: dict[str, Any]) -> str:
+    earlier = counts["units_of_earlier_runs"]
+    return f" ({earlier:,} by earlier runs)" if earlier else ""
+
+
+def _starts(run: Run) -> str:
+    return f", the last of {run.starts} starts" if run.starts > 1 else ""
 
 
 def _listed(counts: dict[str, int]) -> str:

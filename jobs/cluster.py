@@ -14,7 +14,7 @@ from rich.console import Console
 from pipeline.build import Pools
 from schemas import errors
 from schemas.errors import ResourceError
-from schemas.job import Resources
+from schemas.job import Job, Resources
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def plan_actors(num_items: int) -> int:
     return max(1, min(cpus, math.ceil(num_items / 256)))
 
 
-def pools(resources: Resources) -> Pools:
+def pools(job: Job) -> Pools:
     """Fit the job's actors into the cluster.
 
     Raises:
@@ -104,7 +104,8 @@ def pools(resources: Resources) -> Pools:
     import ray
 
     have = ray.cluster_resources()
-    return fit_pools(resources, have.get("CPU", 0.0), have.get("GPU", 0.0))
+    gpus = 0.0 if job.model.device == "cpu" else have.get("GPU", 0.0)
+    return fit_pools(job.resources, have.get("CPU", 0.0), gpus)
 
 
 def fit_pools(resources: Resources, cpus: float, gpus: float) -> Pools:
@@ -139,20 +140,30 @@ def fit_pools(resources: Resources, cpus: float, gpus: float) -> Pools:
 
 @contextmanager
 def actor_errors() -> Iterator[None]:
-    """Let a UserError that stopped an actor's start reach the user as itself.
-
-    Ray keeps of an error in an actor's __init__ only the text of its traceback.
+    """Let a UserError that stopped an actor reach the user as itself.
 
     Raises:
         UserError: as raised in the actor.
+        ResourceError: an actor's process died again and again.
     """
     import ray
 
     try:
         yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, errors.UserError):
+            raise error.cause from None
+        raise
     except ray.exceptions.RayActorError as error:
+        # Of an error in an actor's __init__ Ray keeps only the text of its traceback.
         found = re.search(r"^schemas\.errors\.(\w+): (.+)", str(error), re.MULTILINE | re.DOTALL)
         kind = getattr(errors, found[1], None) if found else None
         if found and isinstance(kind, type) and issubclass(kind, errors.UserError):
             raise kind(found[2].strip()) from None
-        raise
+        if error.actor_init_failed:
+            raise
+        raise ResourceError(
+            "a worker process died again and again: out of memory, or a file that crashes its "
+            "decoder; what was committed is kept, and the same command goes on from there. Ray "
+            f"says: {' '.join(str(error).split())[:500]}"
+        ) from None

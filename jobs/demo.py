@@ -41,7 +41,7 @@ def run(folder: Path, console: Console) -> None:
     )
     finished = annotate.run(job, console)
     rows = ds.dataset(output / "annotations", partitioning="hive").to_table(
-        filter=ds.field("run_id") == finished.run_id
+        filter=ds.field("recipe_id") == finished.fingerprint["recipe"]
     )
     print_rows(rows, archive, console)
     console.print(

@@ -23,7 +23,7 @@ from pipeline.read_manifest import manifest_digest, read_manifest, scan
 from pipeline.recipe import recipe
 from pipeline.storage import Storage, join, shown
 from pipeline.write import read_parquet, write_parquet
-from schemas.errors import ManifestError
+from schemas.errors import ErrorType, ManifestError, StorageError
 from schemas.job import Job
 from schemas.manifest import MediaItem
 from schemas.unit import UNIT, UnitStatus
@@ -66,10 +66,12 @@ def open_job(job: Job) -> Opened:
 
 def _with_absolute_paths(job: Job) -> Job:
     """Local paths start at the driver's folder; its actors may stand in another."""
-    model = job.model
-    if Path(model.source).is_dir():
-        model = model.model_copy(update={"source": str(Path(model.source).resolve())})
-    output = job.output if "://" in job.output else os.path.abspath(job.output)
+    model, folder = job.model, Path(job.model.source).expanduser()
+    if folder.is_dir():
+        model = model.model_copy(update={"source": str(folder.resolve())})
+    output = job.output
+    if "://" not in output:
+        output = os.path.abspath(os.path.expanduser(output))
     return job.model_copy(update={"model": model, "output": output})
 
 
@@ -114,8 +116,20 @@ def make_plan(opened: Opened, console: Console) -> pa.Table:
         [("predicted_cost", "descending"), ("unit_id", "ascending")]
     )
     _check_distinct(table)
+    _check_access(table)
     write_parquet(table, uri, opened.storage)
     return table
+
+
+def _check_access(table: pa.Table) -> None:
+    """A storage that has or gives nothing is a mistake of the job, not of each of its items."""
+    kinds = pc.struct_field(table["error"], "type")
+    barred = pa.array(
+        [ErrorType.MEDIA_DENIED, ErrorType.MEDIA_MISSING, ErrorType.STORAGE_FAILED], pa.string()
+    )
+    if pc.all(pc.is_in(kinds, barred)).as_py():
+        message = table["error"][0].as_py()["message"]
+        raise StorageError(f"none of the {table.num_rows:,} media can be read, such as {message}")
 
 
 def _check_distinct(table: pa.Table) -> None:

@@ -50,7 +50,6 @@ ANSWER_STATUS = {
     AnswerStatus.REPAIRED: "Read after mending; `note` says what was mended.",
     AnswerStatus.UNPARSED: "No typed answer could be read; the raw text is kept.",
     AnswerStatus.TRUNCATED: "Cut at `max_new_tokens`; what could be read is kept.",
-    AnswerStatus.LOOPED: "The model repeated itself; what came before is kept.",
     AnswerStatus.FAILED: "The unit failed before or in the engine.",
 }
 

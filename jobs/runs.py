@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.build import code_digest
 from pipeline.recipe import differences, recipe_id
-from pipeline.storage import Storage, join
+from pipeline.storage import Storage, join, shown
 from pipeline.write import RunKey, write_json
 from schemas.annotation import SCHEMA_VERSION
 from schemas.errors import StorageError
@@ -32,6 +32,7 @@ class Run:
     """
 
     run_id: str
+    name: str
     run_date: str
     status: str
     fingerprint: dict[str, str]
@@ -59,7 +60,7 @@ class Run:
             StorageError: the output cannot be written.
         """
         content = dataclasses.asdict(self) | {
-            "job": job.public_dict(),
+            "job": _without_secrets(job.public_dict()),
             "versions": _versions() | {"code": code_digest(), "python": platform.python_version()},
         }
         write_json(content, join(self.folder(job.output), "run.json"), storage)
@@ -80,7 +81,7 @@ def open_run(
         "recipe": recipe_id(recipe),
         "schema_version": str(SCHEMA_VERSION),
     }
-    earlier = [run for run in _runs(job, storage) if run.run_id.startswith(f"{job.name}-")]
+    earlier = [run for run in _runs(job, storage) if run.name == job.name]
     for run in earlier:
         if run.fingerprint == fingerprint:
             return run, []
@@ -88,6 +89,7 @@ def open_run(
     short = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:6]
     fresh = Run(
         run_id=f"{job.name}-{now:%Y%m%d}-{short}",
+        name=job.name,
         run_date=f"{now:%Y-%m-%d}",
         status="running",
         fingerprint=fingerprint,
@@ -117,6 +119,15 @@ def _runs(job: Job, storage: Storage) -> list[Run]:
                 "give another output"
             ) from None
     return runs
+
+
+def _without_secrets(value: Any) -> Any:
+    """Leave passwords and signatures out of the uris of a job."""
+    if isinstance(value, dict):
+        return {key: _without_secrets(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(part) for part in value]
+    return shown(value) if isinstance(value, str) else value
 
 
 def _versions() -> dict[str, str]:

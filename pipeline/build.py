@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.decode import decode_unit
 from pipeline.parse import TASKS
@@ -45,7 +44,7 @@ from schemas.unit import (
 logger = logging.getLogger(__name__)
 
 PLAN_BATCH_ITEMS = 64
-_MAX_BATCH_BYTES = 1 << 30
+MAX_TASK_RETRIES = 3
 
 COMMITTED = pa.schema(
     [
@@ -217,14 +216,10 @@ def build_plan(
     import ray
 
     blocks = max(num_actors, -(-len(items) // PLAN_BATCH_ITEMS))
-    return ray.data.from_items(
-        [{"item": item} for item in items], override_num_blocks=blocks
-    ).map_batches(
-        Plan,
-        fn_constructor_args=(job, max_model_len, storage, code_digest()),
-        batch_size=PLAN_BATCH_ITEMS,
-        num_cpus=1,
-        compute=ray.data.ActorPoolStrategy(size=num_actors),
+    rows = ray.data.from_items([{"item": item} for item in items], override_num_blocks=blocks)
+    args = (job, max_model_len, storage, code_digest())
+    return stage(
+        rows, Plan, args, num_actors, num_cpus=1, batch_size=PLAN_BATCH_ITEMS, batch_format="numpy"
     )
 
 
@@ -238,62 +233,55 @@ def build_annotate(
 ) -> Any:
     """The run's chain, as a lazy Ray Dataset of COMMITTED rows.
 
-    blocks: the units to do, longest first, in pieces of about equal cost.
+    blocks: the units to do, longest first, in pieces of about equal cost. A piece stays together
+    up to the engine, which forms its batches out of it by tokens.
     """
     import ray
 
-    def pool(size: int) -> Any:
-        return ray.data.ActorPoolStrategy(size=size)
-
     code = code_digest()
-    return (
-        ray.data.from_arrow(blocks)
-        .map_batches(
-            Prepare,
-            fn_constructor_args=(job, storage, code),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=pools.cpus_per_decoder,
-            compute=pool(pools.decoders),
-        )
-        .map_batches(
-            Generate,
-            fn_constructor_args=(job, code),
-            batch_size=engine_batch_units(blocks, job.resources.max_batch_tokens),
-            batch_format="pyarrow",
-            num_cpus=pools.cpus_per_replica,
-            num_gpus=pools.gpus_per_replica,
-            compute=pool(pools.replicas),
-        )
-        .map_batches(
-            Commit,
-            fn_constructor_args=(job, key, storage, code),
-            batch_size=units_per_file,
-            batch_format="pyarrow",
-            num_cpus=0,
-            compute=pool(1),
-        )
+    units = ray.data.from_arrow(blocks)
+    prepared = stage(
+        units, Prepare, (job, storage, code), pools.decoders, num_cpus=pools.cpus_per_decoder
     )
+    answered = stage(
+        prepared,
+        Generate,
+        (job, code),
+        pools.replicas,
+        num_cpus=pools.cpus_per_replica,
+        num_gpus=pools.gpus_per_replica,
+    )
+    args = (job, key, storage, code)
+    return stage(answered, Commit, args, 1, num_cpus=0, batch_size=units_per_file)
 
 
-def engine_batch_units(blocks: list[pa.Table], max_batch_tokens: int) -> int:
-    """Units to hand to an engine at a time: about a token batch, within a gigabyte of frames.
+def stage(
+    dataset: Any,
+    cls: type[Any],
+    args: tuple[Any, ...],
+    num_actors: int,
+    *,
+    num_cpus: float,
+    num_gpus: float = 0,
+    batch_size: int | None = None,
+    batch_format: str = "pyarrow",
+) -> Any:
+    """Map a dataset by a fixed pool of actors.
 
-    The engine forms its batches by tokens out of these.
+    batch_size: rows for each call; None: block by block, as they come.
+
+    An actor that dies is started again, and its batch is tried again, a few times: Ray Data would
+    try for ever. After that the run stops.
     """
-    units = pa.concat_tables(blocks)
-    units = units.filter(pc.is_valid(units["sampling"]))
-    if not units.num_rows:
-        return 64
-    sides = [
-        pc.cast(pc.struct_field(units["sampling"], name), pa.int64())
-        for name in ("num_frames", "resized_height", "resized_width")
-    ]
-    pixels = pc.multiply(pc.multiply(sides[0], sides[1]), sides[2])
-    mean_cost, mean_bytes = pc.mean(units["predicted_cost"]).as_py(), 3 * pc.mean(pixels).as_py()
-    by_tokens = max_batch_tokens / max(mean_cost, 1.0)
-    by_bytes = _MAX_BATCH_BYTES / max(mean_bytes, 1.0)
-    return max(1, min(256, int(by_tokens), int(by_bytes)))
+    import ray
 
-
-__all__ = ["COMMITTED", "Pools", "build_annotate", "build_plan", "code_digest"]
+    return dataset.map_batches(
+        cls,
+        fn_constructor_args=args,
+        batch_size=batch_size,
+        batch_format=batch_format,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        compute=ray.data.ActorPoolStrategy(size=num_actors),
+        max_task_retries=MAX_TASK_RETRIES,
+    )

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 from av.container import InputContainer
@@ -21,6 +21,15 @@ from schemas.errors import ErrorType, UnitError
 av.logging.set_level(av.logging.PANIC)  # a broken file is a row in the output, not a line on stderr
 
 
+class _Nameless:
+    """A file without its name, by whose extension FFmpeg would guess the container."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read = file.read
+        self.seek = file.seek
+        self.tell = file.tell
+
+
 @contextmanager
 def open_video(media: MediaFile) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open the first real video stream (not cover art) of a container.
@@ -30,8 +39,13 @@ def open_video(media: MediaFile) -> Iterator[tuple[InputContainer, VideoStream]]
     """
     with unreadable("the container cannot be opened"):
         media.file.seek(0)
-        # Not the path: FFmpeg would guess by the extension, and a wrong one would mislead it.
-        container = av.open(media.file, mode="r", metadata_errors="replace")
+        container = av.open(
+            _Nameless(media.file),
+            mode="r",
+            metadata_errors="replace",
+            # A playlist must not make FFmpeg open other files, or addresses inside the cluster.
+            options={"protocol_whitelist": ""},
+        )
     try:
         pictures = av.stream.Disposition.attached_pic
         streams = [s for s in container.streams.video if not s.disposition & pictures]

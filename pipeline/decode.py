@@ -9,6 +9,7 @@ Both choose frames by one rule: frame k is the one on display at the k-th planne
 
 import dataclasses
 import functools
+import io
 import json
 import logging
 import re
@@ -17,7 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import av
 import numpy as np
+from av.video.reformatter import Interpolation
 from PIL import Image
 
 from pipeline.container import (
@@ -37,8 +40,8 @@ from schemas.unit import Media, Sampling, Unit
 logger = logging.getLogger(__name__)
 
 MAX_TORCHCODEC_BYTES = 64 << 20
-"""torchcodec needs the times of all packets of a file, and remote files in memory. Above this size
-PyAV reads just the stretch that the unit needs."""
+"""torchcodec needs the times of all packets of a file, and remote files in memory. Above this size,
+and for a small part of a remote file, PyAV reads just the stretch that the unit needs."""
 
 _TRUNCATED_SECONDS = 1.0
 
@@ -86,7 +89,7 @@ def decode_unit(
     """Decode the planned frames of ``unit``.
 
     decoder: ``auto``, ``torchcodec`` or ``pyav``, for videos. Even ``torchcodec`` leaves to PyAV
-        what it cannot do exactly: transparency, MPEG-TS, and stretches of large files.
+        what it cannot do exactly: transparency, 10 bits, MPEG-TS, stretches of large files.
     num_threads: decoding threads.
 
     Raises:
@@ -104,14 +107,10 @@ def decode_unit(
             _check_size(media, image.width, image.height)
             pixels = resize(image, sampling.resized_height, sampling.resized_width)[None]
             return Frames(pixels=pixels, decoder="pillow", bytes_read=file.bytes_read)
-        source = None if decoder == "pyav" else _torchcodec_source(media, file)
-        with open_video(file) as (container, stream):
-            if source is not None:
-                times, _ = packet_times(container, stream)
-                found = _torchcodec_frames(source, stream, times, media, sampling, num_threads)
-                _check_not_truncated(container, stream, times[-1] if times else None, sampling)
-                if found is not None:
-                    return dataclasses.replace(found, bytes_read=file.bytes_read)
+        if decoder != "pyav" and _suits_torchcodec(media, sampling, file):
+            found = _by_torchcodec(media, sampling, file, num_threads)
+            if found is not None:
+                return dataclasses.replace(found, bytes_read=file.bytes_read)
         for seek in (True, False):  # a seek that lands too late is made good from the start
             with open_video(file) as (container, stream):
                 found = _pyav_frames(container, stream, media, sampling, num_threads, seek=seek)
@@ -144,7 +143,7 @@ def _check_unchanged(media: Media, file: MediaFile) -> None:
         raise UnitError(
             ErrorType.MEDIA_CHANGED,
             f"the object changed after the plan: {media.content_version} was planned, "
-            f"{file.content_version} is there now; run again to plan it anew",
+            f"{file.content_version} is there now; a new run plans it anew",
         )
 
 
@@ -156,18 +155,40 @@ def _check_size(media: Media, width: int, height: int) -> None:
         )
 
 
-def _torchcodec_source(media: Media, file: MediaFile) -> Any:
-    """What torchcodec should open, or None if this video is PyAV's."""
-    if torchcodec_problem() is not None or media.has_alpha:
-        return None  # torchcodec yields RGB: an alpha plane would be dropped, not put onto white
+def _suits_torchcodec(media: Media, sampling: Sampling, file: MediaFile) -> bool:
+    """Whether torchcodec gives exactly PyAV's frames here, and without reading more than it."""
+    if torchcodec_problem() is not None or file.size_bytes > MAX_TORCHCODEC_BYTES:
+        return False
+    if media.has_alpha or _is_deep(media.pixel_format):
+        return False  # RGB without alpha; and FFmpeg's versions round 10 bits differently
     if media.container and "mpegts" in media.container:
-        return None  # no index: torchcodec 0.13 seeks to wrong frames there
-    if file.size_bytes > MAX_TORCHCODEC_BYTES:
-        return None
+        return False  # no index: torchcodec 0.13 seeks to wrong frames there
+    stretch = (sampling.end_seconds or 0.0) - (sampling.start_seconds or 0.0)
+    return file.local_path is not None or stretch >= 0.5 * (media.duration_seconds or 0.0)
+
+
+def _is_deep(pixel_format: str | None) -> bool:
+    """Whether a pixel format has more than 8 bits a component."""
+    if pixel_format is None:
+        return False
+    return any(c.bits > 8 for c in av.VideoFormat(pixel_format).components)
+
+
+def _by_torchcodec(
+    media: Media, sampling: Sampling, file: MediaFile, num_threads: int
+) -> Frames | None:
+    """Decode a whole file with torchcodec; a remote one is read once, into memory."""
     if file.local_path is not None:
-        return file.local_path
-    file.file.seek(0)
-    return file.file.read()
+        source: Any = file.local_path
+    else:
+        parts = iter(functools.partial(file.file.read, 1 << 20), b"")
+        source = b"".join(parts)
+        file = dataclasses.replace(file, file=io.BytesIO(source))
+    with open_video(file) as (container, stream):
+        times, _ = packet_times(container, stream)
+        found = _torchcodec_frames(source, stream, times, media, sampling, num_threads)
+        _check_not_truncated(container, stream, times[-1] if times else None, sampling)
+        return found
 
 
 def _torchcodec_frames(
@@ -344,7 +365,9 @@ def _upright_rgb(frame: Any, has_alpha: bool) -> Image.Image:
     if has_alpha:
         picture = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba"), mode="RGBA"))
     else:
-        picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
+        # Deeper chroma is interpolated as FFmpeg's own tools do.
+        way = Interpolation.BICUBIC if _is_deep(frame.format.name) else None
+        picture = Image.fromarray(frame.to_ndarray(format="rgb24", interpolation=way))
     turn = {
         90: Image.Transpose.ROTATE_90,
         180: Image.Transpose.ROTATE_180,

@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipeline.storage import MediaFile
 from schemas.errors import ErrorType, UnitError
@@ -18,6 +18,15 @@ Image.MAX_IMAGE_PIXELS = None  # checked here, against the limit above, with a m
 
 # EXIF orientation -> clockwise degrees; 2, 4, 5 and 7 are mirrored as well.
 _ROTATIONS = {1: 0, 2: 0, 3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _ORIENTATION = 0x0112
 
 try:
@@ -52,12 +61,20 @@ def open_image(media: MediaFile) -> Image.Image:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int, int]:
-    """Width, height and clockwise rotation of an image as displayed, after its EXIF orientation."""
-    orientation = image.getexif().get(_ORIENTATION, 1)
-    rotation = _ROTATIONS.get(orientation, 0)
+    """Width, height and clockwise rotation of an image as displayed, by its EXIF orientation."""
+    rotation = _ROTATIONS.get(_orientation(image), 0)
     if rotation in (90, 270):
         return image.height, image.width, rotation
     return image.width, image.height, rotation
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8, from the header; a PNG's EXIF after its pixels does not count."""
+    if image.format != "PNG":
+        return int(image.getexif().get(_ORIENTATION, 1))
+    exif = Image.Exif()  # getexif() of a PNG would decode the pixels to look behind them
+    exif.load(image.info.get("exif", b""))
+    return int(exif.get(_ORIENTATION, 1))
 
 
 def load_image(media: MediaFile) -> Image.Image:
@@ -68,8 +85,9 @@ def load_image(media: MediaFile) -> Image.Image:
     """
     image = open_image(media)
     try:
+        turn = _TURNS.get(_orientation(image))
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(image.transpose(turn) if turn is not None else image)
     except MemoryError as error:
         raise UnitError(ErrorType.MEDIA_TOO_LARGE, f"no memory for {image.size} pixels") from error
     except (

@@ -39,7 +39,10 @@ def probe_image(media: MediaFile) -> Media:
         UnitError: not an image, broken, or more than MAX_IMAGE_PIXELS.
     """
     image = open_image(media)
-    width, height, rotation = upright_size(image)
+    try:
+        width, height, rotation = upright_size(image)
+    except Exception as error:  # hostile EXIF: Pillow's reader raises many exceptions
+        raise UnitError(ErrorType.MEDIA_UNREADABLE, f"broken image header: {error}") from error
     return Media(
         media_type="image",
         content_version=media.content_version,

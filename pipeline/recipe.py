@@ -33,11 +33,20 @@ def recipe(job: Job, model_identity: str) -> dict[str, Any]:
             for question in job.questions()
         },
         # Both decoders give the same frames: which one ran is in the row, not in the recipe.
-        "sampling": job.sampling.model_dump(mode="json", exclude={"decoder"}),
+        "sampling": job.sampling.model_dump(mode="json", exclude={"decoder"} | _idle_sampling(job)),
         "budget": job.budget.model_dump(mode="json"),
-        "generation": job.generation.model_dump(mode="json"),
+        "generation": job.generation.model_dump(mode="json", exclude=_idle_generation(job)),
         "layout": PAIR_LAYOUT,
     }
+
+
+def _idle_sampling(job: Job) -> set[str]:
+    """Settings that another one puts out of force."""
+    return {"fps", "min_frames", "max_frames"} if job.sampling.num_frames is not None else set()
+
+
+def _idle_generation(job: Job) -> set[str]:
+    return {"seed", "top_p", "top_k"} if job.generation.temperature == 0 else set()
 
 
 def recipe_id(recipe: dict[str, Any]) -> str:

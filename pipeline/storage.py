@@ -177,7 +177,7 @@ class Storage:
                 return
             os.makedirs(os.path.dirname(path), exist_ok=True)
             pending = os.path.join(
-                os.path.dirname(path), f".pending-{os.getpid()}-{os.path.basename(path)}"
+                os.path.dirname(path), f".{os.path.basename(path)}.pending-{os.getpid()}"
             )
             try:
                 with open(pending, "wb") as file:
@@ -189,6 +189,16 @@ class Storage:
                 with suppress(FileNotFoundError):
                     os.unlink(pending)
                 raise
+
+    def remove(self, uri: str) -> None:
+        """Remove an object; one that is gone already is fine.
+
+        Raises:
+            StorageError: the storage refused or failed.
+        """
+        with suppress(FileNotFoundError), storage_errors(uri):
+            fs, path = self.filesystem(uri)
+            fs.rm_file(path)
 
     def list_files(self, uri: str, pattern: str = "*") -> list[dict[str, Any]]:
         """List the files below ``uri`` that match ``pattern``, sorted: uri, size, version.
@@ -238,7 +248,8 @@ def _protocol(uri: str) -> str:
     if uri.startswith("data:"):
         return "data"
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
-    return found[1] if found else "file"
+    protocol = found[1].lower() if found else "file"
+    return "s3" if protocol == "s3a" else protocol
 
 
 def _is_local(fs: Any) -> bool:

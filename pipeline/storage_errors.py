@@ -1,10 +1,13 @@
 """Name what a storage library raised: each has exceptions of its own, people get a closed list."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from schemas.errors import ErrorType, StorageError, UnitError
+
+_SECRET = re.compile(r"sig|token|key|credential|password|secret", re.IGNORECASE)
 
 
 class PrivateAddressError(OSError):
@@ -12,10 +15,16 @@ class PrivateAddressError(OSError):
 
 
 def shown(uri: str) -> str:
-    """Shorten a uri for a message or an output row: a data: uri is its type and its hash."""
+    """Make a uri fit for a message or an output row: short, and without secrets.
+
+    A data: uri is its type and its hash; https urls lose their password and signed query.
+    """
     if uri.startswith("data:"):
         head, _, content = uri.partition(",")
         return f"{head[:60]},sha256={hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    if uri.startswith(("http://", "https://")):
+        head, question, query = re.sub(r"^(\w+://)[^/@]*@", r"\1", uri).partition("?")
+        return f"{head}{question}{'...' if _SECRET.search(query) else query}"
     return uri
 
 

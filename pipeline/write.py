@@ -1,20 +1,22 @@
 """Turn answered units into annotation rows, and commit them as Parquet.
 
-One file is one commit: it is written whole or not at all, its name follows from the run and the
-units in it, and it holds all that is known of them. So a task that Ray runs twice writes the same
-file twice, a killed run leaves only whole files, and the next one reads from them what is done.
+One file is one commit: it is written whole or not at all, its name follows from the run, the
+recipe and the units in it, and it holds all that is known of them. So a task that Ray runs twice
+writes the same file twice, a killed run leaves only whole files, and the next one reads from them
+what is done.
 """
 
 import dataclasses
 import hashlib
 import io
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.parse import TASKS, Answer, parse_answer
@@ -123,11 +125,6 @@ def _responses(
     ]
 
 
-def annotations_folder(output: str, key: RunKey) -> str:
-    """The folder of a run's part files."""
-    return join(output, "annotations", f"run_date={key.run_date}")
-
-
 def write_part(
     rows: Iterable[dict[str, Any]], output: str, key: RunKey, storage: Storage
 ) -> pa.Table:
@@ -138,10 +135,14 @@ def write_part(
     """
     ordered = sorted(rows, key=_reading_order)
     table = pa.Table.from_pylist(ordered, schema=ANNOTATION)
-    ids = "\n".join(sorted(table["unit_id"].to_pylist()))
-    name = f"part-{key.run_id}-{hashlib.sha256(ids.encode()).hexdigest()[:16]}.parquet"
-    write_parquet(table, join(annotations_folder(output, key), name), storage)
+    folder = join(output, "annotations", f"run_date={key.run_date}")
+    write_parquet(table, join(folder, _part_name(table, key.run_id, key.recipe_id)), storage)
     return table
+
+
+def _part_name(table: pa.Table, run_id: str, recipe_id: str) -> str:
+    ids = "\n".join(sorted(table["unit_id"].to_pylist()))
+    return f"part-{run_id}-{recipe_id}-{hashlib.sha256(ids.encode()).hexdigest()[:16]}.parquet"
 
 
 def _reading_order(row: dict[str, Any]) -> tuple[str, float]:
@@ -169,37 +170,9 @@ def read_parquet(uri: str, storage: Storage, columns: list[str] | None = None) -
     return pq.ParquetFile(io.BytesIO(storage.read_bytes(uri))).read(columns=columns)
 
 
-@dataclass
-class Committed:
-    """What the committed rows of a run come to. ``rows`` counts them by unit id."""
-
-    rows: Counter[str] = field(default_factory=Counter)
-    status: Counter[str] = field(default_factory=Counter)
-    errors: Counter[str] = field(default_factory=Counter)
-    answers: Counter[str] = field(default_factory=Counter)
-    decoders: Counter[str] = field(default_factory=Counter)
-    sums: Counter[str] = field(default_factory=Counter)
-
-    def add(self, table: pa.Table) -> None:
-        """Count the rows of one file."""
-        for row in table.to_pylist():
-            self.rows[row["unit_id"]] += 1
-            self.status[row["status"]] += 1
-            if row["error"]:
-                self.errors[row["error"]["type"]] += 1
-            sampling, timings = row["sampling"] or {}, row["timings"]
-            if sampling.get("decoder"):
-                self.decoders[sampling["decoder"]] += 1
-            for response in row["responses"]:
-                self.answers[response["status"]] += 1
-                self.sums["output_tokens"] += response["num_output_tokens"] or 0
-                self.sums["prompt_tokens"] += response["num_prompt_tokens"] or 0
-            for name in ("decode_seconds", "engine_seconds"):
-                self.sums[name] += timings[name]
-
-
 _COUNTED = [
     "unit_id",
+    "run_id",
     "status",
     "error.type",
     "sampling.decoder",
@@ -211,17 +184,54 @@ _COUNTED = [
 ]
 
 
-def committed(output: str, key: RunKey, storage: Storage) -> Committed:
-    """Read what a run has committed so far; media, answers and texts stay unread.
+def committed(output: str, recipe_id: str, storage: Storage) -> list[dict[str, Any]]:
+    """Read which units have a row under a recipe, from any run, and how it came out.
+
+    Each is a row of the table with few of its columns, and ``file``, the uri of its part.
 
     Raises:
         StorageError: the storage refused or failed.
     """
-    found = Committed()
-    pattern = f"part-{key.run_id}-*.parquet"
-    for file in storage.list_files(annotations_folder(output, key), pattern):
-        found.add(read_parquet(file["uri"], storage, _COUNTED))
-    return found
+    folder = join(output, "annotations")
+    files = storage.list_files(folder, f"*/part-*-{recipe_id}-*.parquet")
+
+    def read(file: dict[str, Any]) -> list[dict[str, Any]]:
+        rows = read_parquet(file["uri"], storage, _COUNTED).to_pylist()
+        return [row | {"file": file["uri"]} for row in rows]
+
+    with ThreadPoolExecutor(16) as pool:
+        return [row for rows in pool.map(read, files) for row in rows]
+
+
+def settle(rows: list[dict[str, Any]], storage: Storage) -> list[dict[str, Any]]:
+    """Leave one row for each unit, the best, where runs beside each other wrote several.
+
+    rows: what ``committed`` read. The choice follows from the rows alone, so that two drivers make
+    the same one. A part that loses rows is written anew without them, then the old one is removed.
+
+    Returns the rows that stay.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    ranks = {UnitStatus.OK: 0, UnitStatus.PARTIAL: 1, UnitStatus.FAILED: 2}
+    best: dict[str, tuple[int, str]] = {}
+    for row in rows:
+        rank = (ranks[row["status"]], row["file"])
+        best[row["unit_id"]] = min(best.get(row["unit_id"], rank), rank)
+    losers: dict[str, list[str]] = {}
+    for row in rows:
+        if best[row["unit_id"]][1] != row["file"]:
+            losers.setdefault(row["file"], []).append(row["unit_id"])
+    for file, ids in losers.items():
+        table = read_parquet(file, storage)
+        kept = table.filter(pc.invert(pc.is_in(table["unit_id"], pa.array(ids, pa.string()))))
+        if kept.num_rows:
+            first = kept.slice(0, 1).to_pylist()[0]
+            name = _part_name(kept, first["run_id"], first["recipe_id"])
+            write_parquet(kept, f"{file.rpartition('/')[0]}/{name}", storage)
+        storage.remove(file)
+    return [row for row in rows if best[row["unit_id"]][1] == row["file"]]
 
 
 def write_json(content: dict[str, Any], uri: str, storage: Storage) -> None:

@@ -24,7 +24,7 @@ RESPONSE = pa.struct(
         described(
             "status",
             pa.string(),
-            "ok, repaired, unparsed, truncated, looped or failed",
+            "ok, repaired, unparsed, truncated or failed",
             nullable=False,
         ),
         described("note", pa.string(), "what was repaired, or why it could not be read"),

@@ -41,7 +41,8 @@ class ErrorType(StrEnum):
     MEDIA_DENIED = (
         "media_denied",
         "The storage refused the credentials, or the uri leads to a private address.",
-        "Give the job read access; `input.allow_private_hosts` lets it reach hosts inside.",
+        "Give the job read access (`input.allow_private_hosts` lets it reach hosts inside), and "
+        "another `name`: a new run tries these units again.",
     )
     MEDIA_UNREADABLE = (
         "media_unreadable",
@@ -61,12 +62,12 @@ class ErrorType(StrEnum):
     MEDIA_CHANGED = (
         "media_changed",
         "The object is not the one that was planned.",
-        "Run the job again: a changed manifest or object makes a new run with a new plan.",
+        "Scan again, or give the job another `name`: a new run plans it anew.",
     )
     STORAGE_FAILED = (
         "storage_failed",
         "The storage did not answer, after retries.",
-        "Retry later.",
+        "Give the job another `name` later: a new run tries these units again, and only these.",
     )
     OVER_CONTEXT = (
         "over_context",
@@ -93,6 +94,18 @@ class ErrorType(StrEnum):
         "The engine raised on this unit.",
         "Retry; if it comes again, please report the message.",
     )
+
+
+PASSING = frozenset(
+    {
+        ErrorType.MEDIA_DENIED,
+        ErrorType.MEDIA_CHANGED,
+        ErrorType.STORAGE_FAILED,
+        ErrorType.OUT_OF_MEMORY,
+        ErrorType.ENGINE_FAILED,
+    }
+)
+"""Errors that may be gone another time: a new run tries these units again."""
 
 
 class UserError(Exception):

@@ -15,7 +15,6 @@ class AnswerStatus(StrEnum):
     REPAIRED = "repaired"  # parsed after mending; `note` says what was mended
     UNPARSED = "unparsed"  # no typed answer could be read; the raw text is kept
     TRUNCATED = "truncated"  # cut at max_new_tokens; what could be read is kept
-    LOOPED = "looped"  # the model repeated itself
     FAILED = "failed"  # the unit failed before or in the engine
 
 

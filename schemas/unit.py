@@ -195,8 +195,8 @@ class Unit:
     error: ErrorRecord | None = None
 
     def failed(self, error: ErrorRecord) -> Self:
-        """The same unit, as one that cannot be done."""
-        return dataclasses.replace(self, status=UnitStatus.FAILED, error=error)
+        """The same unit, as one that cannot be done; it costs nothing more."""
+        return dataclasses.replace(self, status=UnitStatus.FAILED, error=error, predicted_cost=0.0)
 
 
 UNIT = pa.schema(

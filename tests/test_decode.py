@@ -48,6 +48,7 @@ def clips(tmp_path_factory) -> dict[str, Path]:
         "late mp4": clip(folder, "late.mp4", fps=10, start_seconds=1.5),
         "late ts": clip(folder, "late.ts", fps=25, start_seconds=600.0, max_b_frames=2),
         "hevc": clip(folder, "hevc.mp4", codec="libx265", fps=25),
+        "hevc 10 bit": clip(folder, "hevc10.mp4", codec="libx265", fps=25, pix_fmt="yuv420p10le"),
         "vp9": clip(folder, "vp9.webm", codec="libvpx-vp9", fps=25),
         "av1": clip(folder, "av1.mp4", codec="libsvtav1", fps=25),
         "turned": clip(folder, "turned.mp4", fps=10, rotation=90),
@@ -63,6 +64,7 @@ NAMES = [
     "late mp4",
     "late ts",
     "hevc",
+    "hevc 10 bit",
     "vp9",
     "av1",
     "turned",
@@ -94,7 +96,11 @@ def test_pixels_are_ffmpegs_resized_bicubic(clips, name: str, decoder: str):
     assert frames.pixels.dtype == np.uint8
     for pixels, index in zip(frames.pixels, frames.frame_indices, strict=True):
         expected = resize(Image.fromarray(full[index]), height, width)
-        assert np.abs(pixels.astype(int) - expected).max() <= PIXEL_TOLERANCE
+        difference = np.abs(pixels.astype(int) - expected)
+        if name == "hevc 10 bit":  # FFmpeg's versions interpolate deep chroma each in its own way
+            assert difference.mean() < 2
+        else:
+            assert difference.max() <= PIXEL_TOLERANCE
 
 
 @needs_torchcodec
@@ -103,7 +109,8 @@ def test_both_decoders_give_the_same(clips, name: str):
     unit = video_unit(clips[name], SamplingSpec(fps=5))
     pyav = decode_unit(unit, Storage(), decoder="pyav")
     other = decode_unit(unit, Storage(), decoder="torchcodec")
-    assert other.decoder == ("pyav" if name == "late ts" else "torchcodec")
+    exact_by_pyav_only = name in ("late ts", "hevc 10 bit")
+    assert other.decoder == ("pyav" if exact_by_pyav_only else "torchcodec")
     assert other.pts_seconds == pyav.pts_seconds
     assert other.frame_indices == pyav.frame_indices
     difference = np.abs(pyav.pixels.astype(int) - other.pixels)

@@ -1,6 +1,6 @@
 """The plan: exact counts from headers, refusals with numbers, few bytes read."""
 
-import dataclasses
+import io
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,10 +11,12 @@ import pytest
 from clips import ffprobe_pts, needs_ffprobe, numbered_frames
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from jobs.encode_clip import encode_clip
 from pipeline.build import Prepare, code_digest
 from pipeline.container import open_video
+from pipeline.decode import decode_unit
 from pipeline.plan import Planner, planned_pts
 from pipeline.probe import VideoProbe
 from pipeline.prompt import pair_seconds
@@ -284,5 +286,64 @@ def test_planning_a_large_file_reads_headers_not_the_file(
     assert unit.media.size_bytes == len(handler.content)
     assert 0 < handler.sent < most * len(handler.content), handler.sent / len(handler.content)
     local = plan(checkpoint, item(path))[0]
-    assert dataclasses.replace(local.sampling) == unit.sampling
+    assert local.sampling == unit.sampling
     assert local.prompts == unit.prompts
+    # Decoding it from there reads each byte once and gives the same frames.
+    handler.sent = 0
+    remote = decode_unit(unit, Storage(allow_private_hosts=True), decoder="pyav")
+    assert remote.bytes_read == handler.sent
+    assert handler.sent < 1.1 * len(handler.content)
+    assert (remote.pixels == decode_unit(local, Storage(), decoder="pyav").pixels).all()
+
+
+@pytest.mark.parametrize(("format", "most"), [("PNG", 0.05), ("JPEG", 0.2), ("TIFF", 0.2)])
+def test_planning_a_large_image_reads_its_header(
+    tmp_path: Path, checkpoint: Path, server, format: str, most: float
+):
+    handler, url = server
+    pixels = np.random.default_rng(0).integers(0, 255, (1200, 1600, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format)
+    handler.content = buffer.getvalue()
+    planner = Planner(job(checkpoint), CONTEXT, Storage(allow_private_hosts=True))
+    (unit,) = planner.plan([item(f"{url}/a.{format.lower()}")])
+    assert (unit.media.width, unit.media.height) == (1600, 1200)
+    assert handler.sent < most * len(handler.content), handler.sent / len(handler.content)
+
+
+def test_windows_of_a_remote_clip_read_about_what_they_need(
+    tmp_path: Path, checkpoint: Path, server
+):
+    handler, url = server
+    path = tmp_path / "noise.mp4"
+    noise = np.random.default_rng(0).integers(0, 255, (400, 240, 320, 3), dtype=np.uint8)
+    encode_clip(path, noise, fps=10, gop_size=10, container_options={"movflags": "+faststart"})
+    handler.content = path.read_bytes()
+    sampling = {"segmentation": {"kind": "window", "seconds": 8}}
+    storage = Storage(allow_private_hosts=True)
+    planner = Planner(job(checkpoint, sampling=sampling), CONTEXT, storage)
+    units = planner.plan([item(f"{url}/a.mp4")])
+    assert len(units) == 5
+    handler.sent = 0
+    for unit in units:
+        decode_unit(unit, storage)
+    # Each window of 3 MB costs the header, a second before it, and blocks of 1 MB read ahead.
+    assert handler.sent < 2.5 * len(handler.content)
+
+
+@pytest.mark.parametrize("name", ["list.m3u8", "list.mp4", "list.ffconcat"])
+@pytest.mark.parametrize("kind", ["hls", "concat"])
+def test_a_playlist_opens_nothing_else(
+    tmp_path: Path, checkpoint: Path, server, archive: Path, name: str, kind: str
+):
+    handler, url = server
+    handler.content = (archive / "clips" / "h264-bframes.mp4").read_bytes()
+    local = archive / "clips" / "h264-bframes.mp4"
+    text = {
+        "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:8\n#EXTINF:8,\n{url}/a.mp4\n#EXT-X-ENDLIST\n",
+        "concat": f"ffconcat version 1.0\nfile '{local}'\n",
+    }[kind]
+    (tmp_path / name).write_text(text)
+    (unit,) = plan(checkpoint, item(tmp_path / name, media_type="video"))
+    assert unit.error.type == "media_unreadable"
+    assert handler.sent == 0

@@ -24,6 +24,7 @@ def identity(weights: str = "w", **changes) -> str:
         {"storage_options": {"s3": {"key": "k"}}},
         {"sampling": {"decoder": "pyav"}},
         {"model": {"source": "/moved/checkpoint", "device": "cpu"}},
+        {"generation": {"seed": 1}},  # greedy
     ],
 )
 def test_what_does_not_determine_answers_is_not_in_it(changes: dict):
@@ -39,7 +40,8 @@ def test_what_does_not_determine_answers_is_not_in_it(changes: dict):
         {"tasks": [{"caption": {"prompt": "In one word?"}}, "objects"]},
         {"sampling": {"fps": 1.0}},
         {"budget": {"unit_tokens": 100}},
-        {"generation": {"seed": 1}},
+        {"generation": {"temperature": 0.5}},
+        {"generation": {"temperature": 0.5, "seed": 1}},
         {"model": {"dtype": "float32"}},
     ],
 )

@@ -532,3 +532,16 @@ def test_a_folder_is_no_file(tmp_path):
 def test_an_unknown_protocol():
     with pytest.raises(StorageError, match="cannot open s33://b/a: Protocol not known: s33"):
         Storage().read_bytes("s33://b/a")
+
+
+@pytest.mark.parametrize(
+    ("uri", "safe"),
+    [
+        ("https://user:pass@host/a.mp4", "https://host/a.mp4"),
+        ("https://host/a.mp4?X-Amz-Signature=abc&x=1", "https://host/a.mp4?..."),
+        ("https://host/a.mp4?width=10", "https://host/a.mp4?width=10"),
+        ("s3://bucket/a?token=b.mp4", "s3://bucket/a?token=b.mp4"),
+    ],
+)
+def test_secrets_of_a_url_are_not_shown(uri, safe):
+    assert shown(uri) == safe

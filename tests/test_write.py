@@ -1,12 +1,14 @@
 """Rows of the output table, and the files they are committed in."""
 
+import os
 from pathlib import Path
 
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import Storage
-from pipeline.write import ANNOTATION, RunKey, annotation_row, committed, write_part
+from pipeline.write import ANNOTATION, RunKey, annotation_row, committed, settle, write_part
 from schemas.errors import ErrorRecord, StorageError
 from schemas.task import Question
 from schemas.unit import AnsweredUnit, Media, Prompt, RawAnswer, Sampling
@@ -138,13 +140,47 @@ def test_writing_the_same_units_again_is_the_same_file(tmp_path: Path):
 def test_what_is_committed_is_counted_from_the_files(tmp_path: Path):
     write_part(rows("a", "b"), str(tmp_path), KEY, Storage())
     write_part(rows("c"), str(tmp_path), KEY, Storage())
-    other = RunKey(run_id="other-20261122-abc", recipe_id="r2", run_date="2026-11-22")
+    other = RunKey(run_id="test-20261122-abc", recipe_id="r2", run_date="2026-11-22")
     write_part(rows("z"), str(tmp_path), other, Storage())
-    found = committed(str(tmp_path), KEY, Storage())
-    assert found.rows == {"a": 1, "b": 1, "c": 1}
-    assert found.status == {"ok": 3}
-    assert found.decoders == {"pyav": 3}
-    assert found.sums["output_tokens"] == 21
+    found = committed(str(tmp_path), "r1", Storage())
+    assert sorted(row["unit_id"] for row in found) == ["a", "b", "c"]
+    assert {row["status"] for row in found} == {"ok"}
+    assert {row["sampling"]["decoder"] for row in found} == {"pyav"}
+    assert all(r["num_output_tokens"] == 7 for row in found for r in row["responses"])
+    assert settle(found, Storage()) == found
+
+
+def test_of_two_rows_of_a_unit_the_better_one_stays(tmp_path: Path):
+    """As two drivers of one job, or actors that outlive their driver, may leave them."""
+    error = ErrorRecord(stage="decode", type="storage_failed", message="no answer")
+    failed = annotation_row(
+        unit(answer("caption", ""), unit_id="b", status="failed", error=error), QUESTIONS, KEY
+    )
+    write_part([*rows("a"), failed], str(tmp_path), KEY, Storage())
+    later = RunKey(run_id="test-20261123-def", recipe_id="r1", run_date="2026-11-23")
+    write_part(rows("b", "c"), str(tmp_path), later, Storage())
+    write_part(rows("c"), str(tmp_path), KEY, Storage())
+    stay = settle(committed(str(tmp_path), "r1", Storage()), Storage())
+    assert sorted((row["unit_id"], row["status"]) for row in stay) == [
+        ("a", "ok"),
+        ("b", "ok"),
+        ("c", "ok"),
+    ]
+    again = committed(str(tmp_path), "r1", Storage())
+    assert sorted(row["unit_id"] for row in again) == ["a", "b", "c"]
+    assert settle(again, Storage()) == again
+    table = ds.dataset(tmp_path / "annotations", partitioning="hive").to_table()
+    assert sorted(table["unit_id"].to_pylist()) == ["a", "b", "c"]
+
+
+def test_a_file_that_is_being_written_is_no_parquet_file_to_others(tmp_path: Path, monkeypatch):
+    """DuckDB's **/*.parquet finds hidden files too."""
+    seen = []
+    replace = os.replace
+    monkeypatch.setattr("os.replace", lambda a, b: (seen.append(a), replace(a, b)))
+    write_part(rows("a"), str(tmp_path), KEY, Storage())
+    assert seen
+    assert not any(name.endswith(".parquet") for name in seen)
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

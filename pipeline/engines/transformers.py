@@ -94,6 +94,9 @@ class TransformersEngine:
         answered: dict[int, AnsweredUnit] = {
             k: _answered(unit) for k, unit in enumerate(units) if unit.status == UnitStatus.FAILED
         }
+        for k, unit in enumerate(units):
+            if k not in answered and (error := _token_mismatch(unit)):
+                answered[k] = _answered(unit.failed(ErrorRecord.from_error("engine", error)))
         todo = [k for k in range(len(units)) if k not in answered]
         for batch in self._batches(units, todo):
             self._run(units, batch, answered)
@@ -161,14 +164,24 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _generate(self, units: list[PreparedUnit]) -> list[list[RawAnswer]]:
-        """Answer units in one batch, or prompt by prompt where a single unit is over the budget."""
+        """Answer units in one batch, or in several where the prompts of one are over the budget."""
         vision = {unit.unit_id: self._encode(unit) for unit in units}
         rows = [s for unit in units for s in self._sequences(unit)]
-        over = len(rows) * max(s.num_tokens for s in rows) > self._max_batch_tokens
-        batches = [[s] for s in rows] if len(units) == 1 and over else [rows]
+        batches = list(self._split(rows)) if len(units) == 1 else [rows]
         flat = [answer for batch in batches for answer in self._answer(batch, vision)]
         raw = iter(flat)
         return [[next(raw) for _ in unit.prompts] for unit in units]
+
+    def _split(self, rows: list[_Sequence]) -> Iterator[list[_Sequence]]:
+        """Cut the prompts of one unit into batches within the token budget, one at the least."""
+        batch: list[_Sequence] = []
+        for row in rows:
+            longest = max(s.num_tokens for s in [*batch, row])
+            if batch and (len(batch) + 1) * longest > self._max_batch_tokens:
+                yield batch
+                batch = []
+            batch.append(row)
+        yield batch
 
     def _encode(self, unit: PreparedUnit) -> BaseModelOutputWithDeepstackFeatures:
         """Vision features of a unit: encoded once, used by all its prompts."""
@@ -184,13 +197,6 @@ class TransformersEngine:
     ) -> list[RawAnswer]:
         inputs = self._inputs(rows, vision)
         fed = inputs["attention_mask"].sum(dim=1).tolist()
-        for row, tokens in zip(rows, fed, strict=True):
-            if tokens != row.prompt.num_prompt_tokens:
-                raise UnitError(
-                    ErrorType.TOKEN_MISMATCH,
-                    f"{row.prompt.task}: {row.prompt.num_prompt_tokens} prompt tokens were "
-                    f"planned, {tokens} reach the model: the header and the frames disagree",
-                )
         limits = torch.tensor([row.max_new_tokens for row in rows], device=self._device)
         padded = inputs["input_ids"].shape[1]
         output = self._model.generate(
@@ -250,8 +256,21 @@ class TransformersEngine:
         return inputs
 
 
+def _token_mismatch(unit: PreparedUnit) -> UnitError | None:
+    """What is wrong if a prompt is not as long as it was planned; the plan promised it exactly."""
+    for prompt in unit.prompts:
+        tokens = len(prompt.input_ids or ())
+        if tokens != prompt.num_prompt_tokens:
+            return UnitError(
+                ErrorType.TOKEN_MISMATCH,
+                f"{prompt.task}: {prompt.num_prompt_tokens} prompt tokens were planned, {tokens} "
+                "would be fed: the header and the frames disagree",
+            )
+    return None
+
+
 def unit_pixels(unit: PreparedUnit) -> torch.Tensor:
-    """The unit's frames, ``uint8 [T, H, W, 3]``, without a copy."""
+    """The unit's frames, ``uint8 [T, H, W, 3]``."""
     sampling = unit.sampling
     assert sampling is not None and unit.frame_data is not None
     shape = (sampling.num_frames, sampling.resized_height, sampling.resized_width, 3)
