@@ -123,7 +123,9 @@ def _follow(dataset: Any, todo: pa.Table, console: Console) -> None:
         actor_errors(),
     ):
         bar.status("starting decoders and engines")
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for batch in dataset.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        ):
             rows = batch.to_pylist()
             bar.advance(
                 units=len(rows),
@@ -183,6 +185,10 @@ def _print_run(run: Run, opened: Opened, console: Console) -> None:
         ("table", join(opened.job.output, "annotations")),
     ]
     print_summary(console, f"run {run.run_id} is complete", lines)
+    if passing := sum(counts["errors"].get(kind, 0) for kind in [*PASSING, "media_missing"]):
+        console.print(
+            f"{passing:,} units failed by what may pass: a job with another `name` tries them again"
+        )
 
 
 def _earlier(counts: dict[str, Any]) -> str:

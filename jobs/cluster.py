@@ -104,6 +104,8 @@ def pools(job: Job) -> Pools:
     import ray
 
     have = ray.cluster_resources()
+    if job.model.device == "cuda" and have.get("GPU", 0.0) < 1:
+        raise ResourceError("model.device is cuda, but the cluster has no GPU: set auto or cpu")
     gpus = 0.0 if job.model.device == "cpu" else have.get("GPU", 0.0)
     return fit_pools(job.resources, have.get("CPU", 0.0), gpus)
 
@@ -116,7 +118,7 @@ def fit_pools(resources: Resources, cpus: float, gpus: float) -> Pools:
     """
     usual = 1.0 if gpus >= 1 else 0.0
     gpus_each = usual if resources.gpus_per_replica == "auto" else resources.gpus_per_replica
-    most = int(gpus // gpus_each) if gpus_each else 1
+    most = max(1, int(gpus // gpus_each)) if gpus_each else 1
     replicas = most if resources.replicas == "auto" else resources.replicas
     left = cpus - replicas * resources.cpus_per_replica
     fitting = max(1, int(left // resources.cpus_per_decoder))

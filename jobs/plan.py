@@ -19,6 +19,7 @@ from jobs.progress import Progress
 from jobs.runs import Run, open_run
 from pipeline.build import build_plan
 from pipeline.checkpoint import Checkpoint, inspect_checkpoint
+from pipeline.prompt import Prompter
 from pipeline.read_manifest import manifest_digest, read_manifest, scan
 from pipeline.recipe import recipe
 from pipeline.storage import Storage, join, shown
@@ -58,6 +59,7 @@ def open_job(job: Job) -> Opened:
         items = scan(job.input.scan, job.input.glob, storage)
     _check_tasks(job, items)
     checkpoint = inspect_checkpoint(job.model)
+    Prompter(job.model.source, job.model.revision)  # a tokenizer or template that is none is found
     run, changes = open_run(job, manifest_digest(items), recipe(job, checkpoint.identity), storage)
     return Opened(
         job=job, storage=storage, checkpoint=checkpoint, items=items, run=run, changes=changes
@@ -88,16 +90,33 @@ def _check_tasks(job: Job, items: list[MediaItem]) -> None:
 def make_plan(opened: Opened, console: Console) -> pa.Table:
     """Read the run's plan, or make it: UNIT rows, longest first, a stable order.
 
-    Needs a Ray session. The plan is written once and belongs to the run.
+    Needs a Ray session. The plan belongs to the run; once the run has begun, it stays as it is.
+    Before that, items that could not be read are looked at again.
     """
     uri = join(opened.run.folder(opened.job.output), "plan", "part-0.parquet")
     try:
-        return read_parquet(uri, opened.storage).cast(UNIT)
+        plan = read_parquet(uri, opened.storage).cast(UNIT)
     except FileNotFoundError:
-        pass
-    num_items = len(opened.items)
+        plan = UNIT.empty_table()
+    failed = pc.is_valid(plan["error"])
+    if plan.num_rows and (opened.run.starts or not pc.any(failed).as_py()):
+        return plan
+    kept = plan.filter(pc.invert(failed))
+    planned = set(kept["media_id"].to_pylist())
+    items = [item for item in opened.items if item.media_id not in planned]
+    table = pa.concat_tables([kept, _probe(items, opened, console)])
+    table = table.sort_by([("predicted_cost", "descending"), ("unit_id", "ascending")])
+    _check_distinct(table)
+    _check_access(table)
+    write_parquet(table, uri, opened.storage)
+    return table
+
+
+def _probe(items: list[MediaItem], opened: Opened, console: Console) -> pa.Table:
+    """Plan items on the cluster."""
+    num_items = len(items)
     dataset = build_plan(
-        opened.items,
+        items,
         opened.job,
         opened.checkpoint.max_model_len,
         opened.storage,
@@ -112,13 +131,7 @@ def make_plan(opened: Opened, console: Console) -> pa.Table:
             parts.append(batch.cast(UNIT))
             media_ids = len(set(batch["media_id"].to_pylist()))
             bar.advance(units=media_ids, cost=float(media_ids))
-    table = pa.concat_tables(parts).sort_by(
-        [("predicted_cost", "descending"), ("unit_id", "ascending")]
-    )
-    _check_distinct(table)
-    _check_access(table)
-    write_parquet(table, uri, opened.storage)
-    return table
+    return pa.concat_tables(parts)
 
 
 def _check_access(table: pa.Table) -> None:
@@ -176,7 +189,9 @@ def print_plan(table: pa.Table, opened: Opened, console: Console) -> None:
     grid.add_row("all", *_sums(table), style="bold")
     console.print(grid)
     for unit in problems.slice(0, _SHOWN_PROBLEMS).to_pylist():
-        line = f"  {unit['error']['type']}: {shown(unit['uri'])}: {unit['error']['message']}"
+        uri, message = shown(unit["uri"]), unit["error"]["message"]
+        where = "" if message.startswith(uri) else f"{uri}: "
+        line = f"  {unit['error']['type']}: {where}{message}"
         console.print(Text(printable(line)), soft_wrap=True)
     if (more := problems.num_rows - _SHOWN_PROBLEMS) > 0:
         console.print(f"  ... and {more:,} more, in the plan's `error` column")

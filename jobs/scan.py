@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from jobs.progress import print_summary
-from pipeline.read_manifest import FoundMedia, list_media
+from pipeline.read_manifest import FoundMedia, as_items, list_media
 from pipeline.storage import Storage
 from pipeline.write_manifest import check_extension, write_manifest
-from schemas.manifest import MEDIA_TYPES, MediaItem, default_media_id
+from schemas.manifest import MEDIA_TYPES
 
 
 def run(
@@ -18,8 +18,8 @@ def run(
 ) -> list[FoundMedia]:
     """List media, print how many and how large they are, and write a manifest if asked to.
 
-    The manifest has columns ``uri`` and ``media_type``: sizes are in the plan and the output
-    anyway, and any further column would pass through as an attribute of every row.
+    The manifest has columns ``uri``, ``media_type`` and ``content_version``: sizes are in the plan
+    and the output anyway, and any further column would pass through as an attribute of every row.
 
     Raises:
         UserError: nothing was found, or storage or output do not work.
@@ -34,11 +34,7 @@ def run(
     if empty:
         rows.append(("empty", f"{empty:,} of them have no bytes, and will be error rows"))
     if output:
-        items = [
-            MediaItem(media_id=default_media_id([m.uri]), uri=m.uri, media_type=m.media_type)
-            for m in found
-        ]
-        write_manifest(items, output, storage)
+        write_manifest(as_items(found), output, storage)
         rows.append(("manifest", output))
     print_summary(console, f"{len(found):,} media below {prefix}", rows)
     return found

@@ -1,6 +1,8 @@
 """What a run must know of a checkpoint before it loads its weights: kind, context, identity."""
 
 import hashlib
+import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,15 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
     """
     from transformers import AutoConfig
 
+    folder = Path(model.source)
+    if model.source.startswith(("/", ".", "~")) and not folder.is_dir():
+        raise ModelError(f"model.source: there is no folder {model.source}")
+    flash = model.attn_implementation == "flash_attention_2"
+    if flash and importlib.util.find_spec("flash_attn") is None:
+        raise ModelError(
+            "model.attn_implementation is flash_attention_2, which needs the package flash_attn: "
+            "install it, or set sdpa"
+        )
     try:
         config: Any = AutoConfig.from_pretrained(model.source, revision=model.revision)
     except (OSError, ValueError) as error:
@@ -50,8 +61,8 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
             f"model.max_model_len {model.max_model_len} is over the checkpoint's context of "
             f"{context}"
         )
-    folder = Path(model.source)
     if folder.is_dir():
+        _check_weights(folder)
         identity = _folder_digest(folder)
     else:
         commit = getattr(config, "_commit_hash", None) or model.revision or "main"
@@ -63,11 +74,27 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
     )
 
 
+def _check_weights(folder: Path) -> None:
+    """Open every weight file: else only an actor would notice one that is missing or cut."""
+    from safetensors import SafetensorError, safe_open
+
+    names = {path.name for path in folder.glob("*.safetensors")}
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names |= set(json.loads(index.read_text())["weight_map"].values())
+    if not names:
+        raise ModelError(f"{folder} holds no *.safetensors weights")
+    for name in sorted(names):
+        try:
+            with safe_open(folder / name, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"the weights {folder / name} cannot be read: {error}") from None
+
+
 def _folder_digest(folder: Path) -> str:
     """Hash a checkpoint's files: small ones whole, of large weights 1,024 pieces of 64 KB."""
     weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise ModelError(f"{folder} holds no *.safetensors weights")
     configs = [*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.txt")]
     digest = hashlib.sha256()
     for path in sorted(configs):

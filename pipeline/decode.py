@@ -33,7 +33,7 @@ from pipeline.container import (
     unreadable,
 )
 from pipeline.images import load_image, resize, to_rgb
-from pipeline.storage import MediaFile, Storage
+from pipeline.storage import MediaFile, Storage, shown
 from schemas.errors import ErrorType, UnitError
 from schemas.unit import Media, Sampling, Unit
 
@@ -126,7 +126,14 @@ def _decode_frame_list(
     frames = []
     for uri in uris:
         with storage.open_media(uri) as file:
-            frames.append(resize(load_image(file), sampling.resized_height, sampling.resized_width))
+            image = load_image(file)
+        if image.size != (media.width, media.height):
+            raise UnitError(
+                ErrorType.BAD_REQUEST,
+                f"frames of one list must have one size: {shown(uri)} has {image.size}, the first "
+                f"has {(media.width, media.height)}",
+            )
+        frames.append(resize(image, sampling.resized_height, sampling.resized_width))
     frames += [frames[-1]] * (sampling.num_frames - len(frames))
     fps = sampling.sample_fps or 1.0
     indices = [min(k, len(uris) - 1) for k in range(sampling.num_frames)]
@@ -215,7 +222,7 @@ def _torchcodec_frames(
             for ticks, duration, key in times
         ]
     }
-    with _torchcodec_errors("torchcodec cannot open it"):
+    try:
         decoder = VideoDecoder(
             source,
             stream_index=stream.index,
@@ -223,6 +230,8 @@ def _torchcodec_frames(
             num_ffmpeg_threads=num_threads,
             custom_frame_mappings=json.dumps(mapping),
         )
+    except (RuntimeError, ValueError):
+        return None  # an odd container: PyAV has opened it already
     indices = [displayed(pts, to_ticks(t, stream.time_base)) for t in sampling.times_seconds()]
     pixels = _empty(sampling)
     last: int | None = None

@@ -42,6 +42,8 @@ def media_item(row: dict[str, Any], further: list[str], base: str) -> MediaItem:
     if media_type not in (None, *MEDIA_TYPES) or (frames and media_type == "image"):
         allowed = "video where frames are given" if frames else "image or video"
         raise RowError(f"media_type must be {allowed}, got {media_type!r}")
+    if uri is not None and frames and _resolve(uri, base) != frames[0]:
+        raise RowError("uri and frames are both given; give the video, or its frames")
     sample_fps = _number(row, "sample_fps")
     if sample_fps is not None and sample_fps <= 0:
         raise RowError(f"sample_fps must be positive, got {sample_fps}")

@@ -99,6 +99,16 @@ class VideoProbe:
             is_vfr=self._is_vfr(),
         )
 
+        count, fps = self.media.num_frames, self.media.average_fps
+        seconds = self.media.duration_seconds or 0.0
+        # An AVI file's duration is that of what is there, its number of frames what was promised.
+        if container.format.name == "avi" and count and fps and count / fps - seconds > 1.0:
+            raise UnitError(
+                ErrorType.MEDIA_UNREADABLE,
+                f"the file is cut short: its header promises {count} frames, {count / fps:.3f} s, "
+                f"and there are {seconds:.3f} s",
+            )
+
     def _first_frame(self) -> av.VideoFrame:
         decoder = alpha_decoder(self._stream)
         decoder.thread_count = 1  # frame threads would read ahead

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -125,6 +126,11 @@ def scan(prefix: str, glob: str, storage: Storage) -> list[MediaItem]:
     Raises:
         ManifestError, StorageError: as ``list_media``.
     """
+    return as_items(list_media(prefix, glob, storage))
+
+
+def as_items(found: Iterable[FoundMedia]) -> list[MediaItem]:
+    """Make manifest items of a listing."""
     return [
         MediaItem(
             media_id=default_media_id([media.uri]),
@@ -132,7 +138,7 @@ def scan(prefix: str, glob: str, storage: Storage) -> list[MediaItem]:
             media_type=media.media_type,
             content_version=media.content_version,
         )
-        for media in list_media(prefix, glob, storage)
+        for media in found
     ]
 
 
@@ -246,6 +252,9 @@ def _folder(uri: str) -> str:
 
 
 def _nothing(prefix: str, glob: str, others: Counter[str]) -> str:
+    if not others and "://" not in prefix and not os.path.isdir(prefix):
+        what = "is a file: give it as a manifest, or its folder" if os.path.isfile(prefix) else ""
+        return f"{prefix} {what or 'does not exist'}"
     if not others:
         hint = "; {a,b} is not supported, give one pattern" if "{" in glob else ""
         return f"no files below {prefix} match {glob}; check the path and the glob{hint}"

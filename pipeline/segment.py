@@ -20,14 +20,15 @@ def stretches(
     """
     begin = media.begin_seconds or 0.0
     end = begin + (media.duration_seconds or 0.0)
-    start = begin if start_seconds is None else max(start_seconds, begin)
-    stop = end if end_seconds is None else min(end_seconds, end)
-    if start >= stop:
+    start = begin if start_seconds is None else start_seconds
+    stop = end if end_seconds is None else end_seconds
+    if start >= min(stop, end) or stop <= begin:
         raise UnitError(
             ErrorType.BAD_REQUEST,
-            f"start_seconds {start_seconds} to end_seconds {end_seconds} holds nothing of the "
-            f"video, which runs from {begin:.3f} to {end:.3f} s",
+            f"the manifest asks for {start:.3f} to {stop:.3f} s, the video runs from "
+            f"{begin:.3f} to {end:.3f} s",
         )
+    start, stop = max(start, begin), min(stop, end)
     if sampling.segmentation.kind == "none":
         return [(start, stop)]
     length = sampling.segmentation.seconds

@@ -79,7 +79,12 @@ class Storage:
             # (simplecache::http://...) around the check of private addresses.
             cls = fsspec.get_filesystem_class(protocol)
             return cls(**(cls._get_kwargs_from_urls(uri) | options)), cls._strip_protocol(uri)
-        except (ImportError, ValueError) as error:
+        except ImportError as error:
+            missing = (
+                f"the package {error.name} (pip install {error.name})" if error.name else error
+            )
+            raise StorageError(f"{shown(uri)}: {protocol}:// needs {missing}") from None
+        except ValueError as error:
             raise StorageError(f"cannot open {shown(uri)}: {error}") from None
 
     @contextmanager
@@ -175,7 +180,10 @@ class Storage:
             if not _is_local(fs):
                 fs.pipe_file(path, content)  # one PUT (or a completed multipart upload): atomic
                 return
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            try:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+            except OSError as error:
+                raise StorageError(f"{uri}: the folder cannot be made: {error.strerror}") from None
             pending = os.path.join(
                 os.path.dirname(path), f".{os.path.basename(path)}.pending-{os.getpid()}"
             )
@@ -213,19 +221,31 @@ class Storage:
         """
         with storage_errors(uri):
             fs, path = self.filesystem(uri)
-            root = path.rstrip("/") + "/"
+            root = (os.path.normpath(path) if _is_local(fs) else path).rstrip("/") + "/"
             wanted = re.compile(glob_translate(pattern)).match
             if _is_local(fs):
                 paths = [name for name in _walk(root) if wanted(name.removeprefix(root))]
                 stats = {name: os.stat(name) for name in sorted(paths)}
                 return [
-                    {"uri": name, "size": stat.st_size, "version": _local_version(stat)}
+                    {
+                        # A name that is not UTF-8 fits into no table: that file will be an error.
+                        "uri": os.fsencode(name).decode("utf-8", "replace"),
+                        "size": stat.st_size,
+                        "version": _local_version(stat),
+                    }
                     for name, stat in stats.items()
                 ]
             fs.invalidate_cache()
             # The whole tree in pages of 1,000 keys: with a depth, s3fs walks folder by folder and
             # leaves out those that it may not list.
-            found = fs.find(path, detail=True)
+            try:
+                found = fs.find(path, detail=True)
+            except FileNotFoundError as error:
+                if "bucket" in str(error):
+                    raise
+                raise StorageError(
+                    f"{shown(uri)}: {error}; is the endpoint the right one?"
+                ) from None
             return [
                 {
                     "uri": fs.unstrip_protocol(name),

@@ -172,6 +172,8 @@ def read_parquet(uri: str, storage: Storage, columns: list[str] | None = None) -
 
 _COUNTED = [
     "unit_id",
+    "media_id",
+    "media.media_type",
     "run_id",
     "status",
     "error.type",
@@ -219,9 +221,16 @@ def settle(rows: list[dict[str, Any]], storage: Storage) -> list[dict[str, Any]]
     for row in rows:
         rank = (ranks[row["status"]], row["file"])
         best[row["unit_id"]] = min(best.get(row["unit_id"], rank), rank)
+    read = {row["media_id"] for row in rows if row["media"]}
+
+    def stays(row: dict[str, Any]) -> bool:
+        # Media that could not be read had no version, so its unit had another id than it has now.
+        replaced = not row["media"] and row["media_id"] in read
+        return best[row["unit_id"]][1] == row["file"] and not replaced
+
     losers: dict[str, list[str]] = {}
     for row in rows:
-        if best[row["unit_id"]][1] != row["file"]:
+        if not stays(row):
             losers.setdefault(row["file"], []).append(row["unit_id"])
     for file, ids in losers.items():
         table = read_parquet(file, storage)
@@ -231,7 +240,7 @@ def settle(rows: list[dict[str, Any]], storage: Storage) -> list[dict[str, Any]]
             name = _part_name(kept, first["run_id"], first["recipe_id"])
             write_parquet(kept, f"{file.rpartition('/')[0]}/{name}", storage)
         storage.remove(file)
-    return [row for row in rows if best[row["unit_id"]][1] == row["file"]]
+    return [row for row in rows if stays(row)]
 
 
 def write_json(content: dict[str, Any], uri: str, storage: Storage) -> None:

@@ -66,7 +66,12 @@ def annotation_schema(task_columns: list[pa.Field]) -> pa.Schema:
             unit["media"],
             unit["sampling"],
             *task_columns,
-            described("responses", pa.list_(RESPONSE), "one for each task asked", nullable=False),
+            described(
+                "responses",
+                pa.list_(RESPONSE),
+                "one for each task asked; empty where the media could not be read",
+                nullable=False,
+            ),
             described("timings", TIMINGS, "where the seconds went", nullable=False),
             unit["attributes"],
         ],

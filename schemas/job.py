@@ -102,7 +102,10 @@ class SamplingSpec(_Section):
 
     fps: float = Field(2.0, gt=0, le=240, description="Frames a second; see `num_frames`.")
     num_frames: int | None = Field(
-        None, ge=1, description="This many frames for every unit, instead of `fps`."
+        None,
+        ge=1,
+        description="This many frames of every unit, instead of `fps`; rounded up to an even "
+        "number, and no more than there are.",
     )
     min_frames: int = Field(4, ge=1, description="With `fps`: at least so many, if there are.")
     max_frames: int = Field(768, ge=2, description="With `fps`: at most so many, spread evenly.")
@@ -205,7 +208,9 @@ class Resources(_Section):
         16384, ge=256, description="Prompt and answer tokens of one engine batch, padding included."
     )
     units_per_file: int = Field(
-        64, ge=1, description="Units per committed output file: what an interruption can cost."
+        64,
+        ge=1,
+        description="Units per committed output file, at most: what an interruption costs.",
     )
 
 

@@ -69,8 +69,14 @@ MEDIA = pa.struct(
         described("codec", pa.string(), "video codec, FFmpeg's name; null for images"),
         described("pixel_format", pa.string(), "FFmpeg's pixel format, or Pillow's mode"),
         described("has_alpha", pa.bool_(), "has transparency (put onto white)", nullable=False),
-        described("width", pa.int32(), "as displayed: after rotation", unit="px", nullable=False),
-        described("height", pa.int32(), "as displayed: after rotation", unit="px", nullable=False),
+        described(
+            "width",
+            pa.int32(),
+            "after rotation; pixels are taken as square, whatever the pixel aspect ratio",
+            unit="px",
+            nullable=False,
+        ),
+        described("height", pa.int32(), "after rotation", unit="px", nullable=False),
         described(
             "rotation",
             pa.int32(),
@@ -145,12 +151,14 @@ SAMPLING = pa.struct(
         described(
             "frame_indices",
             pa.list_(pa.int64()),
-            "index of each frame in presentation order; null where a seek made it unknowable",
+            "index of each frame in presentation order; an index is null where a seek led to the "
+            "frame and the container does not tell",
         ),
         described(
             "pts_seconds",
             pa.list_(pa.float64()),
-            "presentation time of each frame, as ffprobe prints it",
+            "presentation time of each frame, as ffprobe prints it; of a frame that is on display "
+            "since before the unit's start, that earlier time",
             unit="s",
         ),
         described("decoder", pa.string(), "what decoded it: torchcodec, pyav or pillow"),
@@ -211,7 +219,12 @@ UNIT = pa.schema(
         described(
             "media_id", pa.string(), "the manifest's, else a hash of the uri", nullable=False
         ),
-        described("uri", pa.string(), "as in the manifest", nullable=False),
+        described(
+            "uri",
+            pa.string(),
+            "the manifest's, made absolute; of a data: uri type and hash, of urls no secrets",
+            nullable=False,
+        ),
         described("frames", pa.list_(pa.string()), "the manifest's frame list; empty if none"),
         described("attributes", pa.string(), "the manifest's further columns, a JSON object"),
         described("media", MEDIA, "header facts; null if the media could not be read"),

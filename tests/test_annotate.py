@@ -375,6 +375,27 @@ def test_one_more_item_is_one_more_row(archive: Path, checkpoint: Path, tmp_path
     assert second.counts["units_of_earlier_runs"] == 2
 
 
+def test_what_could_not_be_read_is_tried_again_under_another_name(
+    archive: Path, checkpoint: Path, tmp_path: Path
+):
+    shutil.copy(archive / "images" / "tiny.png", tmp_path / "a.png")
+    manifest = write_manifest(tmp_path / "m.jsonl", [{"uri": "a.png"}, {"uri": "late.png"}])
+    source = {"input": {"manifest": str(manifest)}, "tasks": ["caption"]}
+    console = quiet()
+    annotate.run(job(checkpoint, tmp_path / "out", **source, name="first"), console)
+    assert "1 units failed by what may pass" in console.file.getvalue()
+    shutil.copy(archive / "images" / "plate-0.png", tmp_path / "late.png")
+    annotate.run(job(checkpoint, tmp_path / "out", **source, name="again"), quiet())
+    rows = rows_of(tmp_path / "out")
+    assert sorted((Path(row["uri"]).name, row["error"]) for row in rows) == [
+        ("a.png", None),
+        ("late.png", None),
+    ]
+    by_name = {Path(row["uri"]).name: row["run_id"] for row in rows}
+    assert by_name["a.png"].startswith("first-")
+    assert by_name["late.png"].startswith("again-")
+
+
 def test_a_storage_that_gives_nothing_is_a_mistake_of_the_job(checkpoint: Path, tmp_path: Path):
     manifest = write_manifest(tmp_path / "m.jsonl", [{"uri": "a.jpg"}, {"uri": "b.mp4"}])
     with pytest.raises(StorageError, match="none of the 2 media can be read, such as .* not exist"):

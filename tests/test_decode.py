@@ -266,3 +266,44 @@ def test_memory_does_not_grow_with_the_clip(tmp_path: Path):
 def test_without_torchcodec_the_frames_come_from_pyav(clips, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(decode, "torchcodec_problem", lambda: "libavutil.so.59 is missing")
     assert decode_unit(video_unit(clips["constant"]), Storage()).decoder == "pyav"
+
+
+def test_frames_of_one_list_must_have_one_size(tmp_path: Path):
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    Image.new("RGB", (160, 120)).save(first)
+    Image.new("RGB", (120, 160)).save(second)
+    sampling = Sampling(
+        num_frames=2,
+        resized_height=128,
+        resized_width=160,
+        grid_thw=(1, 8, 10),
+        num_vision_tokens=20,
+    )
+    unit = Unit(
+        unit_id="u",
+        media_id="m",
+        uri=str(first),
+        frames=(str(first), str(second)),
+        media=Media(media_type="video", width=160, height=120),
+        sampling=sampling,
+    )
+    with pytest.raises(UnitError, match="must have one size: .*b.png has"):
+        decode_unit(unit, Storage())
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "torchcodec"])
+def test_a_picture_named_like_a_video_is_one_frame(tmp_path: Path, decoder: str):
+    path = tmp_path / "image.mp4"
+    Image.new("RGB", (160, 120), (200, 30, 30)).save(path, "JPEG")
+    frames = decode_unit(video_unit(path), Storage(), decoder=decoder)
+    assert frames.decoder == "pyav"
+    assert len(frames.pts_seconds) == 2
+
+
+def test_an_avi_file_cut_short_says_so(tmp_path: Path):
+    path = tmp_path / "whole.avi"
+    encode_clip(path, numbered_frames(100), codec="mpeg4", fps=25, container_format="avi")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UnitError, match="the file is cut short: its header promises 100 frames"):
+        video_unit(path)

@@ -173,6 +173,7 @@ def test_a_wrong_value_is_named_with_its_row(read, row, message):
         ({"tasks": {"caption": 1}}, "tasks must be a list of texts"),
         ({"frames": ["a.png", None]}, "frames must hold texts that are not empty, got None"),
         ({"frames": ["a.png"], "media_type": "image"}, "must be video where frames are given"),
+        ({"uri": "a.mp4", "frames": ["a.png"]}, "uri and frames are both given"),
         ({"frames": "data:image/png;base64,AA"}, "frames with data: uris must be a JSON list"),
         ({"tasks": '["caption"'}, "tasks is not a valid JSON list"),
         ({"media_id": 1.5}, "media_id must be text, got 1.5"),

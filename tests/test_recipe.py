@@ -74,6 +74,12 @@ def test_a_checkpoint_that_is_none_says_so(tmp_path, checkpoint):
 
     with pytest.raises(ModelError, match="neither a checkpoint folder nor a model"):
         inspect_checkpoint(Model(source=str(tmp_path)))
+    with pytest.raises(ModelError, match="there is no folder /nowhere/at/all"):
+        inspect_checkpoint(Model(source="/nowhere/at/all"))
+    cut = shutil.copytree(checkpoint, tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(ModelError, match=r"model\.safetensors cannot be read"):
+        inspect_checkpoint(Model(source=str(cut)))
     bert = tmp_path / "bert"
     bert.mkdir()
     (bert / "config.json").write_text(json.dumps({"model_type": "bert"}))

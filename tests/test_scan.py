@@ -97,9 +97,7 @@ def test_nothing_found_says_what_was_seen(archive_root, glob, message):
 
 
 def test_a_folder_that_does_not_exist(tmp_path):
-    with pytest.raises(
-        ManifestError, match=r"no files below .*/nope match \*\*/\*; check the path"
-    ):
+    with pytest.raises(ManifestError, match=r"/nope does not exist"):
         scan(f"{tmp_path}/nope", "**/*", STORAGE)
 
 

@@ -54,7 +54,8 @@ def test_the_manifests_stretch_is_cut_to_what_is_there():
 
 
 def test_a_stretch_beyond_the_video_says_where_the_video_is():
-    with pytest.raises(UnitError, match=r"which runs from 0\.000 to 50\.000 s"):
+    message = r"asks for 60\.000 to 70\.000 s, the video runs from 0\.000 to 50\.000 s"
+    with pytest.raises(UnitError, match=message):
         stretches(video(50), 60, 70, windows())
 
 

@@ -173,6 +173,16 @@ def test_of_two_rows_of_a_unit_the_better_one_stays(tmp_path: Path):
     assert sorted(table["unit_id"].to_pylist()) == ["a", "b", "c"]
 
 
+def test_media_that_could_be_read_later_replace_their_error_row(tmp_path: Path):
+    error = ErrorRecord(stage="plan", type="media_missing", message="not there")
+    gone = unit(unit_id="no version", media=None, sampling=None, status="failed", error=error)
+    write_part([annotation_row(gone, QUESTIONS, KEY)], str(tmp_path), KEY, Storage())
+    write_part(rows("with version"), str(tmp_path), KEY, Storage())
+    stay = settle(committed(str(tmp_path), "r1", Storage()), Storage())
+    assert [row["unit_id"] for row in stay] == ["with version"]
+    assert len(list(tmp_path.rglob("*.parquet"))) == 1
+
+
 def test_a_file_that_is_being_written_is_no_parquet_file_to_others(tmp_path: Path, monkeypatch):
     """DuckDB's **/*.parquet finds hidden files too."""
     seen = []
