@@ -152,17 +152,16 @@ def actor_errors() -> Iterator[None]:
 
     try:
         yield
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, errors.UserError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayActorError as error:
-        # Of an error in an actor's __init__ Ray keeps only the text of its traceback.
-        found = re.search(r"^schemas\.errors\.(\w+): (.+)", str(error), re.MULTILINE | re.DOTALL)
+    except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError) as error:
+        # Of an actor's own error Ray keeps only the text of its traceback.
+        found = re.search(
+            r"^schemas\.errors\.(\w+): (.+?)(?:\n\n|\Z)", str(error), re.MULTILINE | re.DOTALL
+        )
         kind = getattr(errors, found[1], None) if found else None
         if found and isinstance(kind, type) and issubclass(kind, errors.UserError):
             raise kind(found[2].strip()) from None
-        if error.actor_init_failed:
+        died = isinstance(error, ray.exceptions.RayActorError) and not error.actor_init_failed
+        if not died:
             raise
         raise ResourceError(
             "a worker process died again and again: out of memory, or a file that crashes its "

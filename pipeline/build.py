@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,13 +276,16 @@ def stage(
     """
     import ray
 
-    return dataset.map_batches(
-        cls,
-        fn_constructor_args=args,
-        batch_size=batch_size,
-        batch_format=batch_format,
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        compute=ray.data.ActorPoolStrategy(size=num_actors),
-        max_task_retries=MAX_TASK_RETRIES,
-    )
+    with warnings.catch_warnings():
+        # Ray means to take max_task_retries away, and has nothing in its place yet.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return dataset.map_batches(
+            cls,
+            fn_constructor_args=args,
+            batch_size=batch_size,
+            batch_format=batch_format,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            compute=ray.data.ActorPoolStrategy(size=num_actors),
+            max_task_retries=MAX_TASK_RETRIES,
+        )

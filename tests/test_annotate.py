@@ -418,3 +418,18 @@ def test_a_worker_that_dies_on_a_row_does_not_go_on_for_ever(ray_session):
         actor_errors(),
     ):
         dataset.materialize()
+
+
+def test_a_storage_that_fails_in_a_worker_is_one_message(ray_session):
+    import ray
+
+    from jobs.cluster import actor_errors
+    from pipeline.build import stage
+
+    class Full:
+        def __call__(self, batch):
+            raise StorageError("s3://b/out: no space left")
+
+    dataset = stage(ray.data.range(1), Full, (), 1, num_cpus=0.1)
+    with pytest.raises(StorageError, match="^s3://b/out: no space left$"), actor_errors():
+        dataset.materialize()

@@ -26,6 +26,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+from transformers.utils.logging import disable_progress_bar
 
 from pipeline.budget import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
 from pipeline.prompt import IMAGE, TEXT, VIDEO, Prompter
@@ -388,6 +389,7 @@ def _device(model: Model) -> torch.device:
 
 
 def _load(model: Model, device: torch.device) -> Any:
+    disable_progress_bar()
     dtype = "auto" if model.dtype == "auto" else getattr(torch, model.dtype)
     try:
         loaded = AutoModelForImageTextToText.from_pretrained(
