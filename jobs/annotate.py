@@ -185,7 +185,7 @@ def _print_run(run: Run, opened: Opened, console: Console) -> None:
         ("table", join(opened.job.output, "annotations")),
     ]
     print_summary(console, f"run {run.run_id} is complete", lines)
-    if passing := sum(counts["errors"].get(kind, 0) for kind in [*PASSING, "media_missing"]):
+    if passing := sum(counts["errors"].get(kind, 0) for kind in PASSING):
         console.print(
             f"{passing:,} units failed by what may pass: a job with another `name` tries them again"
         )

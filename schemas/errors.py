@@ -36,7 +36,7 @@ class ErrorType(StrEnum):
     MEDIA_MISSING = (
         "media_missing",
         "There is no object at the uri.",
-        "Correct the manifest, or restore the object and retry.",
+        "Correct the manifest, or restore the object and give the job another `name`.",
     )
     MEDIA_DENIED = (
         "media_denied",
@@ -98,6 +98,7 @@ class ErrorType(StrEnum):
 
 PASSING = frozenset(
     {
+        ErrorType.MEDIA_MISSING,
         ErrorType.MEDIA_DENIED,
         ErrorType.MEDIA_CHANGED,
         ErrorType.STORAGE_FAILED,
