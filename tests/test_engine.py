@@ -196,10 +196,10 @@ def test_sampling_follows_the_seed_and_not_the_batch(units, checkpoint: Path):
 
 
 def test_gumbel_noise_samples_from_the_softmax():
-    from pipeline.engines.transformers import _RowSampler
+    from pipeline.engines.sampling import RowSampler
 
     logits = torch.tensor([[2.0, 1.0, 0.0, float("-inf")]])
-    sampler = _RowSampler([5], torch.device("cpu"))
+    sampler = RowSampler([5], torch.device("cpu"))
     draws = [int(sampler(torch.zeros(1, 1), logits).argmax()) for _ in range(4000)]
     shares = np.bincount(draws, minlength=4) / 4000
     assert np.allclose(shares, torch.softmax(logits[0], 0).numpy(), atol=0.03)

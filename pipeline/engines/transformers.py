@@ -5,7 +5,6 @@ on the device; normalisation and patches happen there.
 """
 
 import dataclasses
-import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -17,21 +16,16 @@ import torch
 from transformers import (
     AutoModelForImageTextToText,
     GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline.budget import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
+from pipeline.engines.sampling import RowLimits, row_processors
 from pipeline.prompt import IMAGE, TEXT, VIDEO, Prompter
 from schemas.errors import ErrorRecord, ErrorType, ModelError, UnitError
-from schemas.job import Generation, Job, Model
+from schemas.job import Job, Model
 from schemas.task import Question
 from schemas.unit import AnsweredUnit, PreparedUnit, Prompt, RawAnswer, UnitStatus
 
@@ -200,13 +194,14 @@ class TransformersEngine:
         fed = inputs["attention_mask"].sum(dim=1).tolist()
         limits = torch.tensor([row.max_new_tokens for row in rows], device=self._device)
         padded = inputs["input_ids"].shape[1]
+        names = [f"{row.unit.unit_id}/{row.prompt.task}" for row in rows]
         output = self._model.generate(
             **inputs,
             do_sample=False,
             max_new_tokens=int(limits.max()),
             repetition_penalty=self._generation.repetition_penalty,
-            logits_processor=_sampler(self._generation, rows, self._device),
-            stopping_criteria=StoppingCriteriaList([_RowLimits(padded, limits)]),
+            logits_processor=row_processors(self._generation, names, self._device),
+            stopping_criteria=StoppingCriteriaList([RowLimits(padded, limits)]),
         )
         answers = []
         for row, ids, tokens in zip(rows, output[:, padded:].tolist(), fed, strict=True):
@@ -334,50 +329,6 @@ def _until_stop(ids: list[int], limit: int, eos_ids: list[int]) -> tuple[list[in
         if token in eos_ids:
             return ids[: k + 1], "stop"
     return ids[:limit], "length"
-
-
-class _RowLimits(StoppingCriteria):
-    """Ends each row at its own max_new_tokens; tasks of one batch differ in it."""
-
-    def __init__(self, padded: int, limits: torch.Tensor) -> None:
-        self._padded = padded
-        self._limits = limits
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return input_ids.shape[1] - self._padded >= self._limits
-
-
-class _RowSampler(LogitsProcessor):
-    """Samples each row with its own random stream, so that an answer does not depend on its batch.
-
-    Adding Gumbel noise and taking the best token is sampling from the softmax (Gumbel-max trick).
-    """
-
-    def __init__(self, seeds: list[int], device: torch.device) -> None:
-        self._streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        noise = torch.empty_like(scores, dtype=torch.float32)
-        for row, stream in zip(noise, self._streams, strict=True):
-            row.exponential_(generator=stream)
-        return scores - noise.log()
-
-
-def _sampler(
-    generation: Generation, rows: list[_Sequence], device: torch.device
-) -> LogitsProcessorList:
-    if generation.temperature == 0:
-        return LogitsProcessorList()
-    processors: list[Any] = [TemperatureLogitsWarper(generation.temperature)]
-    if generation.top_k:
-        processors.append(TopKLogitsWarper(generation.top_k))
-    if generation.top_p < 1:
-        processors.append(TopPLogitsWarper(generation.top_p))
-    seeds = []
-    for row in rows:
-        key = f"{generation.seed}/{row.unit.unit_id}/{row.prompt.task}"
-        seeds.append(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7]))
-    return LogitsProcessorList([*processors, _RowSampler(seeds, device)])
 
 
 def _device(model: Model) -> torch.device:
