@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from schemas.errors import ERROR
-from schemas.unit import MEDIA, SAMPLING, UNIT, described
+from schemas.unit import UNIT, described
 
 SCHEMA_VERSION = 1
 """Raised when a column changes its meaning or type; new columns alone do not raise it."""
@@ -77,6 +77,3 @@ def annotation_schema(task_columns: list[pa.Field]) -> pa.Schema:
         ],
         metadata={"schema_version": str(SCHEMA_VERSION)},
     )
-
-
-__all__ = ["MEDIA", "RESPONSE", "SAMPLING", "SCHEMA_VERSION", "TIMINGS", "annotation_schema"]

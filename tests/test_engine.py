@@ -138,6 +138,20 @@ def test_a_token_mismatch_is_that_units_error_and_no_others(engine, units):
     assert texts(answered[1:]) == texts(engine.generate(units[1:]))
 
 
+def test_what_reaches_the_model_is_counted_on_the_tensor(engine, units, monkeypatch):
+    """An engine that dropped a token on the way must not go unnoticed."""
+    original = engine._inputs
+
+    def lossy(rows, vision):
+        inputs = original(rows, vision)
+        inputs["attention_mask"][0, -1] = 0
+        return inputs
+
+    monkeypatch.setattr(engine, "_inputs", lossy)
+    (answered,) = engine.generate([units[0]])
+    assert answered.error.type == "token_mismatch"
+
+
 def test_ids_and_frames_that_disagree_are_an_error_row(engine, units):
     half = units[0].frame_data[: len(units[0].frame_data) // 2]
     broken = dataclasses.replace(units[0], frame_data=half)

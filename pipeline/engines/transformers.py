@@ -192,6 +192,9 @@ class TransformersEngine:
     ) -> list[RawAnswer]:
         inputs = self._inputs(rows, vision)
         fed = inputs["attention_mask"].sum(dim=1).tolist()
+        for row, tokens in zip(rows, fed, strict=True):  # what the plan promised, on the tensor
+            if tokens != row.prompt.num_prompt_tokens:
+                raise _mismatch(row.prompt, tokens)
         limits = torch.tensor([row.max_new_tokens for row in rows], device=self._device)
         padded = inputs["input_ids"].shape[1]
         names = [f"{row.unit.unit_id}/{row.prompt.task}" for row in rows]
@@ -253,16 +256,20 @@ class TransformersEngine:
 
 
 def _token_mismatch(unit: PreparedUnit) -> UnitError | None:
-    """What is wrong if a prompt is not as long as it was planned; the plan promised it exactly."""
+    """What is wrong if a prompt is not as long as planned: found before it costs a batch."""
     for prompt in unit.prompts:
         tokens = len(prompt.input_ids or ())
         if tokens != prompt.num_prompt_tokens:
-            return UnitError(
-                ErrorType.TOKEN_MISMATCH,
-                f"{prompt.task}: {prompt.num_prompt_tokens} prompt tokens were planned, {tokens} "
-                "would be fed: the header and the frames disagree",
-            )
+            return _mismatch(prompt, tokens)
     return None
+
+
+def _mismatch(prompt: Prompt, tokens: int) -> UnitError:
+    return UnitError(
+        ErrorType.TOKEN_MISMATCH,
+        f"{prompt.task}: {prompt.num_prompt_tokens} prompt tokens were planned, {tokens} would be "
+        "fed: the header and the frames disagree",
+    )
 
 
 def unit_pixels(unit: PreparedUnit) -> torch.Tensor:
