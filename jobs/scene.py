@@ -1,13 +1,18 @@
-"""Scenes of coloured shapes and words that come, move and go at known times, and their drawing."""
+"""Scenes of coloured shapes and words at known places and times: their drawing and their gold."""
 
 import math
-import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from schemas.errors import UserError
 
 Color = tuple[int, int, int]  # red, green, blue: 0..255
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
@@ -19,31 +24,41 @@ COLORS: dict[str, Color] = {
     "black": (10, 10, 10),
 }
 # fmt: on
-# Greys and pastels, which no shape has.
-BACKGROUNDS: list[Color] = [(186, 196, 206), (206, 196, 180), (120, 130, 140), (160, 180, 160)]
-# The font inside Pillow has ASCII only.
-WORDS = ("HARBOUR", "EXIT", "BAKERY", "PLATFORM", "MUSEUM", "SALE", "TICKETS", "CAFE", "LIBRARY")
-# Corners of a polygon in its box, 0..1. The star is stretched so that its box is tight.
+TEXT_COLORS: dict[str, Color] = {
+    "black": COLORS["black"],
+    "white": COLORS["white"],
+    "navy": (20, 30, 90),
+}
+# Corners of a polygon in its box, 0..1. The star is stretched so that its box is tight, and rounded
+# as Pillow would draw a corner at -0.00001 a whole pixel outside.
 POLYGONS = {
     "square": [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)],
     "triangle": [(0.0, 1.0), (0.5, 0.0), (1.0, 1.0)],
     "star": [
-        (0.5 + r * math.sin(n * math.pi / 5) / 1.902, (1 - r * math.cos(n * math.pi / 5)) / 1.809)
+        (
+            round(0.5 + r * math.sin(n * math.pi / 5) / 1.902, 4),
+            round((1 - r * math.cos(n * math.pi / 5)) / 1.809, 4),
+        )
         for n, r in enumerate([1.0, 0.4] * 5)
     ],
 }
 SHAPES = ("circle", *POLYGONS)
+NO_TEXT = "There is no text."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A shape in a square box whose centre moves on a line, from its first moment to its last."""
+    """A shape in a square box whose centre moves on a line, from its first moment to its last.
+
+    `motion` says it in a word: "left", "right", "up", "down", or nothing for one that stands still.
+    """
 
     kind: str
     color: str
     size: float
     start: tuple[float, float]
     end: tuple[float, float]
+    motion: str = ""
     appears_seconds: float = 0.0
     vanishes_seconds: float = math.inf
 
@@ -57,14 +72,24 @@ class Shape:
         half = self.size / 2
         return (x - half, y - half, x + half, y + half)
 
+    def said(self) -> str:
+        """Such as "an orange star"."""
+        return f"{'an' if self.color[0] in 'aeiou' else 'a'} {self.color} {self.kind}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """Words that stand still; `position` is their top left corner, `size` the font's, in pixels."""
+    """Words that stand still; `position` is their top left corner, `size` the font's, in pixels.
+
+    `font` is a file of an installed font package ("font_roboto/Roboto-Bold.ttf"), or nothing for
+    the one inside Pillow. All of them have at least ASCII.
+    """
 
     text: str
     position: tuple[float, float]
     size: int
+    font: str = ""
+    color: str = "black"
     appears_seconds: float = 0.0
     vanishes_seconds: float = math.inf
 
@@ -72,107 +97,182 @@ class Label:
         """Where the ink is at `t` seconds; None while it is not shown."""
         if not self.appears_seconds <= t < self.vanishes_seconds:
             return None
-        ink, (left, top) = _font(self.size).getmask2(self.text)
-        x1, y1, x2, y2 = ink.getbbox()
-        x, y = self.position[0] + left, self.position[1] + top
+        (x, y), (x1, y1, x2, y2) = self.position, ink_box(self.text, self.font, self.size)
         return (x + x1, y + y1, x + x2, y + y2)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Background:
+    """A colour, or a run of colours from top to bottom, with a soft pattern over it or none.
+
+    The pattern is "stripes", "checks" or "blotches", is `strength` levels lighter and darker, and
+    repeats every `period` pixels; `direction` is that of the stripes, in pixels right and down.
+    """
+
+    top: Color
+    bottom: Color
+    pattern: str = ""
+    strength: int = 0
+    period: int = 1
+    direction: tuple[int, int] = (1, 0)
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What is on screen and when. `background` runs from top to bottom; None is transparent."""
+    """What is on screen and when. No background is a transparent one, to be seen on white.
+
+    A clip has a duration; a still has none.
+    """
 
     width: int
     height: int
-    background: tuple[Color, Color] | None
+    background: Background | None
     shapes: tuple[Shape, ...] = ()
     labels: tuple[Label, ...] = ()
-    show_clock: bool = False
+    duration_seconds: float = math.inf
 
 
 def draw(scene: Scene, t: float) -> Image.Image:
     """The scene at `t` seconds: RGB, or RGBA where the background is transparent."""
     if scene.background is None:
-        image = Image.new("RGBA", (scene.width, scene.height))
+        # White below the transparency: a decoder that drops the alpha layer shows the same.
+        image = Image.new("RGBA", (scene.width, scene.height), (255, 255, 255, 0))
     else:
-        image = _gradient(scene.width, scene.height, *scene.background).copy()
+        image = _paint(scene.width, scene.height, scene.background).copy()
     pen = ImageDraw.Draw(image)
     for shape in scene.shapes:
         if (box := shape.box(t)) is None:
             continue
+        side = shape.size - 1  # Pillow fills up to and including the far edge
         if shape.kind == "circle":
-            pen.ellipse(box, fill=COLORS[shape.color])
+            pen.ellipse((box[0], box[1], box[0] + side, box[1] + side), fill=COLORS[shape.color])
         else:
             corners = POLYGONS[shape.kind]
-            place = [(box[0] + x * shape.size, box[1] + y * shape.size) for x, y in corners]
+            place = [(box[0] + x * side, box[1] + y * side) for x, y in corners]
             pen.polygon(place, fill=COLORS[shape.color])
     for label in scene.labels:
         if label.box(t) is not None:
-            pen.text(label.position, label.text, fill=COLORS["black"], font=_font(label.size))
-    if scene.show_clock:
-        size = max(12, scene.height // 10)
-        pen.rectangle((0, 0, 4 * size, 1.3 * size), fill=COLORS["white"])
-        pen.text((2, 0), f"{t:.1f} s", fill=COLORS["black"], font=_font(size))
+            font = load_font(label.font, label.size)
+            pen.text(label.position, label.text, fill=TEXT_COLORS[label.color], font=font)
     return image
 
 
-@lru_cache(maxsize=16)
-def _gradient(width: int, height: int, top: Color, bottom: Color) -> Image.Image:
-    column = np.linspace(top, bottom, height).astype(np.uint8)  # [height, 3]
-    return Image.fromarray(np.repeat(column[:, None], width, axis=1))
+@lru_cache(maxsize=8)
+def _paint(width: int, height: int, background: Background) -> Image.Image:
+    column = np.linspace(background.top, background.bottom, height, dtype=np.float32)
+    if not background.pattern:
+        return Image.fromarray(np.repeat(column.astype(np.uint8)[:, None], width, axis=1))
+    pattern = np.rint(background.strength * _pattern(width, height, background)).astype(np.int16)
+    levels = column.astype(np.int16)[:, None] + pattern[..., None]
+    return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8))
 
 
-@lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # The font inside Pillow is a real outline font wherever FreeType is, as in every wheel.
-    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
+def _pattern(width: int, height: int, background: Background) -> NDArray[np.float32]:
+    """Values in -1..1, [height, width]. Basic arithmetic only: the same on every machine."""
+    if background.pattern == "blotches":
+        rows, columns = height // background.period + 2, width // background.period + 2
+        noise = np.random.default_rng(background.seed).integers(0, 256, (rows, columns), np.uint8)
+        blurred = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+        return np.asarray(blurred, dtype=np.float32) / 127.5 - 1
+    x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
+    period = np.float32(background.period)
+    if background.pattern == "checks":
+        return _wave(x / period) * _wave(y / period)
+    right, down = background.direction
+    return _wave((right * x + down * y) / period)
 
 
-def random_scene(
-    rng: random.Random,
-    width: int,
-    height: int,
-    *,
-    duration_seconds: float = math.inf,
-    show_clock: bool = False,
-    transparent: bool = False,
-) -> Scene:
-    """One to three shapes side by side, never over each other, with words below if there is room.
+def _wave(turns: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A triangle wave, cut to -1..1 so that it has soft edges."""
+    wave: NDArray[np.float32] = np.clip(8 * np.abs(turns - np.floor(turns) - 0.5) - 2, -1, 1)
+    return wave
 
-    In a clip all move, and come and go at times of their own; with no duration they just stand.
+
+@lru_cache(maxsize=64)
+def load_font(font: str, size: int) -> ImageFont.FreeTypeFont:
+    """The font of a `Label`.
+
+    Raises:
+        UserError: the package of that font is not installed.
     """
+    if not font:
+        # A real outline font wherever FreeType is, as in every wheel.
+        return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
+    package, _, name = font.partition("/")
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(f"there is no font {font}: pip install 'reelscribe[dataset]'")
+    return ImageFont.truetype(str(Path(spec.origin).parent / "files" / name), size)
 
-    def times() -> dict[str, float]:
-        if math.isinf(duration_seconds):
-            return {}
-        appears, vanishes = rng.uniform(0.0, 0.3), rng.uniform(0.7, 1.1)
-        return {
-            "appears_seconds": round(appears * duration_seconds, 1),
-            "vanishes_seconds": round(vanishes * duration_seconds, 1),
-        }
 
-    # Transparent pictures are seen on white, where a white shape would be no shape.
-    colors = [name for name in COLORS if not (transparent and name == "white")]
-    num_shapes = rng.randint(1, 3)
-    lane = width / num_shapes
-    shapes = []
-    for n, color in enumerate(rng.sample(colors, num_shapes)):
-        size = rng.uniform(0.45, 0.7) * min(lane, 0.6 * height)
-        start, end = (
-            (rng.uniform(n * lane + size / 2, (n + 1) * lane - size / 2), y * height)
-            for y in rng.sample((0.35, 0.45, 0.55), 2)
-        )
-        kind = rng.choice(SHAPES)
-        shapes.append(Shape(kind=kind, color=color, size=size, start=start, end=end, **times()))
-    text = f"{rng.choice(WORDS)} {rng.choice('ABCDEFGHK')}{rng.randint(10, 99)}"
-    label = Label(text=text, position=(width // 20, 0.8 * height), size=height // 9, **times())
-    top = rng.choice(BACKGROUNDS)
-    bottom = rng.choice([top, *BACKGROUNDS])
-    return Scene(
-        width=width,
-        height=height,
-        background=None if transparent else (top, bottom),
-        shapes=tuple(shapes),
-        labels=(label,) if label.size >= 10 else (),
-        show_clock=show_clock,
-    )
+@lru_cache(maxsize=1024)
+def ink_box(text: str, font: str, size: int) -> tuple[int, int, int, int]:
+    """Where the ink of `text` is, from the place that it is written at."""
+    ink, (left, top) = load_font(font, size).getmask2(text, mode="L")
+    x1, y1, x2, y2 = ink.getbbox()
+    return (left + x1, top + y1, left + x2, top + y2)
+
+
+def gold(scene: Scene, *, start_seconds: float = 0.0) -> dict[str, Any]:
+    """The right answers: columns of the annotation table, from a scene of `random_scene`.
+
+    `start_seconds` is the first PTS of the file. A clip's objects are where they are when they
+    appear; an image's, and all text, are at the start.
+    """
+    clip = math.isfinite(scene.duration_seconds)
+    shapes = sorted(scene.shapes, key=lambda s: (s.appears_seconds, s.start[0]))
+    labels = sorted(scene.labels, key=lambda label: label.position[1])
+    return {
+        "caption": _caption(shapes, labels, clip),
+        "ocr": "\n".join(label.text for label in labels) or NO_TEXT,
+        "objects": [
+            {
+                "label": shape.kind,
+                "box": _corners(shape.box(shape.appears_seconds)),
+                "pts_seconds": start_seconds + shape.appears_seconds if clip else None,
+            }
+            for shape in shapes
+        ],
+        "text_spans": [
+            {
+                "text": label.text,
+                "box": _corners(label.box(label.appears_seconds)),
+                "pts_seconds": start_seconds + label.appears_seconds if clip else None,
+            }
+            for label in labels
+        ],
+        "events": [
+            {
+                "start_seconds": start_seconds + shape.appears_seconds,
+                "end_seconds": start_seconds + shape.vanishes_seconds,
+                "caption": _sentence(
+                    f"{shape.said()} {f'moves {shape.motion}' if shape.motion else 'stands still'}"
+                ),
+            }
+            for shape in shapes
+        ]
+        if clip
+        else None,
+    }
+
+
+def _caption(shapes: Sequence[Shape], labels: Sequence[Label], clip: bool) -> str:
+    said = [shape.said() for shape in shapes]
+    if clip:
+        what = ", then ".join(said)
+    else:
+        what = " and ".join(part for part in (", ".join(said[:-1]), said[-1]) if part)
+    if labels:
+        text_is_lower = labels[0].position[1] > shapes[0].start[1]
+        what += " above text" if text_is_lower else " below text"
+    return _sentence(what)
+
+
+def _sentence(what: str) -> str:
+    return f"{what[0].upper()}{what[1:]}."
+
+
+def _corners(box: Box | None) -> dict[str, float]:
+    assert box is not None  # it is asked for at the moment it appears
+    return dict(zip(("x1", "y1", "x2", "y2"), map(float, box), strict=True))

@@ -1,6 +1,7 @@
 """The archive is what the other tests stand on, so ffprobe, which did not write it, looks at it."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections import Counter
@@ -15,7 +16,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from jobs.encode_clip import encode_clip
-from jobs.scene import Label, Scene, Shape, draw
+from jobs.render_archive import render_archive
+from jobs.scene import COLORS, Label, Scene, Shape, draw
+from pipeline.images import to_rgb
 
 needs_ffprobe = pytest.mark.skipif(
     shutil.which("ffprobe") is None, reason="ffprobe, the oracle of this test, is not on PATH"
@@ -38,6 +41,28 @@ def probe_video(path: Path) -> dict[str, Any]:
 def shown_pts_seconds(path: Path) -> list[float]:
     frames = probe(path, entries="frame=media_type,pts_time")["frames"]
     return [float(frame["pts_time"]) for frame in frames if frame["media_type"] == "video"]
+
+
+def gold_of(archive: Path) -> dict[str, dict[str, Any]]:
+    lines = (archive / "gold.jsonl").read_text(encoding="utf-8").splitlines()
+    return {answer["uri"]: answer for answer in map(json.loads, lines)}
+
+
+def centre(box: dict[str, float]) -> tuple[slice, slice]:
+    """Rows and columns of some pixels around the middle of a box; inside every kind of shape."""
+    x, y = round((box["x1"] + box["x2"]) / 2), round((box["y1"] + box["y2"]) / 2)
+    return slice(y - 2, y + 3), slice(x - 2, x + 3)
+
+
+def colours_said(caption: str) -> list[str]:
+    """Of the shapes, in the order of the caption."""
+    return [word for word in re.findall(r"\w+", caption) if word in COLORS]
+
+
+def colour_seen(picture: np.ndarray, box: dict[str, float]) -> str:
+    """The name of the colour that is nearest to the one in the middle of the box."""
+    seen = np.median(picture[centre(box)].reshape(-1, 3), axis=0)
+    return min(COLORS, key=lambda name: float(np.abs(seen - COLORS[name]).sum()))
 
 
 def colour_frames(num_frames: int, *, height: int = 64, width: int = 96) -> list[np.ndarray]:
@@ -147,11 +172,13 @@ def test_transparent_clip_keeps_its_alpha(archive: Path) -> None:
     with av.open(str(archive / "clips" / "alpha.webm")) as container:
         assert container.streams.video[0].metadata["alpha_mode"] == "1"
         packets = [packet for packet in container.demux(video=0) if packet.size]
-    middle = [frame for packet in packets for frame in decoder.decode(packet)][len(packets) // 2]
-    assert middle.format.name == "yuva420p"
-    alpha = middle.to_ndarray(format="rgba")[..., 3]
+    first, *_ = (frame for packet in packets for frame in decoder.decode(packet))
+    assert first.format.name == "yuva420p"
+    (star,) = gold_of(archive)["clips/alpha.webm"]["objects"]
+    assert star["pts_seconds"] == 0.0
+    alpha = first.to_ndarray(format="rgba")[..., 3]
     assert (alpha == 0).mean() > 0.5
-    assert (alpha == 255).mean() > 0.01
+    assert alpha[centre(star["box"])].min() == 255
 
 
 @needs_ffprobe
@@ -267,6 +294,58 @@ def test_truncated_image_opens_but_does_not_load(archive: Path) -> None:
         pytest.raises(OSError, match="truncated"),
     ):
         image.load()
+
+
+def test_same_seed_gives_the_same_files(archive: Path, tmp_path: Path) -> None:
+    render_archive(tmp_path)
+    names = {path.relative_to(archive) for path in archive.glob("*/*")} | {Path("gold.jsonl")}
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (archive / name).read_bytes(), name
+
+
+def test_gold_is_of_what_can_be_seen(archive: Path) -> None:
+    names = {path.relative_to(archive).as_posix() for path in archive.glob("*/*")}
+    assert names - set(gold_of(archive)) == {
+        "images/gray.jpg",
+        "images/gray16.png",
+        "images/tiny.png",
+        "images/truncated.jpg",
+        "images/wide.png",
+        "clips/one-frame.mp4",
+        "clips/truncated.mp4",
+        "clips/unreadable.mp4",
+    }
+    assert set(gold_of(archive)) < names
+
+
+def test_images_show_what_their_gold_says(archive: Path) -> None:
+    for uri, answer in gold_of(archive).items():
+        if uri.startswith("images/"):
+            with Image.open(archive / uri) as image:
+                shown = np.asarray(to_rgb(ImageOps.exif_transpose(image)))
+            seen = [colour_seen(shown, found["box"]) for found in answer["objects"]]
+            assert seen == colours_said(answer["caption"]), uri
+            assert answer["events"] is None
+
+
+def test_clips_show_what_their_gold_says(archive: Path) -> None:
+    for uri, answer in gold_of(archive).items():
+        if not uri.startswith("clips/"):
+            continue
+        with av.open(str(archive / uri)) as container:
+            frames = list(container.decode(video=0))
+        last = 0.0
+        for found, event, colour in zip(
+            answer["objects"], answer["events"], colours_said(answer["caption"]), strict=True
+        ):
+            # Where a rate has no frame on the half second, the first one after it.
+            frame = next(frame for frame in frames if frame.time > found["pts_seconds"] - 0.002)
+            shown = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+            assert frame.time - found["pts_seconds"] < 0.04, uri
+            assert colour_seen(shown, found["box"]) == colour, uri
+            assert found["pts_seconds"] == event["start_seconds"] >= last
+            assert event["end_seconds"] <= round(frames[-1].time + 0.5, 1), uri
+            last = event["start_seconds"]
 
 
 def test_shape_moves_in_a_straight_line_while_it_is_shown() -> None:
