@@ -1,15 +1,19 @@
-"""Write a tiny Qwen3-VL with random weights, in the file layout of the published checkpoints.
+"""Write a small Qwen3-VL with random weights, in the file layout of the published checkpoints.
 
-It loads wherever the real model loads (`AutoModelForImageTextToText`, `AutoTokenizer`, engines),
-takes under 3 MB, and is what tests and `make demo` run on a CPU. Its answers are noise, but they
-depend on every pixel and token it is given, so a wrong input shows. Same seed, same bytes.
+It loads wherever the real model loads (`AutoModelForImageTextToText`, `AutoTokenizer`, engines).
+Same seed, same bytes. Two sizes:
 
-    python -m jobs.tiny_checkpoint FOLDER [--moe]
+tiny: under 3 MB, for tests. Its answers are noise, but they depend on every pixel and token it is
+    given, so a wrong input shows.
+demo: under 16 MB, what the demo model's training starts from (docs/demo-model.md).
+
+    python -m jobs.tiny_checkpoint FOLDER [--size demo] [--moe]
 """
 
 import argparse
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +27,57 @@ PRETOKENIZE_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-BPE_VOCAB_SIZE = 448  # 256 bytes and the merges
-MODEL_VOCAB_SIZE = 512  # more rows than tokens, as published (151,936 rows for 151,669 tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Numbers of a checkpoint's configuration.
+
+    bpe_vocab_size: 256 bytes and the merges. vocab_size: more rows than tokens, as published
+    (151,936 rows for 151,669 tokens).
+    """
+
+    bpe_vocab_size: int
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vision_depth: int
+    vision_hidden_size: int
+    vision_intermediate_size: int
+    deepstack_visual_indexes: tuple[int, ...]
+
+
+SIZES = {
+    "tiny": Size(
+        bpe_vocab_size=448,
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vision_depth=3,
+        vision_hidden_size=64,
+        vision_intermediate_size=128,
+        deepstack_visual_indexes=(0, 1),
+    ),
+    "demo": Size(
+        bpe_vocab_size=640,
+        vocab_size=704,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        vision_depth=4,
+        vision_hidden_size=128,
+        vision_intermediate_size=384,
+        deepstack_visual_indexes=(1, 2),
+    ),
+}
 
 # In the published order, which is the order of their ids, right after the byte-pair vocabulary.
 # The plain ones are single tokens too, but skip_special_tokens keeps them when decoding.
@@ -84,7 +137,9 @@ It appears at the start of the clip and disappears at the end. What is shown? Wh
 """
 
 
-def write_tiny_checkpoint(folder: Path, *, seed: int = 0, moe: bool = False) -> Path:
+def write_tiny_checkpoint(
+    folder: Path, *, seed: int = 0, moe: bool = False, size: str = "tiny"
+) -> Path:
     """Write the checkpoint into `folder` (made if missing, files replaced) and return `folder`.
 
     `moe` gives the mixture-of-experts classes (4 experts, 2 per token) in place of the dense ones.
@@ -94,11 +149,12 @@ def write_tiny_checkpoint(folder: Path, *, seed: int = 0, moe: bool = False) -> 
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     folder.mkdir(parents=True, exist_ok=True)
-    token_ids = _write_tokenizer(folder)
-    _write_json(folder / "config.json", _config(token_ids, moe=moe))
+    numbers = SIZES[size]
+    token_ids = _write_tokenizer(folder, size)
+    _write_json(folder / "config.json", _config(token_ids, numbers, moe=moe))
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced here
         model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
-    weights = _draw_weights(model, seed)
+    weights = _draw_weights(model, seed, None if size == "tiny" else numbers)
     _silence_placeholders(weights["lm_head.weight"], token_ids)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "generation_config.json", _generation_config(token_ids))
@@ -108,11 +164,12 @@ def write_tiny_checkpoint(folder: Path, *, seed: int = 0, moe: bool = False) -> 
     return folder
 
 
-def _write_tokenizer(folder: Path) -> dict[str, int]:
+def _write_tokenizer(folder: Path, size: str) -> dict[str, int]:
     """Train the byte-level BPE, write its four files, and return the ids of the added tokens."""
     from tokenizers import AddedToken
 
-    tokenizer = _train_tokenizer()
+    text = TRAINING_TEXT if size == "tiny" else TRAINING_TEXT + _demo_text()
+    tokenizer = _train_tokenizer(text, SIZES[size].bpe_vocab_size)
     tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t in PLAIN_ADDED_TOKENS])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -149,7 +206,38 @@ def _write_tokenizer(folder: Path) -> dict[str, int]:
     return token_ids
 
 
-def _train_tokenizer() -> "Tokenizer":
+def _demo_text() -> str:
+    """What the demo model is asked and answers: each word of it becomes one token."""
+    from jobs.scene import COLORS, SHAPES
+    from pipeline.parse import TASKS
+    from schemas.task import Question
+
+    labels = (), SHAPES
+    prompts = [
+        task.prompt(Question(task=task.name, labels=asked), media_type)
+        for task in TASKS.values()
+        for asked in labels
+        for media_type in sorted(task.media_types)
+    ]
+    things = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
+    captions = [
+        line
+        for thing in things
+        for line in (
+            f"A {thing}, an {thing} and a {thing} above text.",
+            f"An {thing}, then a {thing}, then an {thing} below text.",
+            f'"00:01.00 - 00:02.50": "A {thing} moves left.", "A {thing} moves right."',
+            f'"00:00.00 - 00:03.00": "An {thing} moves up.", "A {thing} moves down."',
+            f'"An {thing} stands still."',
+            '```json\n[{"time": 1.5, "bbox_2d": [120, 45, 880, 610], "label": "circle"}]\n```',
+            '```json\n[{"bbox_2d": [1, 2, 3, 4], "text_content": ""}, {"bbox_2d": []}]\n```',
+            "There is no text.",
+        )
+    ]
+    return "\n".join([*prompts * 8, *captions])
+
+
+def _train_tokenizer(text: str, vocab_size: int) -> "Tokenizer":
     import tokenizers
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
@@ -161,24 +249,26 @@ def _train_tokenizer() -> "Tokenizer":
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     tokenizer.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=BPE_VOCAB_SIZE, initial_alphabet=ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size, initial_alphabet=ByteLevel.alphabet(), show_progress=False
     )
     # Roles are repeated so that each becomes one token, as in the real vocabulary.
-    tokenizer.train_from_iterator(["user\nassistant\nsystem\n" * 8, TRAINING_TEXT], trainer)
+    tokenizer.train_from_iterator(["user\nassistant\nsystem\n" * 8, text], trainer)
     return tokenizer
 
 
-def _config(token_ids: dict[str, int], *, moe: bool) -> dict[str, Any]:
-    """config.json: fields and spelling of the published files, tiny numbers.
+def _config(token_ids: dict[str, int], size: Size, *, moe: bool) -> dict[str, Any]:
+    """config.json: fields and spelling of the published files, small numbers.
 
     float32, where the published weights are bfloat16, because tests compare numbers on a CPU.
     """
     model_type = "qwen3_vl_moe" if moe else "qwen3_vl"
     # fmt: off
     text_config = {
-        "model_type": f"{model_type}_text", "dtype": "float32", "vocab_size": MODEL_VOCAB_SIZE,
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "hidden_act": "silu",
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+        "model_type": f"{model_type}_text", "dtype": "float32", "vocab_size": size.vocab_size,
+        "hidden_size": size.hidden_size, "intermediate_size": size.intermediate_size,
+        "num_hidden_layers": size.num_hidden_layers, "hidden_act": "silu",
+        "num_attention_heads": size.num_attention_heads,
+        "num_key_value_heads": size.num_key_value_heads, "head_dim": 32,
         "attention_bias": False, "attention_dropout": 0.0, "rms_norm_eps": 1e-6,
         "initializer_range": 0.02, "use_cache": True, "max_position_embeddings": 262144,
         # Channel pairs turned by time, height and width; the section sums to head_dim / 2.
@@ -196,10 +286,11 @@ def _config(token_ids: dict[str, int], *, moe: bool) -> dict[str, Any]:
             "moe_intermediate_size": 48,
         }
     vision_config = {
-        "model_type": model_type, "depth": 3, "hidden_size": 64, "intermediate_size": 128,
-        "num_heads": 4, "out_hidden_size": 64, "hidden_act": "gelu_pytorch_tanh",
+        "model_type": model_type, "depth": size.vision_depth, "hidden_size": size.vision_hidden_size,
+        "intermediate_size": size.vision_intermediate_size,
+        "num_heads": 4, "out_hidden_size": size.hidden_size, "hidden_act": "gelu_pytorch_tanh",
         "in_channels": 3, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2,
-        "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 256,
+        "deepstack_visual_indexes": list(size.deepstack_visual_indexes), "num_position_embeddings": 256,
         "initializer_range": 0.02,
     }
     # fmt: on
@@ -250,8 +341,13 @@ def _video_processor_config() -> dict[str, Any]:
     return config | {"size": size, "video_processor_type": "Qwen3VLVideoProcessor"}
 
 
-def _draw_weights(model: "torch.nn.Module", seed: int) -> dict[str, "torch.Tensor"]:
+def _draw_weights(
+    model: "torch.nn.Module", seed: int, trained: Size | None
+) -> dict[str, "torch.Tensor"]:
     """The published file's tensors for `model`: from N(0, 1/fan_in); norms are 1 and biases 0.
+
+    trained: a model of this size is to be trained from here: what its layers add to the residual
+        stream is scaled down by their number, as in GPT-2.
 
     The library's own 0.02 would leave the residual stream, and so the answer, blind to most media.
     Numpy's generator, because torch's normal numbers depend on the vector width of the CPU.
@@ -269,12 +365,24 @@ def _draw_weights(model: "torch.nn.Module", seed: int) -> dict[str, "torch.Tenso
         # Experts are [experts, out, in]; the patch convolution is [out, channels, t, h, w].
         fan_in = shape[-1] if len(shape) <= 3 else math.prod(shape[1:])
         drawn = rng.standard_normal(shape, dtype=np.float32) / np.float32(math.sqrt(fan_in))
+        layers = _num_adding(name, trained) if trained else None
+        if layers:
+            drawn /= np.float32(math.sqrt(2 * layers))
         if ".experts." in name:
             # Files hold [experts, in, out], since transformers 4.57 did; 5.x turns them on loading.
             # `save_pretrained` of a model that was not loaded would write them unturned.
             drawn = np.ascontiguousarray(drawn.swapaxes(1, 2))
         weights[name] = torch.from_numpy(drawn)
     return weights
+
+
+def _num_adding(name: str, size: Size) -> int | None:
+    """Layers of the stack whose residual stream this weight adds to; None if it does not."""
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        return size.num_hidden_layers
+    if "visual.blocks" in name and name.endswith(("attn.proj.weight", "linear_fc2.weight")):
+        return size.vision_depth
+    return None
 
 
 def _silence_placeholders(lm_head: "torch.Tensor", token_ids: dict[str, int]) -> None:
@@ -297,9 +405,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
     parser.add_argument("--moe", action="store_true", help="mixture of experts")
     args = parser.parse_args()
-    print(write_tiny_checkpoint(args.folder, seed=args.seed, moe=args.moe))
+    print(write_tiny_checkpoint(args.folder, seed=args.seed, moe=args.moe, size=args.size))
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ class RowError(Exception):
 def media_item(row: dict[str, Any], further: list[str], base: str) -> MediaItem:
     """Check a row and make its item.
 
-    further: the columns that become attributes. base: where relative uris start, see ``_resolve``.
+    further: the columns that become attributes. base: where relative uris start, see ``resolve``.
 
     Raises:
         RowError: with the value, and what to do.
     """
-    frames = tuple(_resolve(uri, base) for uri in _texts(row, "frames"))
+    frames = tuple(resolve(uri, base) for uri in _texts(row, "frames"))
     uri = _string(row, "uri")
     if uri is None and not frames:
         raise RowError("uri is empty; give it one, or remove the row")
@@ -42,7 +42,7 @@ def media_item(row: dict[str, Any], further: list[str], base: str) -> MediaItem:
     if media_type not in (None, *MEDIA_TYPES) or (frames and media_type == "image"):
         allowed = "video where frames are given" if frames else "image or video"
         raise RowError(f"media_type must be {allowed}, got {media_type!r}")
-    if uri is not None and frames and _resolve(uri, base) != frames[0]:
+    if uri is not None and frames and resolve(uri, base) != frames[0]:
         raise RowError("uri and frames are both given; give the video, or its frames")
     sample_fps = _number(row, "sample_fps")
     if sample_fps is not None and sample_fps <= 0:
@@ -51,7 +51,7 @@ def media_item(row: dict[str, Any], further: list[str], base: str) -> MediaItem:
     for task in tasks:
         if task not in TASK_NAMES:
             raise RowError(f"tasks has an unknown name {task!r}; known are {', '.join(TASK_NAMES)}")
-    uri = _resolve(uri, base) if uri is not None else frames[0]
+    uri = resolve(uri, base) if uri is not None else frames[0]
     return MediaItem(
         media_id=_string(row, "media_id") or default_media_id(frames or [uri]),
         uri=uri,
@@ -128,7 +128,7 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-def _resolve(uri: str, base: str) -> str:
+def resolve(uri: str, base: str) -> str:
     """Make a relative uri absolute: it starts at ``base``."""
     if PROTOCOL.match(uri) or uri.startswith("/"):
         return uri

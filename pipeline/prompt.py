@@ -8,10 +8,12 @@ its time and its tokens,
 in place of the template's whole ``<|vision_start|><|video_pad|><|vision_end|>``. Times are PTS.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from schemas.conversation import Turn
 from schemas.errors import ModelError
 from schemas.unit import Sampling
 
@@ -20,8 +22,13 @@ VIDEO_SLOT = "<|vision_start|><|video_pad|><|vision_end|>"
 PAIR_LAYOUT = "<{seconds:.1f} seconds><|vision_start|><|video_pad|><|vision_end|>"
 """One frame pair of a video; its one pad stands for all the pair's tokens."""
 
+END_OF_TURN = "<|im_end|>"
+
 TEXT, IMAGE, VIDEO = 0, 1, 2
 """``mm_token_type_ids``: what the model's position ids are made from."""
+
+
+_SLOT = re.compile(f"{re.escape(IMAGE_SLOT)}|{re.escape(VIDEO_SLOT)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +82,7 @@ class Prompter:
         prompt: str = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": ""}], tokenize=False, add_generation_prompt=True
         )
-        return prompt.rstrip().endswith("<think>")
+        return _is_open_reasoning(prompt)
 
     def _special(self, token: str, source: str) -> int:
         ids = self.tokenizer.encode(token, add_special_tokens=False)
@@ -87,34 +94,121 @@ class Prompter:
 
     def input_ids(self, vision: Vision, text: str) -> list[int]:
         """Token ids of one user turn, the media first, then ``text``, up to the answer's begin."""
-        ids: list[int] = []
-        pad = self.pad_ids[vision.media_type]
-        for token in self._slotted_ids(vision, text):
-            ids += [token] * (vision.tokens_per_slot if token == pad else 1)
-        return ids
+        return self._expand(self._slotted_ids(self._question(vision, text), [vision]), [vision])
 
     def num_tokens(self, vision: Vision, text: str) -> int:
         """Length of ``input_ids``, without making them."""
-        ids = self._slotted_ids(vision, text)
+        ids = self._slotted_ids(self._question(vision, text), [vision])
         slots = ids.count(self.pad_ids[vision.media_type])
         return len(ids) + slots * (vision.tokens_per_slot - 1)
 
-    def _slotted_ids(self, vision: Vision, text: str) -> list[int]:
-        """Token ids with a single pad for each image or frame pair."""
-        content = [{"type": vision.media_type}, {"type": "text", "text": plain(text)}]
+    def conversation_ids(
+        self, turns: Sequence[Turn], visions: Sequence[Vision]
+    ) -> tuple[list[int], list[bool]]:
+        """Token ids of a whole conversation, and which of them are learnt.
+
+        Learnt are the assistant's turns, with the token that ends them. Their place follows from
+        the turns, not from what is written in them. Each turn's question is tokenised up to the
+        answer's begin, as ``input_ids`` does, and the answer by itself, as it is generated. Where
+        the template opens ``<think>``, an answer without reasoning learns to close it at once.
+
+        Raises:
+            ValueError: the template rewrites earlier turns (Thinking checkpoints drop reasoning),
+                so that no one sequence is what the model sees at each of its answers.
+        """
+        messages = [_message(turn, visions) for turn in turns]
+        ids: list[int] = []
+        learnt: list[bool] = []
+        before, shown = "", list(visions)
+        for k, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            prompt = self._rendered(messages[:k])
+            if not prompt.startswith(before):
+                raise ValueError("the chat template rewrites earlier turns: train one answer each")
+            asked = self._slotted_ids(prompt[len(before) :], shown)
+            question = self._expand(asked, shown)
+            shown = shown[_num_slots(prompt[len(before) :]) :]
+            answer = "".join(plain(part) for part in turn.parts if isinstance(part, str))
+            if _is_open_reasoning(prompt):
+                answer = _from_open_reasoning(answer)
+            said = self.tokenizer.encode(answer + END_OF_TURN, add_special_tokens=False)
+            ids += question + said
+            learnt += [False] * len(question) + [True] * len(said)
+            before = prompt + answer + END_OF_TURN
+        return ids, learnt
+
+    def _question(self, vision: Vision, text: str) -> str:
+        return self._rendered([_message(Turn(role="user", parts=(0, text)), [vision])])
+
+    def _rendered(self, messages: list[dict[str, Any]]) -> str:
         prompt: str = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            messages, tokenize=False, add_generation_prompt=True
         )
-        if vision.media_type == "video":
-            pairs = "".join(PAIR_LAYOUT.format(seconds=t) for t in pair_seconds(vision.pts_seconds))
-            prompt = prompt.replace(VIDEO_SLOT, pairs, 1)
-        ids: list[int] = self.tokenizer.encode(prompt, add_special_tokens=False)
+        return prompt
+
+    def _slotted_ids(self, prompt: str, visions: Sequence[Vision]) -> list[int]:
+        """Token ids with a single pad for each image or frame pair; ``visions`` in order."""
+        shown = iter(visions)
+
+        def layout(slot: re.Match[str]) -> str:
+            vision = next(shown)
+            if vision.media_type == "image":
+                return slot[0]
+            seconds = pair_seconds(vision.pts_seconds)
+            return "".join(PAIR_LAYOUT.format(seconds=t) for t in seconds)
+
+        ids: list[int] = self.tokenizer.encode(_SLOT.sub(layout, prompt), add_special_tokens=False)
         return ids
+
+    def _expand(self, ids: Sequence[int], visions: Sequence[Vision]) -> list[int]:
+        """Repeat each single pad as often as its picture has tokens."""
+        counts = iter(
+            vision.tokens_per_slot
+            for vision in visions
+            for _ in range(max(1, len(vision.pts_seconds) // 2))
+        )
+        pads = set(self.pad_ids.values())
+        expanded: list[int] = []
+        for token in ids:
+            expanded += [token] * (next(counts) if token in pads else 1)
+        return expanded
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+
+def _message(turn: Turn, visions: Sequence[Vision]) -> dict[str, Any]:
+    """A turn as the chat template takes it."""
+    content: list[dict[str, str]] = []
+    for part in turn.parts:
+        if isinstance(part, int):
+            content.append({"type": visions[part].media_type})
+        else:
+            content.append({"type": "text", "text": plain(part)})
+    if turn.role == "user":
+        return {"role": turn.role, "content": content}
+    return {"role": turn.role, "content": "".join(part["text"] for part in content)}
+
+
+def _is_open_reasoning(prompt: str) -> bool:
+    return prompt.rstrip().endswith("<think>")
+
+
+def _from_open_reasoning(answer: str) -> str:
+    """An answer as it goes on where the template has written ``<think>`` and a line break.
+
+    One without reasoning closes it at once: else it would be read as reasoning without an answer.
+    """
+    if "</think>" in answer:
+        return answer.removeprefix("<think>").removeprefix("\n")
+    return f"\n</think>\n\n{answer}"
+
+
+def _num_slots(prompt: str) -> int:
+    return len(_SLOT.findall(prompt))
 
 
 def pair_seconds(pts_seconds: Sequence[float]) -> list[float]:

@@ -3,7 +3,7 @@ that suits a first run, but ``input`` and ``output``.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -23,7 +23,9 @@ TASK_NAMES = ("caption", "events", "ocr", "text_spans", "objects")
 TaskName = Literal["caption", "events", "ocr", "text_spans", "objects"]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A mapping of a job file: unknown keys are errors, values are never echoed whole."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     @model_validator(mode="before")
@@ -36,7 +38,10 @@ class _Section(BaseModel):
         return {k: {} if v is None and k in sections else v for k, v in value.items()}
 
 
-class Input(_Section):
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+class Input(Section):
     """Where the media items come from: a manifest, or a listing made at the start."""
 
     manifest: str | None = Field(
@@ -60,7 +65,7 @@ class Input(_Section):
         return self
 
 
-class Model(_Section):
+class Model(Section):
     """Which checkpoint, and how the engine runs it."""
 
     source: str = Field(
@@ -85,7 +90,7 @@ class Model(_Section):
     )
 
 
-class Segmentation(_Section):
+class Segmentation(Section):
     """How long videos become several units."""
 
     kind: Literal["none", "window"] = Field(
@@ -97,7 +102,7 @@ class Segmentation(_Section):
     )
 
 
-class SamplingSpec(_Section):
+class SamplingSpec(Section):
     """Which frames of a video the model sees."""
 
     fps: float = Field(2.0, gt=0, le=240, description="Frames a second; see `num_frames`.")
@@ -124,7 +129,7 @@ class SamplingSpec(_Section):
 TokenRange = Annotated[tuple[int, int], Field(description="[least, most]")]
 
 
-class Budget(_Section):
+class Budget(Section):
     """How large images and frames may be. A token is 32 x 32 pixels; of a video, 2 frames deep."""
 
     image_tokens: TokenRange = Field((4, 16384), description="[least, most] tokens of an image.")
@@ -156,7 +161,7 @@ class Budget(_Section):
         return self
 
 
-class Generation(_Section):
+class Generation(Section):
     """How answers are generated. Greedy by default, so that a run can be repeated."""
 
     max_new_tokens: int = Field(512, ge=1, le=65536, description="Longest answer, in tokens.")
@@ -169,7 +174,7 @@ class Generation(_Section):
     )
 
 
-class TaskSpec(_Section):
+class TaskSpec(Section):
     """One task of the job, with its settings."""
 
     name: TaskName = Field(description="Which task.")
@@ -178,7 +183,7 @@ class TaskSpec(_Section):
     max_new_tokens: int | None = Field(None, ge=1, description="Instead of generation's.")
 
 
-def _task(value: Any) -> Any:
+def as_task(value: Any) -> Any:
     """Let a task be a name, or a name with settings: ``{objects: {labels: [car]}}``."""
     if isinstance(value, str):
         return {"name": value}
@@ -190,7 +195,7 @@ def _task(value: Any) -> Any:
     return value
 
 
-class Resources(_Section):
+class Resources(Section):
     """How the work is spread over the cluster."""
 
     decoders: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
@@ -214,7 +219,7 @@ class Resources(_Section):
     )
 
 
-class Job(_Section):
+class Job(Section):
     """A job file."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = Field(
@@ -226,7 +231,7 @@ class Job(_Section):
     sampling: SamplingSpec = Field(default_factory=SamplingSpec, description="Frames of videos.")
     budget: Budget = Field(default_factory=Budget, description="Sizes of what the model sees.")
     generation: Generation = Field(default_factory=Generation, description="Answers.")
-    tasks: tuple[Annotated[TaskSpec, BeforeValidator(_task)], ...] = Field(
+    tasks: tuple[Annotated[TaskSpec, BeforeValidator(as_task)], ...] = Field(
         (TaskSpec(name="caption"),),
         description="What to ask: names, or a name with settings, `{objects: {labels: [car]}}`.",
     )
@@ -273,6 +278,15 @@ def load_job(path: Path | None, overrides: dict[str, Any] | None = None) -> Job:
     Raises:
         JobFileError: with every mistake on a line of its own.
     """
+    return check_job(read_spec(path, overrides), f"the job file {path}" if path else "the job")
+
+
+def read_spec(path: Path | None, overrides: dict[str, Any] | None) -> dict[str, Any]:
+    """Read a job file's mapping, not yet checked, and put the overrides in.
+
+    Raises:
+        JobFileError: no such file, not YAML, or an override inside what is no section.
+    """
     spec = read_mapping(path) if path else {}
     for dotted, value in (overrides or {}).items():
         *sections, last = dotted.split(".")
@@ -284,7 +298,7 @@ def load_job(path: Path | None, overrides: dict[str, Any] | None = None) -> Job:
             if not isinstance(target, dict):
                 raise JobFileError(f"{dotted}: {section} has no keys, set it as a whole")
         target[last] = value
-    return check_job(spec, f"the job file {path}" if path else "the job")
+    return spec
 
 
 def check_job(spec: dict[str, Any], origin: str) -> Job:
@@ -293,7 +307,16 @@ def check_job(spec: dict[str, Any], origin: str) -> Job:
     Raises:
         JobFileError: with every mistake on a line of its own.
     """
+    return check(Job, spec, origin)
+
+
+def check(kind: type[SectionT], spec: dict[str, Any], origin: str) -> SectionT:
+    """Check any kind of job file, given as a mapping.
+
+    Raises:
+        JobFileError: with every mistake on a line of its own.
+    """
     try:
-        return Job.model_validate(spec)
+        return kind.model_validate(spec)
     except ValidationError as error:
-        raise JobFileError(f"{origin} is not valid:\n{explain(error, Job)}") from None
+        raise JobFileError(f"{origin} is not valid:\n{explain(error, kind)}") from None

@@ -62,6 +62,8 @@ class Task:
     media_types: the kinds of media the question makes sense for.
     prompt: the text that follows the media.
     parse: raw answer text -> typed value; never raises, whatever the model wrote.
+    write: typed value -> answer text in the model's own format, from which ``parse`` reads the same
+        value; what a model is trained to say. Of the questions' settings it heeds the labels.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Task:
     column: pa.Field
     prompt: Callable[[Question, str], str]
     parse: Callable[[str, Question, View], Parsed]
+    write: Callable[[Any, Question, View], str]
 
 
 def box_type() -> pa.DataType:

@@ -282,20 +282,31 @@ def unit_pixels(unit: PreparedUnit) -> torch.Tensor:
 
 
 def patches(pixels: torch.Tensor) -> torch.Tensor:
-    """Normalise frames and cut them into the vision tower's rows, on the device of ``pixels``.
+    """Cut frames into the vision tower's rows and normalise them, on the device of ``pixels``.
 
     pixels: uint8 [T, H, W, 3]; T is 1 (an image: its frame is used twice) or even.
-    Returns float32 [T/2 * H/16 * W/16, 1536], a row being 3 channels x 2 frames x 16 x 16, rows
-    ordered (t, h/2, w/2, 2, 2) over the grid.
+    Returns float32 [T/2 * H/16 * W/16, 1536].
+    """
+    return normalise(patchify(pixels))
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """Take uint8 0..255 to float32 -1..1."""
+    return (pixels.to(torch.float32) * (1 / 255) - PIXEL_MEAN) / PIXEL_STD
+
+
+def patchify(pixels: torch.Tensor) -> torch.Tensor:
+    """Cut frames [T, H, W, 3] into rows [T/2 * H/16 * W/16, 1536] of the same dtype.
+
+    A row is 3 channels x 2 frames x 16 x 16; rows are ordered (t, h/2, w/2, 2, 2) over the grid.
 
     Source: ``Qwen2VLImageProcessor.patchify`` of transformers, which tests compare with.
     """
     if pixels.shape[0] == 1:
         pixels = pixels.expand(TEMPORAL_PATCH_SIZE, -1, -1, -1)
     frames, height, width, channels = pixels.shape
-    values = (pixels.to(torch.float32) * (1 / 255) - PIXEL_MEAN) / PIXEL_STD
     side = PATCH_SIZE * MERGE_SIZE
-    values = values.reshape(
+    values = pixels.reshape(
         frames // TEMPORAL_PATCH_SIZE,
         TEMPORAL_PATCH_SIZE,
         height // side,

@@ -4,6 +4,8 @@ The model answers corners as x1 y1 x2 y2 in 0..1000 of the displayed original's 
 whatever size it saw the picture at.
 """
 
+import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.tasks.read_json import JsonObject, conclude, first_of, read_json, text_of
+from pipeline.tasks.read_json import JsonObject, conclude, fenced, first_of, read_json, text_of
 from pipeline.tasks.times import clamp_seconds, nearest_pts_seconds, read_seconds
 from schemas.task import Parsed, View, box_1000_type, box_type
 
@@ -152,6 +154,36 @@ def read_named_boxes(
                 element |= {"box": box.box, "box_1000": box.box_1000}
             elements.append({**element, "pts_seconds": pts_seconds})
     return conclude(reading, elements, len(items), notes)
+
+
+def write_named_boxes(
+    elements: list[dict[str, Any]], view: View, *, text_name: str, text_key: str
+) -> str:
+    """Write the list that ``read_named_boxes`` reads, boxes from pixels to 0..1000.
+
+    An element without a box is written with its text alone.
+    """
+    items = []
+    for element in elements:
+        item: dict[str, Any] = {}
+        if view.media_type == "video" and element.get("pts_seconds") is not None:
+            item["time"] = round(element["pts_seconds"], 1)
+        if (box := element.get("box")) is not None:
+            x1, x2 = _thousandths(box["x1"], box["x2"], view.width)
+            y1, y2 = _thousandths(box["y1"], box["y2"], view.height)
+            item["bbox_2d"] = [x1, y1, x2, y2]
+        item[text_key] = element[text_name]
+        items.append(item)
+    return fenced(json.dumps(items, ensure_ascii=False))
+
+
+def _thousandths(low: float, high: float, side: int) -> tuple[int, int]:
+    """Scale two corners of one side to 0..1000; what has a length keeps one."""
+    first, last = (min(max(round(c * 1000 / side), 0), 1000) for c in (low, high))
+    if first == last and low < high:
+        first = min(max(math.floor(low * 1000 / side), 0), 999)
+        last = first + 1
+    return first, last
 
 
 def _flatten(

@@ -18,6 +18,10 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
     return Parsed(value=text, status=AnswerStatus.OK)
 
 
+def _write(value: str, question: Question, view: View) -> str:
+    return value
+
+
 TASK = Task(
     name="caption",
     version=1,
@@ -25,4 +29,5 @@ TASK = Task(
     column=pa.field("caption", pa.string(), metadata={"description": "what the media shows"}),
     prompt=_prompt,
     parse=_parse,
+    write=_write,
 )

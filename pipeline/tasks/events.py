@@ -1,12 +1,13 @@
 """Events: what happens in a stretch of video, when, in the model's order."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.tasks.read_json import JsonObject, conclude, first_of, read_json, text_of
+from pipeline.tasks.read_json import JsonObject, conclude, fenced, first_of, read_json, text_of
 from pipeline.tasks.times import clamp_seconds, read_interval, read_seconds
 from schemas.task import Parsed, Question, Task, View
 
@@ -118,6 +119,23 @@ _EVENT = pa.struct(
     ]
 )
 
+
+def _write(value: list[dict[str, Any]], question: Question, view: View) -> str:
+    """Write the object form; as text, since two events may have the same times."""
+    members = []
+    for event in value:
+        times = f"{_clock(event['start_seconds'])} - {_clock(event['end_seconds'])}"
+        members.append(f'"{times}": {json.dumps(event["caption"], ensure_ascii=False)}')
+    return fenced("{" + ", ".join(members) + "}")
+
+
+def _clock(seconds: float) -> str:
+    """``mm:ss.ff``, as the prompt asks for; minutes may be over 59."""
+    hundredths = round(max(seconds, 0.0) * 100)
+    minutes, rest = divmod(hundredths, 6000)
+    return f"{minutes:02d}:{rest // 100:02d}.{rest % 100:02d}"
+
+
 TASK = Task(
     name="events",
     version=1,
@@ -129,4 +147,5 @@ TASK = Task(
     ),
     prompt=_prompt,
     parse=_parse,
+    write=_write,
 )

@@ -1,6 +1,8 @@
 """Objects: things in the media with a label, a box and, in videos, a time."""
 
-from pipeline.tasks.boxes import box_column, read_named_boxes
+from typing import Any
+
+from pipeline.tasks.boxes import box_column, read_named_boxes, write_named_boxes
 from schemas.task import Parsed, Question, Task, View
 
 _IMAGE_FORMAT = "Report bbox coordinates in JSON format."
@@ -32,6 +34,11 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
     )
 
 
+def _write(value: list[dict[str, Any]], question: Question, view: View) -> str:
+    asked = [e for e in value if not question.labels or e["label"] in question.labels]
+    return write_named_boxes(asked, view, text_name="label", text_key="label")
+
+
 TASK = Task(
     name="objects",
     version=1,
@@ -39,4 +46,5 @@ TASK = Task(
     column=box_column("objects", "label", needs_box=True, description="things and where they are"),
     prompt=_prompt,
     parse=_parse,
+    write=_write,
 )

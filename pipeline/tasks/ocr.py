@@ -19,6 +19,10 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
     return Parsed(value=text, status=AnswerStatus.OK)
 
 
+def _write(value: str, question: Question, view: View) -> str:
+    return value
+
+
 TASK = Task(
     name="ocr",
     version=1,
@@ -26,4 +30,5 @@ TASK = Task(
     column=pa.field("ocr", pa.string(), metadata={"description": "all text that was read"}),
     prompt=_prompt,
     parse=_parse,
+    write=_write,
 )

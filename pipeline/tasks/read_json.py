@@ -56,6 +56,11 @@ class Reading:
     truncated: bool = False
 
 
+def fenced(text: str) -> str:
+    """JSON in the code fence that the model's own answers have around it."""
+    return f"```json\n{text}\n```"
+
+
 def read_json(text: str) -> Reading:
     """Read the JSON value in ``text``; several values are joined into one list. Never raises."""
     text = text.strip()

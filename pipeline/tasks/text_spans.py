@@ -1,6 +1,8 @@
 """Text spans: each line of text in the media, with its box and, in videos, its time."""
 
-from pipeline.tasks.boxes import box_column, read_named_boxes
+from typing import Any
+
+from pipeline.tasks.boxes import box_column, read_named_boxes, write_named_boxes
 from schemas.task import Parsed, Question, Task, View
 
 _IMAGE_PROMPT = "Spot all the text in the image with line-level, and output in JSON format."
@@ -20,6 +22,10 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
     return read_named_boxes(answer, view, text_name="text", text_keys=text_keys, needs_box=False)
 
 
+def _write(value: list[dict[str, Any]], question: Question, view: View) -> str:
+    return write_named_boxes(value, view, text_name="text", text_key="text_content")
+
+
 TASK = Task(
     name="text_spans",
     version=1,
@@ -29,4 +35,5 @@ TASK = Task(
     ),
     prompt=_prompt,
     parse=_parse,
+    write=_write,
 )

@@ -1,0 +1,367 @@
+"""``reelscribe finetune``: Qwen3-VL learns from corrected annotations, by Ray Train.
+
+The output folder:
+
+    model/               the trained checkpoint, which every engine loads
+    checkpoints/         what a run that was interrupted goes on from
+    metrics.jsonl        a line for each log; tensorboard/ has the same
+    failed_samples-*.jsonl   samples that could not be read, with the reason, by worker
+    job.json             the job
+"""
+
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jobs.cluster import actor_errors, start_ray
+from jobs.printable import printable
+from pipeline.checkpoint import inspect_checkpoint
+from pipeline.storage import Storage, join
+from pipeline.training.read import read_data
+from pipeline.training.sample import group_by_media
+from schemas.conversation import Conversation, DataProblem
+from schemas.errors import JobFileError, ManifestError, ResourceError, UserError
+from schemas.finetune import DataSpec, FinetuneJob
+
+Group = tuple[Conversation, ...]
+# A longer or shorter training is the same one, up to the place where its learning rate falls.
+_MAY_CHANGE = ("training.max_steps", "training.num_train_epochs", "trainer.lr_scheduler_kwargs")
+
+
+def mix(
+    specs: Sequence[DataSpec], storage: Storage, *, share_media: bool, seed: int
+) -> list[Group]:
+    """Read data sets and take each by its share: 50 is a random half, 250 all twice and a half.
+
+    Raises:
+        ManifestError: a data set is missing or empty, or rows of it are wrong; says which.
+    """
+    mixed: list[Group] = []
+    for number, spec in enumerate(specs):
+        examples = read_data(spec, storage)
+        problems = [e for e in examples if isinstance(e, DataProblem)]
+        if problems:
+            first = problems[0]
+            raise ManifestError(
+                f"{len(problems):,} of {len(examples):,} examples are wrong, first "
+                f"{first.origin}: {first.type}: {first.message}; `reelscribe check-dataset` shows "
+                "them all"
+            )
+        good = [e for e in examples if isinstance(e, Conversation)]
+        groups = group_by_media(good, share_media=share_media)
+        if not groups:
+            raise ManifestError(f"{spec.conversations or spec.annotations}: no examples")
+        whole, part = divmod(spec.share, 100)
+        rng = random.Random(f"{seed}/{number}")
+        mixed += groups * int(whole)
+        mixed += rng.sample(groups, round(len(groups) * part / 100))
+    return mixed
+
+
+def run(job: FinetuneJob, console: Console) -> None:
+    """Train, or go on where it was interrupted, and write the trained checkpoint.
+
+    Raises:
+        UserError: with one clear message.
+    """
+    job = _with_absolute_paths(job)
+    storage = Storage(job.storage_options)
+    _check_model(job)
+    _check_arguments(job)
+    train, validation = (
+        mix(specs, storage, share_media=job.training.share_media, seed=job.training.seed)
+        for specs in (job.data, job.validation)
+    )
+    _check_same_job(job, storage)
+    console.print(
+        f"{sum(map(len, train)):,} conversations in {len(train):,} samples to learn from, "
+        f"{len(validation):,} samples to validate with",
+        highlight=False,
+    )
+    own = _join_ray(console)
+    try:
+        with actor_errors():
+            _train(job, train, validation, storage, console)
+    finally:
+        if own:
+            import ray
+
+            ray.shutdown()
+    failed = sum(
+        len(storage.read_bytes(file["uri"]).splitlines())
+        for file in storage.list_files(job.output, "failed_samples-*.jsonl")
+    )
+    if failed:
+        console.print(f"{failed:,} times a sample could not be read: failed_samples-*.jsonl")
+    console.print(f"The trained model: {join(job.output, 'model')}", soft_wrap=True)
+
+
+def _with_absolute_paths(job: FinetuneJob) -> FinetuneJob:
+    def absolute(path: str | None) -> str | None:
+        is_local = path is not None and "://" not in path
+        return os.path.abspath(os.path.expanduser(path)) if path and is_local else path
+
+    def data(spec: DataSpec) -> DataSpec:
+        names = ("conversations", "annotations", "media_folder")
+        return spec.model_copy(update={name: absolute(getattr(spec, name)) for name in names})
+
+    source = Path(job.model.source).expanduser()
+    model = job.model.model_copy(update={"source": str(source.resolve())})
+    return job.model_copy(
+        update={
+            "output": absolute(job.output),
+            "model": model if source.is_dir() else job.model,
+            "data": tuple(data(spec) for spec in job.data),
+            "validation": tuple(data(spec) for spec in job.validation),
+        }
+    )
+
+
+def _check_model(job: FinetuneJob) -> None:
+    from pipeline.prompt import Prompter
+    from schemas.job import Model
+
+    attn = job.model.attn_implementation
+    model = {"source": job.model.source, "revision": job.model.revision}
+    if attn != "auto":
+        model["attn_implementation"] = attn
+    inspect_checkpoint(Model.model_validate(model))
+    Prompter(job.model.source, job.model.revision)
+
+
+def _check_arguments(job: FinetuneJob) -> None:
+    """Let TrainingArguments check the settings that are passed on to it."""
+    import torch
+    from transformers import TrainingArguments
+
+    known = TrainingArguments.__dataclass_fields__
+    if unknown := sorted(set(job.trainer) - set(known)):
+        raise JobFileError(f"trainer: TrainingArguments has no {unknown}")
+    try:
+        TrainingArguments(
+            output_dir=tempfile.gettempdir(),
+            lr_scheduler_type=job.training.lr_scheduler_type,
+            use_cpu=not torch.cuda.is_available(),
+        )
+    except (ValueError, TypeError) as error:
+        raise JobFileError(f"training: {error}") from None
+
+
+def _check_same_job(job: FinetuneJob, storage: Storage) -> None:
+    """A folder holds one training: going on with other data or settings would be neither."""
+    uri = join(job.output, "job.json")
+    spec = _fingerprint(job)
+    try:
+        before = json.loads(storage.read_bytes(uri))
+    except FileNotFoundError:
+        storage.write_bytes(uri, json.dumps(spec, indent=2).encode())
+        return
+    changed = sorted(key for key in spec | before if spec.get(key) != before.get(key))
+    if serious := [key for key in changed if key not in _MAY_CHANGE]:
+        raise JobFileError(
+            f"{job.output} holds a training with other settings ({', '.join(serious)}): give "
+            "another output, or the same job to go on with it"
+        )
+
+
+def _fingerprint(job: FinetuneJob) -> dict[str, Any]:
+    """What a training depends on, by dotted name."""
+    spec = job.public_dict()
+    free = ("logging_steps", "save_steps", "eval_steps", "save_total_limit")
+    flat = {f"{a}.{b}": v for a, s in spec.items() if isinstance(s, dict) for b, v in s.items()}
+    flat |= {key: value for key, value in spec.items() if not isinstance(value, dict)}
+    return {
+        key: value
+        for key, value in flat.items()
+        if not key.startswith("resources.") and key.rpartition(".")[2] not in free
+    }
+
+
+def _join_ray(console: Console) -> bool:
+    """Start or join Ray; whether it was not there before."""
+    import ray
+
+    if ray.is_initialized():
+        return False
+    console.print("starting Ray", style="dim")
+    start_ray()
+    return True
+
+
+def _train(
+    job: FinetuneJob,
+    train: list[Group],
+    validation: list[Group],
+    storage: Storage,
+    console: Console,
+) -> None:
+    """Launch the workers, and show what they report."""
+    import ray
+    from ray.train import (
+        CheckpointConfig,
+        FailureConfig,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+    )
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
+
+    have = ray.cluster_resources()
+    wanted = job.resources.use_gpu
+    use_gpu = have.get("GPU", 0) >= 1 if wanted == "auto" else wanted
+    workers, cpus = job.resources.num_workers, job.resources.cpus_per_worker
+    if workers * cpus > have.get("CPU", 0) or (use_gpu and workers > have.get("GPU", 0)):
+        raise ResourceError(
+            f"{workers} workers of {cpus:g} CPUs{' and a GPU' if use_gpu else ''} do not fit into "
+            f"{have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs: lower resources"
+        )
+    fs, path = storage.filesystem(job.output)
+    inputs = ray.put((job, train, validation, storage))
+    queue = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "inputs": [inputs],
+            "queue": queue,
+            "num_threads": max(1, int(cpus)),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=path,
+            storage_filesystem=None if _is_plain(job.output) else _arrow(fs),
+            failure_config=FailureConfig(max_failures=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=job.training.save_total_limit),
+        ),
+    )
+    shower = threading.Thread(target=_show, args=(queue, console), daemon=True)
+    shower.start()
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise _cause(error) from None
+    finally:
+        queue.put(None)
+        shower.join(timeout=10)
+
+
+def _cause(error: Exception) -> Exception:
+    """The worker's own error, where it is one that a user can mend."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    causes = [getattr(failure, "cause", failure) for failure in failures.values()]
+    return next((cause for cause in causes if isinstance(cause, UserError)), error)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One Ray Train worker: transformers' Trainer does the rest."""
+    import ray
+    import torch
+    from transformers import TrainerCallback
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from pipeline.training.load import export
+    from pipeline.training.train import make_trainer
+
+    job, train, validation, storage = ray.get(config["inputs"][0])
+    queue, rank = config["queue"], ray.train.get_context().get_world_rank()
+    torch.set_num_threads(config["num_threads"])
+
+    with tempfile.TemporaryDirectory(prefix="reelscribe-") as scratch:
+        folder = Path(job.output if _is_plain(job.output) else scratch, "").absolute()
+        checkpoints = Path(scratch) / "checkpoints"
+
+        def upload() -> None:
+            if not _is_plain(job.output):
+                _upload(folder, job.output, storage)
+
+        class _Report(TrainerCallback):
+            """Hands checkpoints to Ray Train, which stores them whole or not at all."""
+
+            def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                upload()
+                found = get_last_checkpoint(args.output_dir) if rank == 0 else None
+                checkpoint = ray.train.Checkpoint.from_directory(found) if found else None
+                ray.train.report({"step": state.global_step}, checkpoint=checkpoint)
+
+        def tell(entry: dict[str, Any]) -> None:
+            queue.put(entry)
+
+        trainer = make_trainer(
+            job,
+            train=train,
+            validation=validation,
+            storage=storage,
+            folder=folder,
+            checkpoints=checkpoints,
+            callbacks=[_Report()],
+            tell=tell,
+        )
+        start = ray.train.get_checkpoint()
+        if start is None:
+            trainer.train()
+        else:
+            with start.as_directory() as resumed:
+                trainer.train(resume_from_checkpoint=resumed)
+        if trainer.is_world_process_zero():
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            export(model, job.model.source, job.model.revision, job.lora, folder / "model")
+        upload()
+
+
+def _is_plain(output: str) -> bool:
+    """Whether the output is a folder, which may be a mounted one."""
+    return "://" not in output
+
+
+def _upload(folder: Path, output: str, storage: Storage) -> None:
+    """Copy what a worker wrote to the output: logs and the exported model."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and name.parts[0] != "checkpoints":
+            fs, target = storage.filesystem(join(output, name.as_posix()))
+            fs.put_file(str(path), target)
+
+
+def _arrow(fs: Any) -> Any:
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return PyFileSystem(FSSpecHandler(fs))
+
+
+def _show(queue: Any, console: Console) -> None:
+    """Print what the first worker logs, until None comes."""
+    began, first = time.monotonic(), None
+    while (entry := queue.get()) is not None:
+        step, last = entry["step"], entry["max_steps"]
+        first = step if first is None else first
+        pace = (time.monotonic() - began) / max(step - first, 1)
+        left = f", {_clock(pace * (last - step))} left" if step > first else ""
+        shown = {k: v for k, v in entry.items() if k in ("loss", "eval_loss", "learning_rate")}
+        values = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())
+        if values:
+            console.print(printable(f"step {step:,} of {last:,}: {values}{left}"))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    main(prog_name="reelscribe", args=["finetune", *sys.argv[1:]])

@@ -1,0 +1,222 @@
+"""The training loop of one worker: transformers' Trainer on samples that the pipeline prepares."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from pipeline.engines.transformers import normalise
+from pipeline.storage import Storage
+from pipeline.training.load import attention, load_model
+from pipeline.training.optimizer import make_optimizer
+from pipeline.training.pack import Batch, collate, pack
+from pipeline.training.sample import IGNORED, Preparer, Sample
+from schemas.conversation import Conversation, DataProblem
+from schemas.errors import ManifestError
+from schemas.finetune import FinetuneJob
+
+Group = tuple[Conversation, ...]
+
+
+class Samples(Dataset[Sample | DataProblem]):
+    """Groups of conversations, prepared when they are asked for, in whichever process asks."""
+
+    def __init__(self, groups: Sequence[Group], job: FinetuneJob, storage: Storage) -> None:
+        self._groups, self._job, self._storage = groups, job, storage
+        self._preparer: Preparer | None = None
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, k: int) -> Sample | DataProblem:
+        if self._preparer is None:
+            torch.set_num_threads(1)
+            self._preparer = Preparer(self._job, self._storage)
+        return self._preparer.prepare(self._groups[k])
+
+
+class Collator:
+    """Packs samples into a batch, and writes down those that failed."""
+
+    def __init__(
+        self, job: FinetuneJob, *, pad_id: int, attn_implementation: str, failed: Path
+    ) -> None:
+        self._training = job.training
+        most = job.training.packed_tokens or job.model.max_model_len
+        self._max_tokens = most if job.training.packing else 0
+        self._pad_id, self._attn, self._failed = pad_id, attn_implementation, failed
+
+    def __call__(self, samples: Sequence[Sample | DataProblem]) -> Batch:
+        """Make a batch of those that could be prepared: an empty one, if none could.
+
+        Raises:
+            ManifestError: a sample failed, and the job says to stop then.
+        """
+        for problem in samples:
+            if isinstance(problem, DataProblem):
+                self._note(problem)
+        good = [sample for sample in samples if isinstance(sample, Sample)]
+        if not good:
+            # Nothing is learnt from it; the other workers' step goes on.
+            blank = torch.full((1, 2), self._pad_id)
+            return {"input_ids": blank, "labels": torch.full_like(blank, IGNORED)}
+        rows = pack(good, self._max_tokens)
+        if self._attn == "flash_attention_2":
+            rows = [[sample for row in rows for sample in row]]
+        return collate(rows, pad_id=self._pad_id, attn_implementation=self._attn)
+
+    def _note(self, problem: DataProblem) -> None:
+        if self._training.on_bad_sample == "stop":
+            raise ManifestError(f"{problem.origin}: {problem.type}: {problem.message}")
+        line = json.dumps(
+            {"sample": problem.origin, "type": problem.type, "message": problem.message}
+        )
+        with self._failed.open("a", encoding="utf-8") as file:  # one write: lines stay whole
+            file.write(line + "\n")
+
+
+def token_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Next-token cross-entropy, summed over what is learnt and divided by its number.
+
+    num_items_in_batch: learnt tokens of the whole update, over all its batches and workers: so
+        that a token counts alike however samples are spread over rows, batches and workers.
+    """
+    targets = labels[:, 1:]
+    learnt = targets != IGNORED
+    logits = outputs.logits[:, :-1][learnt].float()
+    total = nn.functional.cross_entropy(logits, targets[learnt], reduction="sum")
+    count = learnt.sum() if num_items_in_batch is None else num_items_in_batch
+    return total / max(count, 1) if isinstance(count, int) else total / count.clamp(min=1)
+
+
+class _Trainer(Trainer):
+    """Trainer with our parameter groups, and with frames that stay uint8 up to the device."""
+
+    def __init__(self, job: FinetuneJob, **options: Any) -> None:
+        super().__init__(compute_loss_func=token_loss, **options)
+        self._training = job.training
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        self.optimizer: torch.optim.Optimizer
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(model or self.model, self._training)
+        return self.optimizer
+
+    def compute_loss(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
+        pixels = ("pixel_values", "pixel_values_videos")
+        inputs |= {name: normalise(inputs[name]) for name in pixels if name in inputs}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+class _Log(TrainerCallback):
+    """Writes metrics.jsonl, a line for each log; a resumed run goes on behind its checkpoint."""
+
+    def __init__(self, path: Path, tell: Callable[[dict[str, Any]], None]) -> None:
+        self._path, self._tell = path, tell
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not self._path.exists():
+            return
+        lines = self._path.read_text().splitlines()
+        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        self._path.write_text("".join(line + "\n" for line in kept if state.global_step))
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero or logs is None:
+            return
+        entry = {"step": state.global_step, "max_steps": state.max_steps, **logs}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self._tell(entry)
+
+
+def make_trainer(
+    job: FinetuneJob,
+    *,
+    train: Sequence[Group],
+    validation: Sequence[Group],
+    storage: Storage,
+    folder: Path,
+    checkpoints: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+    tell: Callable[[dict[str, Any]], None] = lambda entry: None,
+) -> Trainer:
+    """Make the Trainer of this worker.
+
+    folder: where metrics.jsonl, tensorboard/ and failed_samples-*.jsonl are written.
+    checkpoints: where the Trainer keeps its checkpoints.
+
+    Raises:
+        ModelError: the checkpoint cannot be loaded.
+        JobFileError: TrainingArguments refuse a setting.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    attn = attention(job.model, has_gpu=torch.cuda.is_available())
+    if attn == "flash_attention_2":
+        train = [(conversation,) for group in train for conversation in group]
+        validation = [(conversation,) for group in validation for conversation in group]
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+    model = load_model(job, attn)
+    samples = Samples(train, job, storage)
+    preparer = Preparer(job, storage)
+    collator = Collator(
+        job,
+        pad_id=int(preparer.prompter.tokenizer.pad_token_id or 0),
+        attn_implementation=attn,
+        failed=folder / f"failed_samples-{rank}.jsonl",
+    )
+    return _Trainer(
+        job,
+        model=model,
+        args=_arguments(job, checkpoints, has_validation=bool(validation)),
+        data_collator=collator,
+        train_dataset=samples,
+        eval_dataset=Samples(validation, job, storage) if validation else None,
+        callbacks=[_Log(folder / "metrics.jsonl", tell), *callbacks],
+    )
+
+
+def _arguments(job: FinetuneJob, folder: Path, *, has_validation: bool) -> TrainingArguments:
+    spec = job.training
+    return TrainingArguments(
+        **{
+            "output_dir": str(folder),
+            "num_train_epochs": spec.num_train_epochs,
+            "max_steps": spec.max_steps or -1,
+            "per_device_train_batch_size": spec.per_device_train_batch_size,
+            "per_device_eval_batch_size": spec.per_device_train_batch_size,
+            "gradient_accumulation_steps": spec.gradient_accumulation_steps,
+            "learning_rate": spec.learning_rate,
+            "max_grad_norm": spec.max_grad_norm,
+            "warmup_steps": spec.warmup_steps,
+            "lr_scheduler_type": spec.lr_scheduler_type,
+            "bf16": spec.bf16,
+            "gradient_checkpointing": spec.gradient_checkpointing,
+            "logging_steps": spec.logging_steps,
+            "save_strategy": "steps",
+            "save_steps": spec.save_steps,
+            "save_total_limit": spec.save_total_limit,
+            "eval_strategy": "steps" if has_validation else "no",
+            "eval_steps": spec.eval_steps or spec.save_steps,
+            "prediction_loss_only": True,
+            "seed": spec.seed,
+            "dataloader_num_workers": spec.dataloader_num_workers,
+            "dataloader_persistent_workers": spec.dataloader_num_workers > 0,
+            "remove_unused_columns": False,
+            "label_names": ["labels"],
+            "report_to": ["tensorboard"],
+            "disable_tqdm": True,
+            "use_cpu": not torch.cuda.is_available(),
+            **job.trainer,
+        }
+    )

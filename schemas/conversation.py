@@ -1,0 +1,58 @@
+"""A training example: media, and turns of talk about them, of which the assistant's are learnt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from schemas.manifest import MediaItem
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One turn. ``parts`` are texts, and numbers that stand for the conversation's media."""
+
+    role: str
+    parts: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """One training example.
+
+    origin: where it was read, for messages: file and row.
+    """
+
+    origin: str
+    media: tuple[MediaItem, ...]
+    turns: tuple[Turn, ...]
+
+    def shares_media(self, other: "Conversation") -> bool:
+        """Whether both look at the same media: they can then share one vision encode."""
+        return bool(self.media) and _looks(self.media) == _looks(other.media)
+
+
+def _looks(media: Sequence[MediaItem]) -> list[tuple[object, ...]]:
+    return [(m.uri, m.frames, m.sample_fps, m.start_seconds, m.end_seconds) for m in media]
+
+
+class ProblemType(StrEnum):
+    """What can be wrong with a training example; a closed list, as in error rows."""
+
+    BAD_ROW = "bad_row"  # not a conversation: columns, roles, types
+    TAG_MISMATCH = "tag_mismatch"  # <image> and <video> tags do not match the files
+    BAD_BOX = "bad_box"  # a box out of range, or not normalised to 0..1000
+    MEDIA_MISSING = "media_missing"
+    MEDIA_UNREADABLE = "media_unreadable"
+    OVER_LONG = "over_long"  # more tokens than max_model_len
+    NO_ANSWER = "no_answer"  # nothing to learn from it
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataProblem:
+    """One thing that is wrong with one training example."""
+
+    origin: str
+    type: ProblemType
+    message: str

@@ -1,0 +1,266 @@
+"""The training job file. Keys have the names of the model's reference code and of ``Trainer``."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from schemas.job import Budget, Job, SamplingSpec, Section, TaskSpec, as_task, check, read_spec
+
+
+class Yarn(Section):
+    """YaRN: a longer context by stretched rotary positions."""
+
+    factor: float = Field(
+        2.0,
+        gt=1,
+        le=4,
+        description="2 to 3 suffices for a million tokens: positions grow slower than tokens.",
+    )
+    original_max_position_embeddings: int | None = Field(
+        None, ge=256, description="Context it was trained with; default: the checkpoint's."
+    )
+
+
+class TrainedModel(Section):
+    """The checkpoint to start from."""
+
+    source: str = Field(description="A Qwen3-VL checkpoint, dense or MoE: hub id or local folder.")
+    revision: str | None = Field(None, description="Hub revision: branch, tag or commit.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16",
+        description="Of the weights in training. float32 with `training.bf16` keeps float32 "
+        "weights and computes in bfloat16.",
+    )
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="auto: flash_attention_2 on a GPU where its package is, else sdpa."
+    )
+    max_model_len: int = Field(
+        8192, ge=64, description="Longest sample in tokens; a longer one is a failed sample."
+    )
+    yarn: Yarn | None = Field(None, description="Long context; default: none.")
+
+
+class DataSpec(Section):
+    """One data set: conversations in the reference's format, or a Reelscribe table."""
+
+    conversations: str | None = Field(
+        None,
+        min_length=1,
+        description="JSON or JSONL with `image` or `video` and `conversations`.",
+    )
+    media_folder: str | None = Field(
+        None, description="What relative media paths are relative to; default: the file's folder."
+    )
+    annotations: str | None = Field(
+        None,
+        min_length=1,
+        description="Parquet file or folder with `uri` and columns of tasks, such as the output "
+        "of `reelscribe annotate`, corrected.",
+    )
+    where: str | None = Field(
+        None, description="With `annotations`: which rows, an SQL condition over its columns."
+    )
+    tasks: tuple[Annotated[TaskSpec, BeforeValidator(as_task)], ...] = Field(
+        (), description="With `annotations`: whose columns are the answers, as in a job file."
+    )
+    share: float = Field(
+        100,
+        gt=0,
+        description="Percent of its samples used in each epoch; above 100 they are repeated. "
+        "`name%50` in the reference's notation.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataSpec":
+        if (self.conversations is None) == (self.annotations is None):
+            raise ValueError("give exactly one of `conversations` and `annotations`")
+        if self.annotations is not None and not self.tasks:
+            raise ValueError("`annotations` needs `tasks`: whose columns are the answers")
+        if self.conversations is not None and (self.tasks or self.where):
+            raise ValueError("`tasks` and `where` belong to `annotations`")
+        return self
+
+
+def as_data(value: Any) -> Any:
+    """Let a data set be a path, with the reference's share: ``captions.jsonl%50``."""
+    if not isinstance(value, str):
+        return value
+    path, percent, share = value.rpartition("%")
+    if percent and share.replace(".", "", 1).isdigit():
+        return {"conversations": path, "share": float(share)}
+    return {"conversations": value}
+
+
+class Tune(Section):
+    """Which parts of the model learn. The names are the reference code's."""
+
+    tune_mm_vision: bool = Field(False, description="The vision tower.")
+    tune_mm_mlp: bool = Field(
+        True,
+        description="The projector: the merger and the DeepStack mergers (in the reference code "
+        "these follow the vision tower's flag).",
+    )
+    tune_mm_llm: bool = Field(True, description="The language model.")
+
+
+class Lora(Section):
+    """Low-rank adapters in the language model, in place of its own weights."""
+
+    r: int = Field(64, ge=1, description="Rank.")
+    lora_alpha: int = Field(128, ge=1, description="Scale, by rank.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj"), description="Of the language model's layers."
+    )
+    merge: bool = Field(
+        True,
+        description="Export a whole checkpoint with the adapters in it; false: the adapters apart.",
+    )
+
+
+class Training(Section):
+    """How it learns. Names and meanings are those of transformers' TrainingArguments."""
+
+    num_train_epochs: float = Field(1.0, gt=0, description="Times through the data.")
+    max_steps: int | None = Field(None, ge=1, description="Steps, instead of epochs.")
+    per_device_train_batch_size: int = Field(
+        4,
+        ge=1,
+        description="Samples of one worker's step; several questions about one medium, "
+        "with `share_media`, are one sample.",
+    )
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Batches of one update.")
+    learning_rate: float = Field(1e-5, gt=0, description="Of the language model.")
+    mm_projector_lr: float | None = Field(None, gt=0, description="Of the projector, if other.")
+    vision_tower_lr: float | None = Field(None, gt=0, description="Of the vision tower, if other.")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="muon: torch's Muon on matrices inside the layers, AdamW on the rest, which "
+        "learns at `adamw_lr`.",
+    )
+    adamw_lr: float | None = Field(
+        None, gt=0, description="With muon: of embeddings, norms and the output; default: the same."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="On matrices.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to it.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    lr_scheduler_type: str = Field("cosine", description="One of transformers' schedules.")
+    bf16: bool = Field(False, description="Compute in bfloat16 (autocast) over float32 weights.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, slower."
+    )
+    packing: bool = Field(
+        True, description="Put several samples into one row, each seeing only itself."
+    )
+    packed_tokens: int | None = Field(
+        None, ge=64, description="Longest packed row; default: model.max_model_len."
+    )
+    share_media: bool = Field(
+        True,
+        description="Neighbouring conversations about the same media share one vision encode and "
+        "one prefix; each sees the media and itself. Not with flash_attention_2.",
+    )
+    logging_steps: int = Field(10, ge=1, description="Steps between log lines.")
+    save_steps: int = Field(200, ge=1, description="Steps between checkpoints.")
+    eval_steps: int | None = Field(
+        None, ge=1, description="Steps between validations; default: as save_steps."
+    )
+    save_total_limit: int = Field(2, ge=1, description="Checkpoints that are kept.")
+    seed: int = Field(0, ge=0, lt=1 << 32, description="Of the data's order and of dropout.")
+    dataloader_num_workers: int = Field(
+        1, ge=0, description="Processes of a worker that decode ahead."
+    )
+    on_bad_sample: Literal["skip", "stop"] = Field(
+        "skip",
+        description="A sample that cannot be read: skip leaves it out, counted and named in "
+        "failed_samples.jsonl; it is never replaced by another.",
+    )
+
+
+class TrainingResources(Section):
+    """Ray Train workers."""
+
+    num_workers: int = Field(1, ge=1, description="Processes that train, one for each GPU.")
+    use_gpu: bool | Literal["auto"] = Field("auto", description="auto: if the cluster has GPUs.")
+    cpus_per_worker: float = Field(1.0, gt=0, description="Ray CPUs of each.")
+
+
+class FinetuneJob(Section):
+    """A training job file."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = Field(
+        "finetune", description="Lower-case letters, digits and dashes."
+    )
+    output: str = Field(
+        min_length=1,
+        description="Folder or s3:// prefix: model/, checkpoints/, metrics.jsonl, tensorboard/.",
+    )
+    model: TrainedModel = Field(description="The checkpoint to start from.")
+    data: tuple[Annotated[DataSpec, BeforeValidator(as_data)], ...] = Field(
+        min_length=1, description="Data sets to learn from, mixed by their shares."
+    )
+    validation: tuple[Annotated[DataSpec, BeforeValidator(as_data)], ...] = Field(
+        (), description="Data sets whose loss is logged."
+    )
+    sampling: SamplingSpec = Field(
+        default_factory=SamplingSpec, description="Frames of videos, as in a job file."
+    )
+    budget: Budget = Field(
+        default_factory=Budget, description="Sizes of what the model sees, as in a job file."
+    )
+    tune: Tune = Field(default_factory=Tune, description="Which parts learn.")
+    lora: Lora | None = Field(None, description="Adapters; default: none, whole weights learn.")
+    training: Training = Field(default_factory=Training, description="How it learns.")
+    trainer: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Any further TrainingArguments of transformers, such as deepspeed or fsdp.",
+    )
+    resources: TrainingResources = Field(
+        default_factory=TrainingResources, description="Ray Train workers."
+    )
+    storage_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="As in a job file; never stored or logged.",
+        repr=False,
+    )
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> "FinetuneJob":
+        tune = self.tune
+        if not (tune.tune_mm_vision or tune.tune_mm_mlp or tune.tune_mm_llm or self.lora):
+            raise ValueError("nothing learns: set one of tune's flags, or lora")
+        return self
+
+    def annotate_job(self) -> Job:
+        """The job that would show the model the same media in the same way."""
+        sampling = self.sampling.model_copy(
+            update={"segmentation": self.sampling.segmentation.model_copy(update={"kind": "none"})}
+        )
+        return Job.model_validate(
+            {
+                "input": {"scan": "."},
+                "output": self.output,
+                "model": {
+                    "source": self.model.source,
+                    "revision": self.model.revision,
+                },
+                "sampling": sampling.model_dump(),
+                "budget": self.budget.model_dump(),
+                "storage_options": self.storage_options,
+            }
+        )
+
+    def public_dict(self) -> dict[str, Any]:
+        """The job without secrets."""
+        return self.model_dump(mode="json", exclude={"storage_options"})
+
+
+def load_finetune_job(path: Path | None, overrides: dict[str, Any] | None = None) -> FinetuneJob:
+    """Read and check a training job file; see ``load_job``.
+
+    Raises:
+        JobFileError: with every mistake on a line of its own.
+    """
+    spec = read_spec(path, overrides)
+    return check(FinetuneJob, spec, f"the job file {path}" if path else "the job")
