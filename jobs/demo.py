@@ -13,61 +13,58 @@ from rich.text import Text
 from jobs import annotate
 from jobs.printable import printable
 from jobs.render_archive import render_archive
-from jobs.tiny_checkpoint import write_tiny_checkpoint
 from schemas.job import load_job
 
 SPEC = Path(__file__).parent / "specs" / "demo.yaml"
+MODEL = Path(__file__).parent / "demo_model"
+"""A small Qwen3-VL that sees such archives; docs/demo-model.md tells how it was trained."""
 
 
 def run(folder: Path, console: Console) -> None:
-    """Render an archive and a checkpoint into ``folder``, annotate, and print the rows.
+    """Render an archive into ``folder``, annotate it, and print the rows.
 
     What is there already is kept, so a second call finds the run complete.
 
     Raises:
         UserError: with one clear message.
     """
-    archive, checkpoint, output = folder / "archive", folder / "checkpoint", folder / "output"
+    archive, output = folder / "archive", folder / "output"
     if not (archive / ".rendered").exists():
         console.print(f"rendering images and clips into {archive}", style="dim")
         render_archive(archive)
         (archive / ".rendered").touch()
-    if not (checkpoint / "config.json").exists():
-        console.print(f"writing a tiny checkpoint with random weights: {checkpoint}", style="dim")
-        write_tiny_checkpoint(checkpoint)
     job = load_job(
-        SPEC,
-        {"input.scan": str(archive), "output": str(output), "model.source": str(checkpoint)},
+        SPEC, {"input.scan": str(archive), "output": str(output), "model.source": str(MODEL)}
     )
     finished = annotate.run(job, console)
     rows = ds.dataset(output / "annotations", partitioning="hive").to_table(
         filter=ds.field("recipe_id") == finished.fingerprint["recipe"]
     )
     print_rows(rows, archive, console)
-    console.print(
-        "The checkpoint is random: rows, times and counts are real, the answers are noise.",
-        style="yellow",
-    )
     console.print(Text(f"The table: {output / 'annotations'}"), soft_wrap=True)
 
 
 def print_rows(rows: pa.Table, archive: Path, console: Console) -> None:
-    """Print one line for each row."""
+    """Print one line for each row, and one for each further event in it."""
     table = Table(title=f"{rows.num_rows} rows", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("media", "seconds", "frames", "tokens", "status", "error, or caption"):
-        table.add_column(name, no_wrap=True)
+    for name, width in (("media", 26), ("seconds", 14), ("caption, or error", 32), ("text", 18)):
+        table.add_column(name, width=width)
+    table.add_column("events")
     for row in sorted(rows.to_pylist(), key=lambda row: (row["uri"], _start(row))):
-        sampling = row["sampling"] or {}
-        end = sampling.get("end_seconds")
-        said = row["error"]["message"] if row["error"] else row["caption"] or ""
-        table.add_row(
-            Text(printable(str(Path(row["uri"]).relative_to(archive.resolve())))),
+        end = (row["sampling"] or {}).get("end_seconds")
+        error = row["error"] and f"{row['error']['type']}: {row['error']['message'][:60]}"
+        events = [
+            f"{e['start_seconds']:.1f} to {e['end_seconds']:.1f} {e['caption']}"
+            for e in row["events"] or ()
+        ]
+        cells = (
+            str(Path(row["uri"]).relative_to(archive.resolve())),
             "" if end is None else f"{_start(row):.1f} to {end:.1f}",
-            str(sampling.get("num_frames", "")),
-            str(sampling.get("num_vision_tokens", "")),
-            row["status"],
-            Text(printable(said)[:34]),
+            error or row["caption"] or "",
+            row["ocr"] or "",
+            "\n".join(events),
         )
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     console.print(table)
 
 

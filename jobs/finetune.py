@@ -62,8 +62,13 @@ def mix(
             raise ManifestError(f"{spec.conversations or spec.annotations}: no examples")
         whole, part = divmod(spec.share, 100)
         rng = random.Random(f"{seed}/{number}")
-        mixed += groups * int(whole)
-        mixed += rng.sample(groups, round(len(groups) * part / 100))
+        chosen = groups * int(whole) + rng.sample(groups, round(len(groups) * part / 100))
+        if not chosen:
+            raise ManifestError(
+                f"{spec.conversations or spec.annotations}: a share of {spec.share:g}% of "
+                f"{len(groups):,} samples is none"
+            )
+        mixed += chosen
     return mixed
 
 

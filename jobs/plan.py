@@ -71,6 +71,8 @@ def _with_absolute_paths(job: Job) -> Job:
     model, folder = job.model, Path(job.model.source).expanduser()
     if folder.is_dir():
         model = model.model_copy(update={"source": str(folder.resolve())})
+    if model.adapter is not None and (adapter := Path(model.adapter).expanduser()).is_dir():
+        model = model.model_copy(update={"adapter": str(adapter.resolve())})
     output = job.output
     if "://" not in output:
         output = os.path.abspath(os.path.expanduser(output))

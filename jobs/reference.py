@@ -1,6 +1,7 @@
 """Write the reference pages from the code, so that they cannot say anything else.
 
-python -m jobs.reference           writes docs/job-file.md, job.schema.json, output-schema.md
+python -m jobs.reference           writes docs/job-file.md, finetune-file.md, output-schema.md and
+                                   JSON Schemas of both job files
 python -m jobs.reference --check   changes nothing; exit code 1 if one of them is stale
 """
 
@@ -8,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pyarrow as pa
@@ -17,7 +18,8 @@ from pydantic import BaseModel
 
 from schemas.annotation import annotation_schema
 from schemas.errors import ErrorType
-from schemas.job import TASK_NAMES, Job, TaskSpec, check_job
+from schemas.finetune import DataSpec, FinetuneJob
+from schemas.job import TASK_NAMES, Job, TaskSpec, check, check_job
 from schemas.manifest import MANIFEST
 from schemas.task import AnswerStatus
 from schemas.unit import UNIT, UnitStatus
@@ -37,6 +39,20 @@ tasks:
   - objects: {labels: [person, car]}
 generation: {max_new_tokens: 1024}
 resources: {replicas: auto}
+"""
+
+FINETUNE_EXAMPLE = """\
+name: our-archive
+output: s3://models/our-archive
+model: {source: Qwen/Qwen3-VL-4B-Instruct, max_model_len: 8192}
+data:
+  - annotations: s3://annotations/corrected.parquet
+    where: status = 'ok' and run_id like 'nightly%'
+    tasks: [caption, {objects: {labels: [person, car]}}]
+    share: 200
+  - captions.jsonl%50
+lora: {r: 64, lora_alpha: 128}
+training: {num_train_epochs: 2, learning_rate: 1.0e-4, gradient_checkpointing: true}
 """
 
 UNIT_STATUS = {
@@ -59,10 +75,12 @@ _ARROW_NAMES = {"double": "float64", "float": "float32"}
 
 def pages() -> dict[str, str]:
     """Return the reference pages: file name in docs/ -> content."""
-    schema = job_schema()
+    schema, training = job_schema(), finetune_schema()
     return {
         "job-file.md": job_page(schema),
         "job.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
+        "finetune-file.md": finetune_page(training),
+        "finetune.schema.json": json.dumps(training, indent=2, ensure_ascii=False) + "\n",
         "output-schema.md": output_page(),
     }
 
@@ -70,13 +88,32 @@ def pages() -> dict[str, str]:
 def job_schema() -> dict[str, Any]:
     """Return the JSON Schema of a job file, short forms included, for editors."""
     schema = Job.model_json_schema()
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["properties"]["tasks"]["items"] = _short_tasks(schema)
+    schema["$defs"]["Input"]["oneOf"] = [{"required": ["manifest"]}, {"required": ["scan"]}]
+    return _with_empty_sections(schema)
+
+
+def finetune_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a training job file, short forms included, for editors."""
+    schema = FinetuneJob.model_json_schema()
+    data = schema["$defs"]["DataSpec"]
+    data["properties"]["tasks"]["items"] = _short_tasks(schema)
+    data["oneOf"] = [{"required": ["conversations"]}, {"required": ["annotations"]}]
+    for name in ("data", "validation"):
+        schema["properties"][name]["items"] = {
+            "anyOf": [{"type": "string"}, {"$ref": "#/$defs/DataSpec"}]
+        }
+    return _with_empty_sections(schema)
+
+
+def _short_tasks(schema: dict[str, Any]) -> dict[str, Any]:
+    """What a task may be: a name, a name with settings, or the long form."""
     sections = schema["$defs"]
     settings = json.loads(json.dumps(sections["TaskSpec"]))
     del settings["properties"]["name"], settings["required"]
     sections["TaskSettings"] = settings | {"title": "TaskSettings"}
     short = {"anyOf": [{"$ref": "#/$defs/TaskSettings"}, {"type": "null"}]}
-    schema["properties"]["tasks"]["items"] = {
+    return {
         "anyOf": [
             {"enum": list(TASK_NAMES)},
             {
@@ -89,10 +126,14 @@ def job_schema() -> dict[str, Any]:
             {"$ref": "#/$defs/TaskSpec"},
         ]
     }
-    sections["Input"]["oneOf"] = [{"required": ["manifest"]}, {"required": ["scan"]}]
-    for part in [schema, *sections.values()]:
+
+
+def _with_empty_sections(schema: dict[str, Any]) -> dict[str, Any]:
+    """Let a section be there without keys, which is YAML's null, unless it has to have some."""
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    for part in [schema, *schema["$defs"].values()]:
         for key, value in part["properties"].items():
-            if "$ref" in value and key != "input":  # a section without keys is YAML's null
+            if "$ref" in value and key not in part.get("required", ()):
                 value["anyOf"] = [{"$ref": value.pop("$ref")}, {"type": "null"}]
     return schema
 
@@ -110,20 +151,56 @@ def job_page(schema: Mapping[str, Any]) -> str:
         "Values can be replaced on the command line, `--set sampling.fps=1`. An editor that knows "
         "JSON Schema completes and checks job files with `docs/job.schema.json`, for instance by a "
         "first line `# yaml-language-server: $schema=docs/job.schema.json`.\n",
-        "\n".join(_keys(Job, "", schema)),
+        *_all_sections(Job, schema),
+        _section(TaskSpec, "tasks", schema),
     ]
-    for name, field in Job.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            parts += _sections(field.annotation, name, schema)
-    parts.append(_section(TaskSpec, "tasks", schema))
     return "\n".join(parts)
+
+
+def finetune_page(schema: Mapping[str, Any]) -> str:
+    """Return the training job file's page."""
+    check(FinetuneJob, yaml.safe_load(FINETUNE_EXAMPLE), "the example")
+    parts = [
+        "# The training job file\n",
+        _GENERATED,
+        "What `reelscribe finetune` and `reelscribe check-dataset` read. YAML, checked as a whole "
+        "before any work starts; an unknown key is an error. Only `output`, `model.source` and "
+        "`data` are required. [Training](finetune.md) explains it.\n",
+        f"```yaml\n{FINETUNE_EXAMPLE}```\n",
+        "Values can be replaced on the command line, `--set training.learning_rate=1e-5`. An editor "
+        "that knows JSON Schema completes and checks the file with `docs/finetune.schema.json`.\n",
+        *_all_sections(FinetuneJob, schema),
+        _section(DataSpec, "data", schema),
+        _section(TaskSpec, "tasks", schema),
+    ]
+    return "\n".join(parts)
+
+
+def _all_sections(job: type[BaseModel], schema: Mapping[str, Any]) -> Iterator[str]:
+    """The job's own keys, then those of each section."""
+    yield "\n".join(_keys(job, "", schema))
+    for name, section in _section_fields(job):
+        yield from _sections(section, name, schema)
 
 
 def _sections(model: type[BaseModel], path: str, schema: Mapping[str, Any]) -> Iterator[str]:
     yield _section(model, path, schema)
+    for name, section in _section_fields(model):
+        yield from _sections(section, f"{path}.{name}", schema)
+
+
+def _section_fields(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _sections(field.annotation, f"{path}.{name}", schema)
+        if section := _as_section(field.annotation):
+            yield name, section
+
+
+def _as_section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field is, or may be."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
 
 
 def _section(model: type[BaseModel], path: str, schema: Mapping[str, Any]) -> str:
@@ -131,17 +208,24 @@ def _section(model: type[BaseModel], path: str, schema: Mapping[str, Any]) -> st
     return "\n".join([*lines, *_keys(model, path, schema)])
 
 
+_LISTS = {
+    "tasks": "list of [tasks](#tasks)",
+    "data": "list of [data sets](#data)",
+    "validation": "list of [data sets](#data)",
+}
+
+
 def _keys(model: type[BaseModel], path: str, schema: Mapping[str, Any]) -> list[str]:
-    properties = schema["properties"] if model is Job else _definition(model, schema)
+    is_job = model in (Job, FinetuneJob)
+    properties = schema["properties"] if is_job else _definition(model, schema)
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
-        is_section = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        if is_section:
+        if _as_section(field.annotation):
             key = f"{path}.{name}".lstrip(".")
             type_, default = f"section [`{key}`](#{key.replace('.', '')})", ""
         else:
-            type_ = "list of [tasks](#tasks)" if name == "tasks" else _type(properties[name])
-            default = f"`{_default(name, properties[name])}`" if not field.is_required() else ""
+            type_ = _LISTS.get(name) or _type(properties[name])
+            default = f"`{_default(model, name, properties[name])}`"
         default = "required" if field.is_required() else default
         lines.append(
             f"| `{name}` | {_cell(type_)} | {default} | {_cell(field.description or '')} |"
@@ -153,15 +237,11 @@ def _definition(model: type[BaseModel], schema: Mapping[str, Any]) -> dict[str, 
     return dict(schema["$defs"][model.__name__]["properties"])
 
 
-def _default(name: str, value: Mapping[str, Any]) -> str:
-    if name == "tasks":
+def _default(model: type[BaseModel], name: str, value: Mapping[str, Any]) -> str:
+    if model is Job and name == "tasks":
         return "[caption]"
-    default = value.get("default")
-    return (
-        default
-        if isinstance(default, str)
-        else json.dumps({} if name == "storage_options" else default)
-    )
+    default = {} if name in ("storage_options", "trainer") else value.get("default")
+    return default if isinstance(default, str) else json.dumps(default)
 
 
 def _type(value: Mapping[str, Any]) -> str:

@@ -29,13 +29,16 @@ logger = logging.getLogger(__name__)
 HELD_SECONDS = (7.2, 11.0)
 """From when to when the clips of variable frame rate show one picture."""
 
+MAX_GOLD_SECONDS = 6.0
+"""The demo's window: a longer clip is several units, and its gold is that of none of them."""
+
 
 def render_archive(folder: Path, *, seed: int = 0) -> None:
     """Render `images/`, `clips/` and `gold.jsonl` into `folder`: made if missing, or replaced.
 
     A line of `gold.jsonl` has the file's path from `folder` as its `uri`, and what `gold` says.
-    Boxes are in the picture as it is displayed. Files that are broken, too small to see, grey or a
-    single frame of a clip have no line.
+    Boxes are in the picture as it is displayed. Files that are broken, too small to see, grey, a
+    single frame of a clip or longer than one unit have no line.
     """
     for name in ("images", "clips"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -146,7 +149,7 @@ def _render_clips(folder: Path, seed: int) -> dict[str, dict[str, Any]]:
             _is_held(t) for s in scene.shapes for t in (s.appears_seconds, s.vanishes_seconds)
         ):
             scene = random_scene(rng, width, height, duration_seconds=seconds)
-        if telling:
+        if telling and seconds <= MAX_GOLD_SECONDS:
             answers[f"clips/{name}"] = gold(scene, start_seconds=options.get("start_seconds", 0.0))
         # Turned against the clock here, as the player turns the picture with it.
         frames = (np.rot90(np.asarray(draw(scene, t)), turns) for t in times)
@@ -166,6 +169,7 @@ def _render_clips(folder: Path, seed: int) -> dict[str, dict[str, Any]]:
     clip("broadcast.ts", 320, 240, 5, fps=25, start_seconds=600.0, max_b_frames=2)
     clip("variable.mp4", 320, 240, 12, irregular=True, max_b_frames=2)
     clip("variable.mkv", 320, 240, 12, irregular=True)
+    clip("irregular.mp4", 320, 240, 6, irregular=True)
     clip("rotated-90.mp4", 320, 240, 3, rotation=90)
     clip("rotated-180.mov", 320, 240, 2, rotation=180)
     # Alternate reference frames and alpha do not go together in libvpx.

@@ -286,12 +286,13 @@ def _config(token_ids: dict[str, int], size: Size, *, moe: bool) -> dict[str, An
             "moe_intermediate_size": 48,
         }
     vision_config = {
-        "model_type": model_type, "depth": size.vision_depth, "hidden_size": size.vision_hidden_size,
-        "intermediate_size": size.vision_intermediate_size,
-        "num_heads": 4, "out_hidden_size": size.hidden_size, "hidden_act": "gelu_pytorch_tanh",
+        "model_type": model_type, "depth": size.vision_depth,
+        "hidden_size": size.vision_hidden_size,
+        "intermediate_size": size.vision_intermediate_size, "num_heads": 4,
+        "out_hidden_size": size.hidden_size, "hidden_act": "gelu_pytorch_tanh",
         "in_channels": 3, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2,
-        "deepstack_visual_indexes": list(size.deepstack_visual_indexes), "num_position_embeddings": 256,
-        "initializer_range": 0.02,
+        "deepstack_visual_indexes": list(size.deepstack_visual_indexes),
+        "num_position_embeddings": 256, "initializer_range": 0.02,
     }
     # fmt: on
     return {

@@ -67,11 +67,24 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
     else:
         commit = getattr(config, "_commit_hash", None) or model.revision or "main"
         identity = f"{model.source}@{commit}"
+    if model.adapter is not None:
+        identity += f"+{_adapter_identity(model.adapter)}"
     return Checkpoint(
         model_type=config.model_type,
         max_model_len=model.max_model_len or context,
         identity=identity,
     )
+
+
+def _adapter_identity(adapter: str) -> str:
+    folder = Path(adapter)
+    if not folder.is_dir():
+        if adapter.startswith(("/", ".", "~")):
+            raise ModelError(f"model.adapter: there is no folder {adapter}")
+        return adapter
+    if not (folder / "adapter_config.json").exists():
+        raise ModelError(f"model.adapter: {folder} has no adapter_config.json: is it an adapter?")
+    return _folder_digest(folder)
 
 
 def _check_weights(folder: Path) -> None:

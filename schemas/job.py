@@ -73,6 +73,12 @@ class Model(Section):
         description="A Qwen3-VL checkpoint, dense or MoE: hub id or local folder.",
     )
     revision: str | None = Field(None, description="Hub revision: branch, tag or commit.")
+    adapter: str | None = Field(
+        None,
+        min_length=1,
+        description="A LoRA adapter for it, as `reelscribe finetune` or peft writes it: hub id or "
+        "local folder.",
+    )
     engine: Literal["transformers"] = Field("transformers", description="What runs the model.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of weights and activations; auto: as the checkpoint says."

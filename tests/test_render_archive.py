@@ -84,7 +84,7 @@ def test_every_codec_is_in_every_container_it_usually_lives_in(archive: Path) ->
     clips = [path for path in (archive / "clips").iterdir() if path.name not in damaged]
     found = Counter((path.suffix, probe_video(path)["codec_name"]) for path in clips)
     assert found == {
-        (".mp4", "h264"): 7,
+        (".mp4", "h264"): 8,
         (".mkv", "h264"): 2,
         (".mov", "h264"): 2,
         (".ts", "h264"): 1,
@@ -312,6 +312,10 @@ def test_gold_is_of_what_can_be_seen(archive: Path) -> None:
         "images/truncated.jpg",
         "images/wide.png",
         "clips/one-frame.mp4",
+        "clips/h264-bframes.mp4",
+        "clips/h264-long-gop.mkv",
+        "clips/variable.mp4",
+        "clips/variable.mkv",
         "clips/truncated.mp4",
         "clips/unreadable.mp4",
     }

@@ -369,7 +369,23 @@ def _load(model: Model, device: torch.device) -> Any:
         )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"cannot load {model.source}: {error}") from None
+    if model.adapter is not None:
+        loaded = _adapted(loaded, model.adapter)
     return loaded.to(device).eval()
+
+
+def _adapted(loaded: Any, adapter: str) -> Any:
+    """The model with a LoRA adapter merged into its weights."""
+    try:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
+    except ImportError:
+        raise ModelError(
+            "model.adapter needs the package peft: pip install 'reelscribe[finetune]'"
+        ) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"cannot load the adapter {adapter}: {error}") from None
 
 
 def _eos_ids(model: Any, prompter: Prompter) -> list[int]:

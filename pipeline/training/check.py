@@ -142,7 +142,7 @@ class Checker(Preparer):
         """Check one sample. Never raises for what is wrong with it."""
         group = work.conversations
         checked = Checked(sample=work.sample, num_media=len(group[0].media))
-        wrong, boxes = self._boxes(group)
+        wrong: list[DataProblem] = []
         try:
             sample = self.prepare(group)
         except Exception as error:  # the boundary: hostile media costs its own sample only
@@ -159,7 +159,8 @@ class Checker(Preparer):
                 checked = dataclasses.replace(
                     checked, num_tokens=sample.num_tokens, num_learnt=sample.num_learnt
                 )
-        return dataclasses.replace(checked, problems=tuple(wrong), boxes=tuple(boxes))
+        no_boxes, boxes = self._boxes(group)
+        return dataclasses.replace(checked, problems=(*wrong, *no_boxes), boxes=tuple(boxes))
 
     def _length_problems(
         self, group: Sequence[Conversation], num_tokens: int, num_vision: int
