@@ -15,7 +15,7 @@ from rich.text import Text
 
 from jobs.check_report import DataSet, absolute, print_report, write_lines, write_report
 from jobs.cluster import actor_errors, connected, plan_actors
-from jobs.finetune import _with_absolute_paths
+from jobs.finetune import with_absolute_paths
 from jobs.progress import Progress, print_summary
 from pipeline.manifest_item import resolve
 from pipeline.prompt import Prompter
@@ -76,7 +76,7 @@ def run(
     Raises:
         UserError: with one clear message.
     """
-    job = _with_absolute_paths(job)
+    job = with_absolute_paths(job)
     storage = Storage(job.storage_options)
     specs = [spec.model_copy(update={"share": 100.0}) for spec in (*job.data, *job.validation)]
     specs = list(dict.fromkeys(specs))  # one data set may be there with several shares

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from rich.console import Console
 
 from jobs.cluster import actor_errors, start_ray
 from jobs.printable import printable
+from pipeline.build import check_code, code_digest
 from pipeline.checkpoint import inspect_checkpoint
 from pipeline.storage import Storage, join
 from pipeline.training.read import read_data
@@ -78,7 +80,7 @@ def run(job: FinetuneJob, console: Console) -> None:
     Raises:
         UserError: with one clear message.
     """
-    job = _with_absolute_paths(job)
+    job = with_absolute_paths(job)
     storage = Storage(job.storage_options)
     _check_model(job)
     _check_arguments(job)
@@ -110,7 +112,9 @@ def run(job: FinetuneJob, console: Console) -> None:
     console.print(f"The trained model: {join(job.output, 'model')}", soft_wrap=True)
 
 
-def _with_absolute_paths(job: FinetuneJob) -> FinetuneJob:
+def with_absolute_paths(job: FinetuneJob) -> FinetuneJob:
+    """The job with local paths that hold in the folders of its workers too."""
+
     def absolute(path: str | None) -> str | None:
         is_local = path is not None and "://" not in path
         return os.path.abspath(os.path.expanduser(path)) if path and is_local else path
@@ -237,6 +241,7 @@ def _train(
         _worker,
         train_loop_config={
             "inputs": [inputs],
+            "code": code_digest(),
             "queue": queue,
             "num_threads": max(1, int(cpus)),
         },
@@ -281,12 +286,13 @@ def _worker(config: dict[str, Any]) -> None:
     from pipeline.training.load import export
     from pipeline.training.train import make_trainer
 
+    check_code(config["code"])
     job, train, validation, storage = ray.get(config["inputs"][0])
     queue, rank = config["queue"], ray.train.get_context().get_world_rank()
     torch.set_num_threads(config["num_threads"])
 
     with tempfile.TemporaryDirectory(prefix="reelscribe-") as scratch:
-        folder = Path(job.output if _is_plain(job.output) else scratch, "").absolute()
+        folder = Path(job.output if _is_plain(job.output) else scratch)
         checkpoints = Path(scratch) / "checkpoints"
 
         def upload() -> None:
@@ -349,12 +355,14 @@ def _arrow(fs: Any) -> Any:
 
 def _show(queue: Any, console: Console) -> None:
     """Print what the first worker logs, until None comes."""
-    began, first = time.monotonic(), None
+    lately: deque[tuple[float, int]] = deque(maxlen=20)  # when which step was reached
     while (entry := queue.get()) is not None:
         step, last = entry["step"], entry["max_steps"]
-        first = step if first is None else first
-        pace = (time.monotonic() - began) / max(step - first, 1)
-        left = f", {_clock(pace * (last - step))} left" if step > first else ""
+        lately.append((time.monotonic(), step))
+        (began, first), left = lately[0], ""
+        if step > first:
+            pace = (lately[-1][0] - began) / (step - first)
+            left = f", {_clock(pace * (last - step))} left"
         shown = {k: v for k, v in entry.items() if k in ("loss", "eval_loss", "learning_rate")}
         values = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())
         if values:

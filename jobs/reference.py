@@ -167,8 +167,8 @@ def finetune_page(schema: Mapping[str, Any]) -> str:
         "before any work starts; an unknown key is an error. Only `output`, `model.source` and "
         "`data` are required. [Training](finetune.md) explains it.\n",
         f"```yaml\n{FINETUNE_EXAMPLE}```\n",
-        "Values can be replaced on the command line, `--set training.learning_rate=1e-5`. An editor "
-        "that knows JSON Schema completes and checks the file with `docs/finetune.schema.json`.\n",
+        "Values can be replaced on the command line, `--set training.learning_rate=1e-5`. An "
+        "editor that knows JSON Schema completes and checks it by `docs/finetune.schema.json`.\n",
         *_all_sections(FinetuneJob, schema),
         _section(DataSpec, "data", schema),
         _section(TaskSpec, "tasks", schema),

@@ -79,7 +79,12 @@ def code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _check_code(expected: str) -> None:
+def check_code(expected: str) -> None:
+    """Compare this worker's code with the driver's.
+
+    Raises:
+        ResourceError: they differ.
+    """
     if code_digest() != expected:
         raise ResourceError(
             f"this worker runs other code ({code_digest()}) than the driver ({expected}): "
@@ -91,7 +96,7 @@ class Plan:
     """Stage: manifest rows in, units out."""
 
     def __init__(self, job: Job, max_model_len: int, storage: Storage, code: str) -> None:
-        _check_code(code)
+        check_code(code)
         self._planner = Planner(job, max_model_len, storage)
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
@@ -104,7 +109,7 @@ class Prepare:
     """Stage: units in, frames and token ids out. Full-size frames stay inside."""
 
     def __init__(self, job: Job, storage: Storage, code: str) -> None:
-        _check_code(code)
+        check_code(code)
         self._job = job
         self._storage = storage
         self._questions = {question.task: question for question in job.questions()}
@@ -162,7 +167,7 @@ class Generate:
     """Stage: frames and token ids in, raw answers out. Holds the model."""
 
     def __init__(self, job: Job, code: str) -> None:
-        _check_code(code)
+        check_code(code)
         import torch
 
         from pipeline.engines.transformers import TransformersEngine
@@ -187,7 +192,7 @@ class Commit:
     """Stage: raw answers in, one committed Parquet file and a short account of it out."""
 
     def __init__(self, job: Job, key: RunKey, storage: Storage, code: str) -> None:
-        _check_code(code)
+        check_code(code)
         self._output = job.output
         self._questions = {question.task: question for question in job.questions()}
         self._key = key

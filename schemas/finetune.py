@@ -209,7 +209,7 @@ class FinetuneJob(Section):
     budget: Budget = Field(
         default_factory=Budget, description="Sizes of what the model sees, as in a job file."
     )
-    tune: Tune = Field(default_factory=Tune, description="Which parts learn.")
+    tune: Tune = Field(default_factory=Tune, description="Which parts learn, without lora.")
     lora: Lora | None = Field(None, description="Adapters; default: none, whole weights learn.")
     training: Training = Field(default_factory=Training, description="How it learns.")
     trainer: dict[str, Any] = Field(
@@ -228,7 +228,9 @@ class FinetuneJob(Section):
     @model_validator(mode="after")
     def _something_learns(self) -> "FinetuneJob":
         tune = self.tune
-        if not (tune.tune_mm_vision or tune.tune_mm_mlp or tune.tune_mm_llm or self.lora):
+        if self.lora is not None and "tune" in self.model_fields_set:
+            raise ValueError("with lora, adapters learn and nothing else: leave tune out")
+        if not (self.lora or tune.tune_mm_vision or tune.tune_mm_mlp or tune.tune_mm_llm):
             raise ValueError("nothing learns: set one of tune's flags, or lora")
         return self
 

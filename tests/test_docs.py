@@ -11,7 +11,8 @@ import yaml
 from click.testing import CliRunner
 
 from jobs.cli import main
-from schemas.job import check_job
+from schemas.finetune import FinetuneJob
+from schemas.job import Job, check
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -73,17 +74,22 @@ def test_the_readmes_spark_runs(demo: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert "start_seconds" in capsys.readouterr().out
 
 
+def kind_of(spec: dict) -> type:
+    return FinetuneJob if "data" in spec else Job
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_job_files_in_the_docs_are_valid(page: Path):
     for block in blocks(page, "yaml"):
         spec = yaml.safe_load(block)
         if isinstance(spec, dict) and "output" in spec:
-            check_job(spec, page.name)
+            check(kind_of(spec), spec, page.name)
 
 
 @pytest.mark.parametrize("spec", sorted((ROOT / "jobs" / "specs").glob("*.yaml")), ids=str)
 def test_the_ready_made_job_files_are_valid(spec: Path):
-    check_job(yaml.safe_load(spec.read_text()), spec.name)
+    job = yaml.safe_load(spec.read_text())
+    check(kind_of(job), job, spec.name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

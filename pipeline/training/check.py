@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.build import stage
 from pipeline.container import open_video
-from pipeline.plan import planned_pts
+from pipeline.plan import PROBE_THREADS, planned_pts
 from pipeline.probe import VideoProbe
 from pipeline.prompt import TEXT, Vision
 from pipeline.storage import Storage
@@ -24,7 +25,7 @@ from pipeline.training.answer_boxes import (
     find_marks,
     is_over_1000,
 )
-from pipeline.training.sample import Picture, Preparer
+from pipeline.training.sample import ROOT, Picture, Preparer, Sample
 from schemas.conversation import Conversation, DataProblem, ProblemType
 from schemas.errors import ErrorType, UnitError
 from schemas.finetune import FinetuneJob
@@ -33,7 +34,7 @@ from schemas.unit import Unit, UnitStatus, to_table
 
 logger = logging.getLogger(__name__)
 
-BATCH_SAMPLES = 8
+BATCH_SAMPLES = 16
 """Samples of one call of an actor: results, and the progress, come in such steps."""
 
 _NO_LIMIT = 1 << 40
@@ -145,38 +146,36 @@ class Checker(Preparer):
         wrong: list[DataProblem] = []
         try:
             sample = self.prepare(group)
-        except Exception as error:  # the boundary: hostile media costs its own sample only
+        except Exception as error:  # the boundary: a template or tokenizer that refuses a text
             logger.exception("preparing %s", group[0].origin)
             message = f"preparing failed: {type(error).__name__}: {error}"
-            wrong += _problems(group, ProblemType.MEDIA_UNREADABLE, message)
+            wrong += _problems(group, ProblemType.BAD_ROW, message)
         else:
             if isinstance(sample, DataProblem):
                 message = sample.message.removeprefix(f"{sample.type}: ")
                 wrong += _problems(group, sample.type, message)
             else:
-                num_vision = int((sample.types != TEXT).sum())
-                wrong += self._length_problems(group, sample.num_tokens, num_vision)
+                wrong += self._length_problems(group, sample)
                 checked = dataclasses.replace(
                     checked, num_tokens=sample.num_tokens, num_learnt=sample.num_learnt
                 )
         no_boxes, boxes = self._boxes(group)
         return dataclasses.replace(checked, problems=(*wrong, *no_boxes), boxes=tuple(boxes))
 
-    def _length_problems(
-        self, group: Sequence[Conversation], num_tokens: int, num_vision: int
-    ) -> list[DataProblem]:
-        if num_tokens <= self._limit:
-            return []
-        message = (
-            f"{num_tokens:,} tokens ({num_vision:,} of them vision) are over model.max_model_len = "
-            f"{self._limit:,}; lower budget or sampling, or raise it"
-        )
-        if len(group) > 1:
-            message += (
-                f"; {len(group)} conversations share these media as one sample, which "
-                "training.share_media: false would not do"
-            )
-        return _problems(group, ProblemType.OVER_LONG, message)
+    def _length_problems(self, group: Sequence[Conversation], sample: Sample) -> list[DataProblem]:
+        """Conversations that are too long alone; those that are together, training takes apart."""
+        num_vision = int((sample.types != TEXT).sum())
+        num_shared = int((sample.branches == ROOT).sum())
+        wrong: list[DataProblem] = []
+        for k, conversation in enumerate(group, start=1):
+            num_tokens = num_shared + int((sample.branches == k).sum())
+            if num_tokens > self._limit:
+                message = (
+                    f"{num_tokens:,} tokens ({num_vision:,} of them vision) are over "
+                    f"model.max_model_len = {self._limit:,}; lower budget or sampling, or raise it"
+                )
+                wrong += _problems([conversation], ProblemType.OVER_LONG, message)
+        return wrong
 
     def _picture(self, item: MediaItem) -> Picture:
         if not self._headers_only:
@@ -270,14 +269,17 @@ def _first(faults: Sequence[str]) -> str | None:
 
 
 class Check:
-    """Stage: samples in, CHECKED rows out. Pixels stay inside, one sample's at a time."""
+    """Stage: samples in, CHECKED rows out. Pixels stay inside."""
 
     def __init__(self, job: FinetuneJob, storage: Storage, headers_only: bool) -> None:
         self._checker = Checker(job, storage, headers_only=headers_only)
+        # Headers are waited for, many at a time; of pixels memory holds one sample's.
+        self._threads = PROBE_THREADS if headers_only else 1
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
         """Check a batch of samples."""
-        return to_table([self._checker.check(work) for work in batch["work"]], CHECKED)
+        with ThreadPoolExecutor(self._threads) as pool:
+            return to_table(pool.map(self._checker.check, batch["work"]), CHECKED)
 
 
 def build_check(
@@ -286,7 +288,7 @@ def build_check(
     """The check's chain, as a lazy Ray Dataset of CHECKED rows, in any order."""
     import ray
 
-    blocks = max(actors, -(-len(works) // (8 * BATCH_SAMPLES)))
+    blocks = max(actors, -(-len(works) // (4 * BATCH_SAMPLES)))
     rows = ray.data.from_items([{"work": work} for work in works], override_num_blocks=blocks)
     args = (job, storage, headers_only)
     return stage(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from pipeline.engines.transformers import normalise
 from pipeline.storage import Storage
@@ -17,15 +17,21 @@ from pipeline.training.load import attention, load_model
 from pipeline.training.optimizer import make_optimizer
 from pipeline.training.pack import Batch, collate, pack
 from pipeline.training.sample import IGNORED, Preparer, Sample
-from schemas.conversation import Conversation, DataProblem
+from schemas.conversation import Conversation, DataProblem, ProblemType
 from schemas.errors import ManifestError
 from schemas.finetune import FinetuneJob
 
 Group = tuple[Conversation, ...]
 
 
-class Samples(Dataset[Sample | DataProblem]):
-    """Groups of conversations, prepared when they are asked for, in whichever process asks."""
+Prepared = list[Sample | DataProblem]
+
+
+class Samples(Dataset[Prepared]):
+    """Groups of conversations, prepared when they are asked for, in whichever process asks.
+
+    A group is one sample, or several where its conversations together are too long.
+    """
 
     def __init__(self, groups: Sequence[Group], job: FinetuneJob, storage: Storage) -> None:
         self._groups, self._job, self._storage = groups, job, storage
@@ -34,11 +40,18 @@ class Samples(Dataset[Sample | DataProblem]):
     def __len__(self) -> int:
         return len(self._groups)
 
-    def __getitem__(self, k: int) -> Sample | DataProblem:
+    def __getitem__(self, k: int) -> Prepared:
         if self._preparer is None:
-            torch.set_num_threads(1)
             self._preparer = Preparer(self._job, self._storage)
-        return self._preparer.prepare(self._groups[k])
+        return self._prepare(self._preparer, self._groups[k])
+
+    def _prepare(self, preparer: Preparer, group: Group) -> Prepared:
+        made = preparer.prepare(group)
+        is_long = isinstance(made, DataProblem) and made.type == ProblemType.OVER_LONG
+        if not is_long or len(group) == 1:
+            return [made]
+        half = len(group) // 2
+        return [*self._prepare(preparer, group[:half]), *self._prepare(preparer, group[half:])]
 
 
 class Collator:
@@ -52,12 +65,13 @@ class Collator:
         self._max_tokens = most if job.training.packing else 0
         self._pad_id, self._attn, self._failed = pad_id, attn_implementation, failed
 
-    def __call__(self, samples: Sequence[Sample | DataProblem]) -> Batch:
+    def __call__(self, prepared: Sequence[Prepared]) -> Batch:
         """Make a batch of those that could be prepared: an empty one, if none could.
 
         Raises:
             ManifestError: a sample failed, and the job says to stop then.
         """
+        samples = [sample for group in prepared for sample in group]
         for problem in samples:
             if isinstance(problem, DataProblem):
                 self._note(problem)
@@ -111,9 +125,31 @@ class _Trainer(Trainer):
         return self.optimizer
 
     def compute_loss(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
-        pixels = ("pixel_values", "pixel_values_videos")
-        inputs |= {name: normalise(inputs[name]) for name in pixels if name in inputs}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        return super().compute_loss(model, _normalised(inputs), *args, **kwargs)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, None, None]:
+        """Validation: the batch's loss, and the sums from which that of all batches is made."""
+        inputs = _normalised(self._prepare_inputs(inputs))
+        labels = inputs.pop("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            total = token_loss(model(**inputs), labels, num_items_in_batch=1)
+        self._evaluated += torch.stack([total, (labels != IGNORED).sum()])
+        return total / (labels != IGNORED).sum().clamp(min=1), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Mean over tokens, as in training: the base class takes the mean over batches."""
+        self._evaluated = torch.zeros(2, device=self.args.device)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        total, learnt = self.accelerator.reduce(self._evaluated, "sum").tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = total / max(learnt, 1)
+        return output
+
+
+def _normalised(inputs: Batch) -> Batch:
+    pixels = ("pixel_values", "pixel_values_videos")
+    return inputs | {name: normalise(inputs[name]) for name in pixels if name in inputs}
 
 
 class _Log(TrainerCallback):
@@ -166,6 +202,7 @@ def make_trainer(
         train = [(conversation,) for group in train for conversation in group]
         validation = [(conversation,) for group in validation for conversation in group]
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+    set_seed(job.training.seed)  # adapters begin with random weights
     model = load_model(job, attn)
     samples = Samples(train, job, storage)
     preparer = Preparer(job, storage)
@@ -188,6 +225,9 @@ def make_trainer(
 
 def _arguments(job: FinetuneJob, folder: Path, *, has_validation: bool) -> TrainingArguments:
     spec = job.training
+    names = TrainingArguments.__dataclass_fields__
+    new = "activation_checkpointing"  # its name in later versions, which warn of the older one
+    recompute = new if new in names else "gradient_checkpointing"
     return TrainingArguments(
         **{
             "output_dir": str(folder),
@@ -201,7 +241,9 @@ def _arguments(job: FinetuneJob, folder: Path, *, has_validation: bool) -> Train
             "warmup_steps": spec.warmup_steps,
             "lr_scheduler_type": spec.lr_scheduler_type,
             "bf16": spec.bf16,
-            "gradient_checkpointing": spec.gradient_checkpointing,
+            recompute: spec.gradient_checkpointing,
+            # A worker's batch may have no image, or nothing to learn at all.
+            "ddp_find_unused_parameters": True,
             "logging_steps": spec.logging_steps,
             "save_strategy": "steps",
             "save_steps": spec.save_steps,

@@ -1,0 +1,525 @@
+"""`check-dataset` finds every kind of mistake, mends pixel boxes, and counts as training does."""
+
+import json
+import random
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from click.testing import CliRunner
+
+import jobs.check_dataset
+from jobs.check_dataset import choose_unit
+from jobs.cli import main
+from jobs.encode_clip import encode_clip
+from pipeline.storage import Storage
+from pipeline.tasks.boxes import write_named_boxes
+from pipeline.training.answer_boxes import (
+    MarksError,
+    are_inside,
+    faults_1000,
+    faults_pixels,
+    find_marks,
+    pixels_to_1000,
+)
+from pipeline.training.check import AnswerBoxes, Checker, Work
+from pipeline.training.read import read_data
+from pipeline.training.sample import Preparer, group_by_media
+from schemas.finetune import DataSpec, FinetuneJob
+from schemas.task import View
+from tests.clips import numbered_frames
+
+BUDGET = {"image_tokens": [4, 64], "frame_tokens": [4, 16], "unit_tokens": 256}
+SMALL = [f"--set=budget.{name}={value}" for name, value in BUDGET.items()]
+
+
+def row(question, answer, **fields):
+    talk = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {**fields, "conversations": talk}
+
+
+def write(path, rows):
+    lines = [line if isinstance(line, str) else json.dumps(line) for line in rows]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def call(*args):
+    return CliRunner().invoke(main, ["check-dataset", *map(str, args)], catch_exceptions=False)
+
+
+def conversations(path):
+    return read_data(DataSpec(conversations=str(path)), Storage())
+
+
+def checker(checkpoint, *, headers_only=False, **model):
+    model = {"source": str(checkpoint), **model}
+    spec = {"output": ".", "model": model, "data": ["none"], "budget": BUDGET}
+    return Checker(FinetuneJob.model_validate(spec), Storage(), headers_only=headers_only)
+
+
+def check(path, checkpoint, **options):
+    """Check each conversation of a file by itself."""
+    one = checker(checkpoint, **options)
+    return [
+        one.check(Work(sample=k, conversations=(c,))) for k, c in enumerate(conversations(path))
+    ]
+
+
+# Boxes in answers
+
+
+@pytest.mark.parametrize(
+    ("answer", "places"),
+    [
+        ("A [red] car at (3, 4), {sic} bbox_2d or so.", []),
+        ('{"bbox_2d": null, "bbox": []}', []),
+        ('{"bbox_2d": [1, 2, 3, 4]}', [((1, 2, 3, 4),)]),
+        ('Here:\n```json\n[{"box_2d":[1,2.5,3,4]},', [((1, 2.5, 3, 4),)]),  # cut, still found
+        ("{'bbox' : [1, 2, 3, 4], 'point_2d': [5, 6]}", [((1, 2, 3, 4),), ((5, 6),)]),
+        ('{"bbox": [[1, 2, 3, 4], [5, 6, 7, 8]]}', [((1, 2, 3, 4), (5, 6, 7, 8))]),
+        ('{"bbox_3d": [1, 2, 3]}', []),
+    ],
+)
+def test_boxes_are_found_by_their_keys(answer, places):
+    assert [marks.places for marks in find_marks(answer)] == places
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ('{"bbox_2d": [1, 2, 3', r"bbox_2d is not valid JSON: \[1, 2, 3"),
+        ('{"bbox_2d": [1, 2, 3]}', r"bbox_2d must be 4 numbers, got \[1, 2, 3\]"),
+        ('{"bbox": "1, 2, 3, 4"}', "bbox must be 4 numbers"),
+        ('{"bbox": [1, 2, 3, "4"]}', "bbox must be 4 numbers"),
+        ('{"bbox": [1, 2, 3, NaN]}', "bbox must be 4 numbers"),
+        ('{"bbox": [1, 2, 3, true]}', "bbox must be 4 numbers"),
+        ('{"point_2d": [1, 2, 3]}', "point_2d must be 2 numbers"),
+        ('{"bbox": {"x1": 1}}', "bbox must be 4 numbers"),
+        ('{"bbox": ' + "[" * 100_000, "bbox is not valid JSON"),
+    ],
+)
+def test_a_value_that_is_no_box_is_an_error(answer, message):
+    with pytest.raises(MarksError, match=message):
+        find_marks(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "faults"),
+    [
+        ('{"bbox_2d": [0, 0, 1000, 1000]}', []),
+        ('{"bbox_2d": [10, 20, 1001, 40]}', ["bbox_2d [10, 20, 1001, 40]: 1001 is not in 0..1000"]),
+        ('{"bbox_2d": [-1, 20, 30, 40]}', ["bbox_2d [-1, 20, 30, 40]: -1 is not in 0..1000"]),
+        (
+            '{"bbox_2d": [90, 20, 30, 40]}',
+            ["bbox_2d [90, 20, 30, 40]: x1 is over x2 (is it x, y, width, height?)"],
+        ),
+        ('{"bbox_2d": [10, 20, 30, 20]}', ["bbox_2d [10, 20, 30, 20]: it has no area"]),
+        (
+            '{"bbox_2d": [0.1, 0.2, 0.5, 1]}',
+            ["bbox_2d [0.1, 0.2, 0.5, 1]: is it in 0..1? it must be in 0..1000"],
+        ),
+        ('{"point_2d": [500, 1200]}', ["point_2d [500, 1200]: 1200 is not in 0..1000"]),
+        ('{"point_2d": [500, 500]}', []),
+    ],
+)
+def test_faults_of_boxes_in_0_to_1000(answer, faults):
+    assert faults_1000(find_marks(answer)) == faults
+
+
+def test_faults_of_boxes_in_pixels():
+    def faults(numbers):
+        return faults_pixels(find_marks(json.dumps({"bbox": numbers})), 4000, 500)
+
+    assert faults([0, 0, 4000, 500]) == []
+    assert faults([0, 0, 4001, 501]) == []  # counted from 1
+    assert faults([0, 0, 4002, 500]) == [
+        "bbox [0, 0, 4002, 500]: 4002 is outside the 4000 x 500 pixels"
+    ]
+    assert faults([400, 0, 40, 500])[0].endswith("x1 is over x2 (is it x, y, width, height?)")
+    # 100 / 4000 and 101 / 4000 are both 25 / 1000.
+    assert faults([100, 0, 101, 500]) == [
+        "bbox [100, 0, 101, 500]: in 0..1000 it would be [25, 0, 25, 1000]: it has no area"
+    ]
+
+
+def test_pixels_become_thousandths_and_all_else_stays():
+    before = (
+        'Two 640 x 480 cars [1, 2]:\n```json\n[\n\t{"bbox_2d": [64, 48,  320.5,\n480], "n": 64},\n'
+        '{"point_2d":[639,1], "bbox": [[32,24, 64,48],[0,0,641,480]]}]\n``` done'
+    )
+    # 64/640 = 100, 48/480 = 100, 320.5/640 = 500.78, 639/640 = 998.4, 1/480 = 2.08, 641 is the edge
+    after = (
+        'Two 640 x 480 cars [1, 2]:\n```json\n[\n\t{"bbox_2d": [100, 100,  501,\n1000], "n": 64},\n'
+        '{"point_2d":[998,2], "bbox": [[50,50, 100,100],[0,0,1000,1000]]}]\n``` done'
+    )
+    assert pixels_to_1000(before, 640, 480) == after
+
+
+def test_pixels_become_what_the_pipeline_writes():
+    rng = random.Random(7)
+    width, height = 1234, 567
+    view = View(media_type="image", width=width, height=height)
+    elements = []
+    for _ in range(200):
+        x1, x2 = sorted(rng.uniform(0, width) for _ in range(2))
+        y1, y2 = sorted(rng.uniform(0, height) for _ in range(2))
+        elements.append({"label": "x", "box": {"x1": x1, "y1": y1, "x2": x2, "y2": y2}})
+    pixels = [{"bbox_2d": [*e["box"].values()], "label": "x"} for e in elements]
+    written = write_named_boxes(elements, view, text_name="label", text_key="label")
+    assert pixels_to_1000(f"```json\n{json.dumps(pixels)}\n```", width, height) == written
+
+
+def seen(numbers, width, height):
+    found = find_marks(json.dumps({"bbox": numbers}))
+    return AnswerBoxes(
+        origin="o",
+        num_places=1,
+        width=width,
+        height=height,
+        is_over_1000=max(numbers) > 1000,
+        is_inside=are_inside(found, width, height),
+        fault_1000=None,
+        fault_pixels=None,
+    )
+
+
+def test_the_unit_of_boxes_follows_from_the_whole_data_set():
+    over, small = seen([9, 9, 1600, 900], 1920, 1080), seen([9, 9, 600, 400], 640, 480)
+    beyond, large = seen([9, 9, 990, 990], 640, 480), seen([9, 9, 990, 990], 1920, 1080)
+    unit, note = choose_unit([over, small, large], "auto")
+    assert unit == "pixels" and "in 1 of 3 conversations with boxes some are over 1000" in note
+    assert choose_unit([over, small], "normalised") == ("normalised", None)
+    unit, note = choose_unit([over, small, beyond], "auto")
+    assert unit == "normalised" and "but in 1 some lie beyond their pictures" in note
+    unit, note = choose_unit([small, large], "auto")
+    assert unit == "normalised" and "look at some" in note
+    assert choose_unit([small, large], "pixels") == ("pixels", None)
+    assert choose_unit([beyond, small], "auto") == ("normalised", None)
+    assert choose_unit([large], "auto") == ("normalised", None)
+    assert choose_unit([], "auto") == ("normalised", None)
+
+
+# One sample
+
+
+def test_tokens_are_those_of_training_also_by_headers_alone(tmp_path, archive, checkpoint):
+    # From 8.9 s on, so that a timestamp gains a digit: 9.9 -> 10.1.
+    clip = tmp_path / "clip.mp4"
+    encode_clip(clip, numbered_frames(31), fps=10, start_seconds=8.9)
+    frames = [str(archive / f"images/plate-{n}.png") for n in range(3)]  # an odd number
+    rows = [
+        row("<image>What?", "A scene.", image=str(archive / "images/orientation-6.jpg")),
+        row("<video>\n<image>What?", "Two.", video=str(clip), image=frames[0]),
+        row("<video>What?", "Three.", video=[frames]),
+        row("What?", "Nothing to see."),
+    ]
+    path = write(tmp_path / "data.jsonl", rows)
+    decoded, probed = check(path, checkpoint), check(path, checkpoint, headers_only=True)
+    assert decoded == probed
+    spec = {"output": ".", "model": {"source": str(checkpoint)}, "data": ["-"], "budget": BUDGET}
+    preparer = Preparer(FinetuneJob.model_validate(spec), Storage())
+    samples = [preparer.prepare([c]) for c in conversations(path)]
+    assert [(c.num_tokens, c.num_learnt) for c in decoded] == [
+        (sample.num_tokens, sample.num_learnt) for sample in samples
+    ]
+    assert [c.num_media for c in decoded] == [1, 2, 1, 0]
+    assert not any(c.problems for c in decoded)
+
+
+def test_a_sample_that_is_too_long_says_how_long(tmp_path, archive, checkpoint):
+    image = str(archive / "images/scene-0.jpg")
+    path = write(tmp_path / "data.jsonl", [row("<image>A?", "B " * 40, image=image)] * 2)
+    (alone, _) = check(path, checkpoint, max_model_len=64)
+    (problem,) = alone.problems
+    assert problem.type == "over_long"
+    vision = 54  # 480 x 360 in at most 64 tokens: 9 x 6
+    assert problem.message.startswith(
+        f"{alone.num_tokens} tokens ({vision} of them vision) are over model.max_model_len = 64"
+    )
+    assert alone.num_tokens > 64
+    (group,) = group_by_media(conversations(path), share_media=True)
+    limit = alone.num_tokens + 1  # each fits alone, but not both
+    both = checker(checkpoint, max_model_len=limit).check(Work(sample=0, conversations=group))
+    assert not both.problems  # training makes two samples of them
+    both = checker(checkpoint, max_model_len=64).check(Work(sample=0, conversations=group))
+    assert [p.origin for p in both.problems] == [f"{path}:1", f"{path}:2"]
+
+
+def test_what_is_broken_inside_is_found_by_decoding_only(tmp_path, archive, checkpoint):
+    rows = [
+        row("<image>What?", "A scene.", image=str(archive / "images/truncated.jpg")),
+        row("<video>What?", "A clip.", video=str(archive / "clips/truncated.mp4")),
+        row("<video>What?", "A clip.", video=str(archive / "clips/unreadable.mp4")),
+    ]
+    path = write(tmp_path / "data.jsonl", rows)
+    found = [[p.type for p in c.problems] for c in check(path, checkpoint)]
+    assert found == [["media_unreadable"]] * 3
+    found = [[p.type for p in c.problems] for c in check(path, checkpoint, headers_only=True)]
+    assert found == [[], [], ["media_unreadable"]]
+
+
+# What the reader makes of odd files
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (json.dumps(row("a\u2028b", "c\u0085d"), ensure_ascii=False).encode(), ["c\u0085d"]),
+        (b"\xef\xbb\xbf" + json.dumps(row("a", "b")).encode() + b"\r\n", ["b"]),
+        (json.dumps(row("a", "b", image=None, images=[])).encode(), ["b"]),
+        (json.dumps(row("a", "half \ud83d")).encode(), ["bad_row"]),
+        (b"{}\n" + b"[" * 100_000, ["bad_row", "bad_row"]),
+    ],
+)
+def test_odd_files_are_read_or_said_to_be_wrong(tmp_path, content, found):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(content)
+    read = conversations(path)
+    assert [e.turns[1].parts[0] if hasattr(e, "turns") else e.type for e in read] == found
+
+
+@pytest.mark.parametrize(
+    ("task", "value"),
+    [("objects", ["car"]), ("objects", [{"label": "x", "box": [1.0, 2.0]}]), ("caption", 5)],
+)
+def test_a_column_of_another_form_is_a_bad_row(tmp_path, task, value):
+    table = {"uri": ["a.jpg"], "media_type": ["image"], "width": [9], "height": [9], task: [value]}
+    pq.write_table(pa.table(table), tmp_path / "table.parquet")
+    spec = DataSpec(annotations=str(tmp_path / "table.parquet"), tasks=[task])
+    (problem,) = read_data(spec, Storage())
+    assert (problem.type, problem.message.partition(":")[0]) == (
+        "bad_row",
+        f"{task} does not have the column's form",
+    )
+
+
+# The command
+
+
+def test_every_problem_is_found_and_written(tmp_path, archive, checkpoint, ray_session):
+    image = str(archive / "images/scene-0.jpg")
+    system = {"from": "system", "value": "Be brief."}
+    late = row("<image>A?", "B", image=image)
+    late["conversations"].append(system)
+    rows = [
+        row("<image>A?", "B", image=image),
+        "{not json",
+        {"image": image},
+        late,
+        {"conversations": [{"from": "gpt", "value": "B"}, {"from": "human", "value": "A"}]},
+        row("A?", "B", image=image),
+        row("<image>A?", "B"),
+        row("A?", "B", video=str(archive / "clips/h264.mov")),
+        row("<video><video>A?", "B", video=str(archive / "clips/h264.mov")),
+        row("<image>A?", " ", image=image),
+        row("<image>A?", "B", image="missing.jpg"),
+        row("<image>A?", "B", image=str(archive / "images/truncated.jpg")),
+        row("<video>A?", "B", video=str(archive / "clips/truncated.mp4")),
+        row("<image>A?", "B " * 2000, image=image),
+        row("<image>A?", '{"bbox_2d": [1, 2, 3, 1900]}', image=image),
+        row("<image>A?", '{"bbox_2d": [1, 2, 3, 4', image=image),
+        row("\x1b[2J<image>A?", '{"bbox_2d": [1, 2, 3, 4], "point_2d": [7, 7]}', image=image),
+    ]
+    path = write(tmp_path / "data.jsonl", rows)
+    report = tmp_path / "problems.jsonl"
+    result = call(path, "-m", checkpoint, "--max-model-len=2048", *SMALL, "--report", report)
+    assert result.exit_code == 1
+    found = [json.loads(line) for line in report.read_text().splitlines()]
+    assert {problem["data_set"] for problem in found} == {str(path)}
+    assert [(int(p["origin"].removeprefix(f"{path}:")), p["type"]) for p in found] == [
+        (2, "bad_row"),
+        (3, "bad_row"),
+        (4, "bad_row"),
+        (5, "bad_row"),
+        (6, "tag_mismatch"),
+        (7, "tag_mismatch"),
+        (8, "tag_mismatch"),
+        (9, "tag_mismatch"),
+        (10, "no_answer"),
+        (11, "media_missing"),
+        (12, "media_unreadable"),
+        (13, "media_unreadable"),
+        (14, "over_long"),
+        (15, "bad_box"),
+        (16, "bad_box"),
+    ]
+    assert "15 problems" in result.output
+    assert "data.jsonl:11" in result.output and "missing.jpg" in result.output
+    assert "\x1b" not in result.output
+
+
+def test_boxes_in_pixels_are_mended(tmp_path, archive, checkpoint, ray_session):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    for name in ("large.jpg", "scene-0.jpg", "orientation-6.jpg"):  # 1600x1200, 480x360, 360x480
+        (tmp_path / "in" / name).write_bytes((archive / "images" / name).read_bytes())
+    answer = 'Here: [{"bbox_2d": [160, 120, 1600, 600], "label": "80"}]'
+    rows = [
+        row("<image>Where?", answer, image="large.jpg", id=7),
+        row("<image>Where?", '{"point_2d":[48,36]}', image="scene-0.jpg"),
+        row("<image>Where?", '{"bbox": [36, 48, 180, 480]}', image="orientation-6.jpg"),
+        row("<image>What?", "A scene — 場面.", image="scene-0.jpg"),
+        row("<image>Where?", '{"bbox": [300, 48, 180, 300]}', image="scene-0.jpg"),
+        row("<image>Where?", '{"bbox": [1, 2, 3, 4]}', image="missing.jpg"),
+        row("<image><image>Which?", '{"bbox": [1, 2, 3, 4]}', image=["large.jpg", "scene-0.jpg"]),
+    ]
+    path = write(tmp_path / "in" / "data.jsonl", rows)
+    fixed_path = tmp_path / "out" / "fixed.jsonl"
+    options = ["-m", checkpoint, *SMALL, "--headers-only"]
+    result = call(path, *options, "--fix", fixed_path)
+    assert result.exit_code == 1  # three rows are left out
+    assert "in 1 of 4 conversations with boxes some are over 1000, and all lie" in result.output
+    assert "3 rows, 3 boxes and points in them" in result.output
+    assert "1 rows as they are" in result.output
+    assert "3 rows, with the problems above" in result.output
+
+    fixed = [json.loads(line) for line in fixed_path.read_text().splitlines()]
+    assert [r["conversations"][1]["value"] for r in fixed] == [
+        'Here: [{"bbox_2d": [100, 100, 1000, 500], "label": "80"}]',
+        '{"point_2d":[100,100]}',
+        '{"bbox": [100, 100, 500, 1000]}',  # of the picture as it is displayed, 360 x 480
+        "A scene — 場面.",
+    ]
+    assert fixed[0] == rows[0] | {
+        "image": str(tmp_path / "in" / "large.jpg"),
+        "conversations": fixed[0]["conversations"],
+    }
+    result = call(fixed_path, *options)
+    assert result.exit_code == 0
+    assert "nothing is wrong" in result.output
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Check without Ray, which takes seconds to start an actor."""
+
+    def check_here(data_sets, job, headers_only, storage, console):
+        one = Checker(job, storage, headers_only=headers_only)
+        return [replace(data, checked=[one.check(w) for w in data.works]) for data in data_sets]
+
+    monkeypatch.setattr(jobs.check_dataset, "_check", check_here)
+
+
+def test_a_fixed_file_beside_keeps_its_relative_paths(tmp_path, archive, checkpoint, in_process):
+    (tmp_path / "media").symlink_to(archive / "images")
+    answer = '{"bbox": [160, 120, 1600, 600]}'
+    rows = [
+        row("<image>Where?", answer, image="large.jpg", data_path="media"),
+        row("<image>Where?", answer, images=["media/large.jpg"]),
+        row("<video>Where?", answer, video=[["media/large.jpg", "media/large.jpg"]]),
+    ]
+    path = write(tmp_path / "data.jsonl", rows)
+    fixed, elsewhere = tmp_path / "fixed.jsonl", tmp_path / "other" / "fixed.jsonl"
+    options = ["-m", checkpoint, *SMALL]
+    assert call(path, *options).exit_code == 1
+    assert call(path, *options, "--fix", fixed).exit_code == 0  # all mended
+    for before, after in zip(rows, map(json.loads, fixed.read_text().splitlines()), strict=True):
+        assert after["conversations"][1]["value"] == '{"bbox": [100, 100, 1000, 500]}'
+        assert after == before | {"conversations": after["conversations"]}
+    assert call(fixed, *options).exit_code == 0
+    assert call(path, *options, "--fix", elsewhere).exit_code == 0
+    first, second, third = map(json.loads, elsewhere.read_text().splitlines())
+    large = str(tmp_path / "media" / "large.jpg")
+    assert (first["image"], "data_path" in first) == (large, False)
+    assert (second["images"], third["video"]) == ([large], [[large, large]])
+    assert call(elsewhere, *options).exit_code == 0
+
+
+def test_boxes_of_an_unsure_unit_are_not_fixed(tmp_path, archive, checkpoint, in_process):
+    large, small = (str(archive / "images" / name) for name in ("large.jpg", "scene-0.jpg"))
+    rows = [
+        row("<image>Where?", '{"bbox": [160, 120, 1600, 600]}', image=large),
+        row("<image>Where?", '{"bbox": [1, 2, 30, 400]}', image=small),  # 480 x 360
+    ]
+    path, fixed = write(tmp_path / "data.jsonl", rows), tmp_path / "fixed.jsonl"
+    options = [path, "-m", checkpoint, *SMALL, "--fix", fixed]
+    result = call(*options)
+    assert (result.exit_code, fixed.exists()) == (2, False)
+    assert "in 1 some lie beyond their pictures; if most are in pixels, use" in result.output
+    assert "error: --fix must know what the boxes are in" in result.output
+    result = call(*options, "--boxes", "pixels")
+    assert result.exit_code == 1
+    assert "bbox [1, 2, 30, 400]: 400 is outside the 480 x 360 pixels" in result.output
+    assert len(fixed.read_text().splitlines()) == 1
+    assert call(*options, "--boxes", "normalised").exit_code == 1
+    assert fixed.read_text() == json.dumps(rows[1]) + "\n"
+
+
+def test_a_job_file_has_all_its_data_checked(tmp_path, archive, checkpoint, ray_session):
+    box = {"x1": 48.0, "y1": 36.0, "x2": 240.0, "y2": 180.0}
+    flat = {"x1": 48.0, "y1": 36.0, "x2": 48.0, "y2": 180.0}
+    table = pa.table(
+        {
+            "uri": ["images/scene-0.jpg", "images/scene-1.jpg"],
+            "media_type": ["image"] * 2,
+            "width": [480] * 2,
+            "height": [360] * 2,
+            "caption": ["A scene.", None],
+            "objects": [[{"label": "car", "box": box}], [{"label": "car", "box": flat}]],
+        }
+    )
+    pq.write_table(table, tmp_path / "table.parquet")
+    image = str(archive / "images/truncated.jpg")  # only its header is read here
+    talk = write(tmp_path / "talk.json", [json.dumps([row("<image>A?", "B", image=image)] * 3)])
+    annotations = {
+        "annotations": str(tmp_path / "table.parquet"),
+        "media_folder": str(archive),
+        "tasks": ["caption", "objects"],
+    }
+    spec = {
+        "output": str(tmp_path / "out"),
+        "model": {"source": str(checkpoint)},
+        "budget": BUDGET,
+        "data": [f"{talk}%10", f"{talk}%300"],
+        "validation": [annotations],
+    }
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump(spec))
+    report = tmp_path / "problems.parquet"
+    result = call(job, "--headers-only", "--report", report)
+    assert result.exit_code == 1
+    (problem,) = pq.read_table(report).to_pylist()
+    assert problem == {
+        "data_set": str(tmp_path / "table.parquet"),
+        "origin": f"{tmp_path / 'table.parquet'}:2/objects",
+        "type": "bad_box",
+        "message": "bbox_2d [100, 100, 100, 500]: it has no area",
+    }
+    lines = {
+        cells[0]: cells[1:5]
+        for line in result.output.splitlines()
+        if len(cells := line.split()) > 8
+    }
+    # rows, wrong, samples, media: the data set that is there with two shares is checked once
+    assert lines["all"] == ["6", "1", "3", "3"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["{path}"], "a data set needs --model"),
+        (["{path}", "-m", "{ckpt}", "-t", "ocr"], "is taken for conversations: leave --tasks"),
+        (["{path}.parquet", "-m", "{ckpt}"], "is taken for a table: give --tasks"),
+        (["{path}.parquet", "-m", "{ckpt}", "-t", "ocr"], "does not exist"),
+        (["{path}", "-m", "{ckpt}", "-t", "poem"], "is taken for conversations"),
+        (["{path}.parquet", "-m", "{ckpt}", "-t", "poem"], "poem"),
+        (["{path}", "-m", "/nowhere"], "cannot load the tokenizer of /nowhere"),
+        (["{path}", "-m", "{ckpt}", "--fix", "{path}"], "is the data set itself"),
+        (["{path}", "-m", "{ckpt}", "--fix", "x.json"], "--fix writes JSON lines"),
+        (["{path}", "-m", "{ckpt}", "--report", "x.csv"], "--report must be"),
+        (["{path}.parquet", "-m", "{ckpt}", "-t", "ocr", "--fix", "x.jsonl"], "one such data set"),
+        (["{path}", "-m", "{ckpt}", "--max-model-len", "0"], "max_model_len"),
+        (["nowhere.yaml"], "there is no job file nowhere.yaml"),
+        (["nowhere.yaml", "-t", "ocr"], "do not go with a job file"),
+        (["nowhere.jsonl", "-m", "{ckpt}"], "nowhere.jsonl does not exist"),
+    ],
+)
+def test_a_users_mistake_is_one_message(tmp_path, checkpoint, args, message):
+    path = write(tmp_path / "data.jsonl", [row("A?", "B")])
+    result = call(*(arg.format(path=path, ckpt=checkpoint) for arg in args))
+    assert (result.exit_code, result.output.startswith("error: ")) == (2, True)
+    assert message in result.output
