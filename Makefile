@@ -16,10 +16,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test lint bench docs clean ffmpeg
+.PHONY: help demo demo-model test lint bench docs clean ffmpeg
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 demo: $(VENV)/installed ffmpeg ## install, render a small archive, annotate it, print the rows
 	$(BIN)/reelscribe demo $(DEMO)
@@ -34,6 +34,16 @@ lint: $(VENV)/installed-lint ## ruff (lint and format) and mypy
 
 bench: $(VENV)/installed-test ffmpeg ## measure against peers and limits, into build/bench
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+# Hours, not minutes; interrupted, it goes on. docs/demo-model.md has the figures to expect.
+demo-model: $(VENV)/installed-test ffmpeg ## train the demo's model from random weights, and evaluate it
+	for split in 'train --images 30000 --clips 5000' 'validation --images 300 --clips 60' 'test --images 400 --clips 120'; do \
+		$(BIN)/python -m jobs.render_dataset build/demo-model/data --split $$split || exit 1; done
+	test -e build/demo-model/start/config.json || $(BIN)/python -m jobs.tiny_checkpoint build/demo-model/start --size demo
+	$(BIN)/reelscribe finetune jobs/specs/demo-model.yaml
+	$(BIN)/reelscribe annotate jobs/specs/demo.yaml --input build/demo-model/data/test/manifest.jsonl \
+		--output build/demo-model/test --model build/demo-model/run/model
+	$(BIN)/reelscribe evaluate build/demo-model/test build/demo-model/data/test/gold.parquet
 
 docs: $(VENV)/installed ## generate the job-file reference and the output schema
 	$(BIN)/python -m jobs.reference

@@ -58,7 +58,7 @@ def print_rows(rows: pa.Table, archive: Path, console: Console) -> None:
             for e in row["events"] or ()
         ]
         cells = (
-            str(Path(row["uri"]).relative_to(archive.resolve())),
+            str(Path(row["uri"]).relative_to(archive.absolute())),
             "" if end is None else f"{_start(row):.1f} to {end:.1f}",
             error or row["caption"] or "",
             row["ocr"] or "",

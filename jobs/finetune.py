@@ -18,6 +18,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ from schemas.finetune import DataSpec, FinetuneJob
 
 Group = tuple[Conversation, ...]
 # A longer or shorter training is the same one, up to the place where its learning rate falls.
+_MAX_FAILURES = 3
+"""Of workers, in one run: a machine lost, memory short."""
 _MAY_CHANGE = ("training.max_steps", "training.num_train_epochs", "trainer.lr_scheduler_kwargs")
 
 
@@ -215,13 +219,7 @@ def _train(
 ) -> None:
     """Launch the workers, and show what they report."""
     import ray
-    from ray.train import (
-        CheckpointConfig,
-        FailureConfig,
-        RunConfig,
-        ScalingConfig,
-        TrainingFailedError,
-    )
+    from ray.train import CheckpointConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
@@ -237,7 +235,8 @@ def _train(
     fs, path = storage.filesystem(job.output)
     inputs = ray.put((job, train, validation, storage))
     queue = Queue(actor_options={"num_cpus": 0})
-    trainer = TorchTrainer(
+    trainer = partial(
+        TorchTrainer,
         _worker,
         train_loop_config={
             "inputs": [inputs],
@@ -254,16 +253,23 @@ def _train(
             name="checkpoints",
             storage_path=path,
             storage_filesystem=None if _is_plain(job.output) else _arrow(fs),
-            failure_config=FailureConfig(max_failures=3),
             checkpoint_config=CheckpointConfig(num_to_keep=job.training.save_total_limit),
         ),
     )
     shower = threading.Thread(target=_show, args=(queue, console), daemon=True)
     shower.start()
     try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise _cause(error) from None
+        # Not Ray's own retries: they would try again what only the user can mend.
+        for left in reversed(range(_MAX_FAILURES + 1)):
+            try:
+                trainer().fit()
+                break
+            except TrainingFailedError as error:
+                cause = _cause(error)
+                if isinstance(cause, UserError) or not left:
+                    raise cause from None
+                reason = printable(str(cause).strip().splitlines()[-1])
+                console.print(f"a worker failed, going on from the last checkpoint: {reason}")
     finally:
         queue.put(None)
         shower.join(timeout=10)
@@ -294,6 +300,8 @@ def _worker(config: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix="reelscribe-") as scratch:
         folder = Path(job.output if _is_plain(job.output) else scratch)
         checkpoints = Path(scratch) / "checkpoints"
+        if not _is_plain(job.output):
+            _download(("metrics.jsonl", f"failed_samples-{rank}.jsonl"), folder, job, storage)
 
         def upload() -> None:
             if not _is_plain(job.output):
@@ -304,7 +312,8 @@ def _worker(config: dict[str, Any]) -> None:
 
             def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 upload()
-                found = get_last_checkpoint(args.output_dir) if rank == 0 else None
+                # Of every worker: each has its own random state, and may have its own shards.
+                found = get_last_checkpoint(args.output_dir)
                 checkpoint = ray.train.Checkpoint.from_directory(found) if found else None
                 ray.train.report({"step": state.global_step}, checkpoint=checkpoint)
 
@@ -336,6 +345,13 @@ def _worker(config: dict[str, Any]) -> None:
 def _is_plain(output: str) -> bool:
     """Whether the output is a folder, which may be a mounted one."""
     return "://" not in output
+
+
+def _download(names: Sequence[str], folder: Path, job: FinetuneJob, storage: Storage) -> None:
+    """Fetch the logs that an interrupted run left in the output, to go on with them."""
+    for name in names:
+        with suppress(FileNotFoundError):
+            (folder / name).write_bytes(storage.read_bytes(join(job.output, name)))
 
 
 def _upload(folder: Path, output: str, storage: Storage) -> None:

@@ -2,9 +2,10 @@
 
     python -m jobs.render_dataset FOLDER --split train --images 2000 --clips 1000
 
-FOLDER/train then has `images/`, `clips/`, `gold.parquet` (one row a file: see `GOLD`) and
-`manifest.jsonl`. File k of a split comes from a seed of its own, so a later run with larger numbers
-adds files and leaves those that are there: start with an empty folder when this code has changed.
+FOLDER/train then has `images/`, `clips/` and, with `--signs`, `signs/`; `gold.parquet` (one row a
+file: see `GOLD`) and `manifest.jsonl`. File k of a split comes from a seed of its own, so a later
+run with larger numbers adds files and leaves those that are there: start with an empty folder when
+this code has changed.
 It needs the extra fonts of `reelscribe[dataset]`.
 """
 
@@ -28,14 +29,14 @@ from PIL import Image, ImageFilter
 
 from jobs.encode_clip import encode_clip
 from jobs.scene import Scene, draw, gold, load_font
-from jobs.scene_random import irregular_times, random_scene
+from jobs.scene_random import irregular_times, random_scene, random_sign
 from schemas.errors import UserError
 from schemas.task import box_type
 
 logger = logging.getLogger(__name__)
 
 Split = Literal["train", "validation", "test"]
-Kind = Literal["image", "video"]
+Kind = Literal["image", "video", "sign"]
 
 # Sans, sans bold, serif, serif bold and round, beside the one inside Pillow.
 FONTS = (
@@ -102,7 +103,7 @@ class File:
     """
 
     uri: str
-    kind: Kind
+    media_type: str
     codec: str
     scene: Scene
     noise: float = 0.0
@@ -122,6 +123,7 @@ def render_dataset(
     *,
     num_images: int,
     num_clips: int,
+    num_signs: int = 0,
     seed: int = 0,
     num_workers: int = 2,
 ) -> Path:
@@ -133,11 +135,12 @@ def render_dataset(
     for font in FONTS:
         load_font(font, 20)  # before any worker starts
     place = folder / split
-    for name in ("images", "clips"):
+    for name in ("images", "clips", "signs"):
         (place / name).mkdir(parents=True, exist_ok=True)
     _check_seed(place / "seed.json", seed)
     jobs: list[tuple[Kind, int]] = [("image", n) for n in range(num_images)]
     jobs += [("video", n) for n in range(num_clips)]
+    jobs += [("sign", n) for n in range(num_signs)]
     rows = []
     started = shown = time.monotonic()
     for row in _rows(partial(_render, place, split, seed), jobs, num_workers):
@@ -153,26 +156,32 @@ def render_dataset(
 def plan_file(split: str, kind: Kind, number: int, seed: int = 0) -> File:
     """File `number` of its kind in a split: the same whatever else is rendered."""
     rng = random.Random(f"{seed}/{split}/{kind}/{number}")
-    return (_plan_image if kind == "image" else _plan_clip)(rng, number)
-
-
-def _plan_image(rng: random.Random, number: int) -> File:
+    if kind == "video":
+        return _plan_clip(rng, number)
+    if kind == "sign":
+        return _plan_image(rng, random_sign(rng, fonts=FONTS), f"signs/{number:06}")
     width, height = rng.choice(IMAGE_SIZES)
     scene = random_scene(rng, width, height, easy=rng.random() < 0.3, fonts=FONTS)
+    return _plan_image(rng, scene, f"images/{number:06}")
+
+
+def _plan_image(rng: random.Random, scene: Scene, name: str) -> File:
     suffix, codec = rng.choices(
         ((".jpg", "jpeg"), (".png", "png"), (".webp", "webp")), (70, 18, 12)
     )[0]
     noisy, gaussian = rng.random() < 0.4, rng.random() < 0.6
     return File(
-        uri=f"images/{number:06}{suffix}",
-        kind="image",
+        uri=name + suffix,
+        media_type="image",
         codec=codec,
         scene=scene,
         noise=rng.uniform(3, 14) if noisy and gaussian else 0.0,
         salt=rng.uniform(0.002, 0.015) if noisy and not gaussian else 0.0,
         noise_seed=rng.getrandbits(32),
         # In pixels of a picture some 290 wide, which is about what the model sees.
-        blur=rng.uniform(0.4, 0.8) * max(width, height) / 290 if rng.random() < 0.1 else 0.0,
+        blur=rng.uniform(0.4, 0.8) * max(1.0, max(scene.width, scene.height) / 290)
+        if rng.random() < 0.1
+        else 0.0,
         quality=rng.randint(40, 95),
     )
 
@@ -187,7 +196,7 @@ def _plan_clip(rng: random.Random, number: int) -> File:
     offset = rng.randint(1, 120) / 2
     return File(
         uri=f"clips/{number:06}{suffix}",
-        kind="video",
+        media_type="video",
         codec=codec,
         scene=scene,
         noise=rng.uniform(2, 7) if rng.random() < 0.2 else 0.0,
@@ -206,14 +215,14 @@ def _render(place: Path, split: str, seed: int, job: tuple[Kind, int]) -> dict[s
     if not path.exists():
         # Under another name until it is whole; the suffix stays, as it says the format.
         part = path.with_name(f".part-{path.name}")
-        (write_image if file.kind == "image" else write_clip)(file, part)
+        (write_image if file.media_type == "image" else write_clip)(file, part)
         part.rename(path)
     scene = file.scene
-    clip = file.kind == "video"
+    clip = file.media_type == "video"
     return {
         "uri": file.uri,
         "media_id": f"{split}/{file.uri}",
-        "media_type": file.kind,
+        "media_type": file.media_type,
         "codec": file.codec,
         "width": scene.width,
         "height": scene.height,
@@ -328,6 +337,7 @@ def main() -> None:
     parser.add_argument("--split", choices=get_args(Split), required=True)
     parser.add_argument("--images", type=int, required=True)
     parser.add_argument("--clips", type=int, required=True)
+    parser.add_argument("--signs", type=int, default=0, help="small pictures of a line of text")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
@@ -338,6 +348,7 @@ def main() -> None:
             args.split,
             num_images=args.images,
             num_clips=args.clips,
+            num_signs=args.signs,
             seed=args.seed,
             num_workers=args.workers,
         )

@@ -120,6 +120,29 @@ def random_scene(
     )
 
 
+# In the mixed ones, none that could be taken for another: O and 0, I and 1.
+SIGN_CHARACTERS = (LETTERS, "0123456789", "ABCDEFGHJKLMNPQRSTUVWXYZ23456789-")
+
+
+def random_sign(rng: random.Random, *, fonts: Sequence[str] = ("",)) -> Scene:
+    """A small picture with a line of text in it and nothing else, at the size a model sees it.
+
+    Most have letters and digits that are no word: what there is to learn is reading.
+    """
+    text = random_line(rng)
+    if rng.random() < 0.6:
+        text = "".join(rng.choices(rng.choice(SIGN_CHARACTERS), k=rng.randint(1, 5)))
+    font, size = rng.choice(fonts), rng.randint(16, 44)
+    x1, y1, x2, y2 = ink_box(text, font, size)
+    left, top = rng.randint(3, 24), rng.randint(3, 20)
+    width = max(64, x2 - x1 + left + rng.randint(3, 24))
+    height = max(32, y2 - y1 + top + rng.randint(3, 20))
+    background = _background(rng, width, height, plain=rng.random() < 0.5)
+    color = _text_color(rng, background)
+    label = Label(text=text, position=(left - x1, top - y1), size=size, font=font, color=color)
+    return Scene(width=width, height=height, background=background, labels=(label,))
+
+
 def random_line(rng: random.Random) -> str:
     """A line of a sign: a word, a word and a code, a code, or letters that are no word at all."""
     code = f"{rng.choice(CODE_LETTERS)}{rng.randint(10, 99)}"

@@ -115,6 +115,23 @@ def ray_session():
 
 
 @pytest.fixture(scope="session")
+def demonstrated(archive, tmp_path_factory, ray_session):
+    """A folder in which `reelscribe demo` was run: demo/archive, demo/output, and what it said."""
+    from rich.console import Console
+
+    from jobs import demo
+
+    folder = tmp_path_factory.mktemp("demonstrated")
+    (folder / "demo").mkdir()
+    (folder / "demo" / "archive").symlink_to(archive)
+    (archive / ".rendered").touch()
+    console = Console(file=io.StringIO(), width=160)
+    demo.run(folder / "demo", console)
+    (folder / "said.txt").write_text(console.file.getvalue())
+    return folder
+
+
+@pytest.fixture(scope="session")
 def annotated(archive, checkpoint, tmp_path_factory, ray_session):
     """The archive, annotated once for the session: the job, its output folder, the finished run."""
     from rich.console import Console

@@ -15,14 +15,20 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs import finetune
 from jobs.cli import main
+from pipeline.build import Prepare, code_digest
 from pipeline.engines.transformers import TransformersEngine
-from pipeline.training.load import load_model
+from pipeline.plan import Planner
+from pipeline.storage import Storage
+from pipeline.training.load import export, load_model
+from pipeline.training.train import make_trainer
 from schemas.errors import JobFileError, ManifestError
 from schemas.finetune import FinetuneJob
 from schemas.job import check, check_job
+from schemas.manifest import MediaItem
 
 CAPTIONS = {
     "images/scene-0.jpg": "The harbour at dawn.",
@@ -76,6 +82,22 @@ def train(job: FinetuneJob) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def train_here(job: FinetuneJob) -> Any:
+    """Train in this process, without Ray, as one worker would."""
+    Path(job.output).mkdir(parents=True, exist_ok=True)
+    options = {"share_media": job.training.share_media, "seed": job.training.seed}
+    trainer = make_trainer(
+        job,
+        train=finetune.mix(job.data, Storage(), **options),
+        validation=finetune.mix(job.validation, Storage(), **options),
+        storage=Storage(),
+        folder=Path(job.output),
+        checkpoints=Path(job.output) / "checkpoints",
+    )
+    trainer.train()
+    return trainer
+
+
 def curve(output: str | Path, key: str = "loss") -> dict[int, float]:
     lines = map(json.loads, (Path(output) / "metrics.jsonl").read_text().splitlines())
     return {line["step"]: line[key] for line in lines if key in line}
@@ -83,11 +105,6 @@ def curve(output: str | Path, key: str = "loss") -> dict[int, float]:
 
 def captions(job: FinetuneJob, source: str, archive: Path, **model: Any) -> dict[str, str]:
     """What a checkpoint says of the archive, asked through the pipeline's own stages."""
-    from pipeline.build import Prepare, code_digest
-    from pipeline.plan import Planner
-    from pipeline.storage import Storage
-    from schemas.manifest import MediaItem
-
     asked = check_job(
         {
             "input": {"scan": str(archive)},
@@ -108,60 +125,79 @@ def captions(job: FinetuneJob, source: str, archive: Path, **model: Any) -> dict
     return {unit.media_id: unit.answers[0].raw_text for unit in answered}
 
 
-def test_it_learns_what_it_is_taught(tmp_path, archive, checkpoint, ray_session):
-    """A caption for each picture; without the picture there is no telling which."""
-    whole = job(
-        tmp_path,
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory, archive, checkpoint, ray_session) -> tuple[FinetuneJob, str]:
+    """A run that learns three captions, beside a file that cannot be read; and what it said."""
+    folder = tmp_path_factory.mktemp("learnt")
+    data = write_data(folder / "bad.jsonl", archive, CAPTIONS | {"images/truncated.jpg": "A?"})
+    made = job(
+        folder,
         archive,
         checkpoint,
-        training={"max_steps": 60, "logging_steps": 10, "save_steps": 60, "optimizer": "muon"},
+        data=[str(data)],
+        validation=[str(write_data(folder / "data.jsonl", archive, CAPTIONS))],
+        training={
+            "max_steps": 60,
+            "per_device_train_batch_size": 4,
+            "logging_steps": 10,
+            "save_steps": 30,
+            "optimizer": "muon",
+        },
     )
-    said = train(whole)
-    losses = curve(whole.output)
-    assert losses[60] < 0.05 < 3 < losses[10] * 10
+    return made, train(made)
+
+
+def test_it_learns_what_it_is_taught(learnt, archive):
+    """A caption for each picture; without the picture there is no telling which."""
+    made, said = learnt
+    losses = curve(made.output)
+    assert losses[60] < 0.05 < 0.3 < losses[10]
+    assert curve(made.output, "eval_loss")[60] < 0.05
     assert "step 60 of 60: loss" in said
-    assert captions(whole, f"{whole.output}/model", archive) == CAPTIONS
-    assert list(Path(whole.output, "tensorboard").glob("events.out.tfevents.*"))
-    assert not list(Path(whole.output).glob("failed_samples-*"))
+    assert captions(made, f"{made.output}/model", archive) == CAPTIONS
+    assert list(Path(made.output, "tensorboard").glob("events.out.tfevents.*"))
 
 
-def test_adapters_merged_and_apart_say_the_same(tmp_path, archive, checkpoint, ray_session):
-    changes = {
-        "tune": None,
-        "training": {"max_steps": 4, "save_steps": 4, "learning_rate": 1e-2},
-    }
-    outputs = {}
-    for merge in (True, False):
-        folder = tmp_path / str(merge)
-        folder.mkdir()
-        made = spec(folder, archive, checkpoint, lora={"r": 4, "merge": merge}, **changes)
-        del made["tune"]
-        lora = check(FinetuneJob, made, "test")
-        train(lora)
-        outputs[merge] = lora.output
-    merged = captions(lora, f"{outputs[True]}/model", archive)
-    apart = captions(lora, str(checkpoint), archive, adapter=f"{outputs[False]}/model")
+def test_broken_samples_are_named_and_left_out(learnt):
+    made, said = learnt
+    (line,) = set((Path(made.output) / "failed_samples-0.jsonl").read_text().splitlines())
+    failed = json.loads(line)
+    assert failed["sample"].endswith("bad.jsonl:4")
+    assert failed["type"] == "media_unreadable"
+    assert re.search(r"60 times a sample could not be read", said)
+
+
+def test_a_folder_takes_one_training_only(learnt):
+    made, _ = learnt
+    faster = made.training.model_copy(update={"learning_rate": 1.0, "logging_steps": 7})
+    with pytest.raises(JobFileError, match=r"other settings \(training\.learning_rate\)"):
+        train(made.model_copy(update={"training": faster}))
+
+
+def test_adapters_merged_and_apart_say_the_same(tmp_path, archive, checkpoint):
+    training = {"max_steps": 4, "save_steps": 4, "learning_rate": 1e-2}
+    made = spec(tmp_path, archive, checkpoint, lora={"r": 4}, training=training)
+    del made["tune"]
+    lora = check(FinetuneJob, made, "test")
+    model = train_here(lora).model
+    for merge in (False, True):  # in this order: merging changes the model
+        how = lora.lora.model_copy(update={"merge": merge})
+        export(model, str(checkpoint), None, how, tmp_path / f"merge-{merge}")
+    merged = captions(lora, str(tmp_path / "merge-True"), archive)
+    apart = captions(lora, str(checkpoint), archive, adapter=str(tmp_path / "merge-False"))
     assert merged == apart
     assert merged != captions(lora, str(checkpoint), archive)
 
 
-def test_broken_samples_are_named_and_left_out(tmp_path, archive, checkpoint, ray_session):
-    data = write_data(tmp_path / "bad.jsonl", archive, CAPTIONS | {"images/truncated.jpg": "A?"})
-    made = job(tmp_path, archive, checkpoint, data=[str(data)], training={"max_steps": 2})
-    said = train(made)
-    (line,) = set((Path(made.output) / "failed_samples-0.jsonl").read_text().splitlines())
-    failed = json.loads(line)
-    assert failed["sample"] == f"{data}:4"
-    assert failed["type"] == "media_unreadable"
-    assert re.search(r"\d+ times a sample could not be read", said)
-
-
 def test_a_broken_sample_can_stop_it(tmp_path, archive, checkpoint, ray_session):
     data = write_data(tmp_path / "bad.jsonl", archive, {"images/truncated.jpg": "A?"})
-    training = {"max_steps": 2, "on_bad_sample": "stop"}
+    training = {"max_steps": 2, "on_bad_sample": "stop", "dataloader_num_workers": 1}
     made = job(tmp_path, archive, checkpoint, data=[str(data)], training=training)
-    with pytest.raises(ManifestError, match=r"bad\.jsonl:1: media_unreadable: .*broken image data"):
-        train(made)
+    console = Console(file=io.StringIO(), width=200)
+    with pytest.raises(ManifestError, match=r"^\S*bad\.jsonl:1: media_unreadable: .*") as error:
+        finetune.run(made, console)
+    assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
+    assert "a worker failed" not in console.file.getvalue()  # trying again would not help
 
 
 def test_wrong_rows_stop_it_before_it_starts(tmp_path, archive, checkpoint):
@@ -171,30 +207,83 @@ def test_wrong_rows_stop_it_before_it_starts(tmp_path, archive, checkpoint):
         train(job(tmp_path, archive, checkpoint, data=[str(data)]))
 
 
-def test_a_folder_takes_one_training_only(tmp_path, archive, checkpoint, ray_session):
-    train(job(tmp_path, archive, checkpoint, training={"max_steps": 1}))
-    with pytest.raises(JobFileError, match=r"other settings \(training\.learning_rate\)"):
-        train(job(tmp_path, archive, checkpoint, training={"max_steps": 1, "learning_rate": 1}))
+def test_two_workers_in_a_bucket_where_one_is_lost(tmp_path, archive, checkpoint, ray_session, s3):
+    """They learn what one worker with twice the batch does, and go on from their checkpoint.
 
+    One batch has no picture, and of one nothing can be read.
+    """
+    bucket = s3.new_bucket()
+    options = {"s3": {"endpoint_url": s3.endpoint_url, "key": "k", "secret": "s3cr3t-value"}}
+    data = write_data(tmp_path / "six.jsonl", archive, CAPTIONS | {"images/truncated.jpg": "A?"})
+    text = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho."}]}
+    with data.open("a") as lines:
+        lines.write(f"{json.dumps(text)}\n{json.dumps(text)}\n")
+    settings = {
+        "max_steps": 4,
+        "save_steps": 2,
+        "per_device_train_batch_size": 1,
+        "gradient_checkpointing": True,
+    }
+    made = job(
+        tmp_path,
+        archive,
+        checkpoint,
+        output=bucket.uri("models/two"),
+        data=[str(data)],
+        validation=[
+            str(write_data(tmp_path / "val.jsonl", archive, dict([*CAPTIONS.items()][:2])))
+        ],
+        training=settings,
+        resources={"num_workers": 2},
+        storage_options=options,
+    )
+    lost = tmp_path / "lost"
+    worker = finetune._worker
 
-def test_two_workers_take_the_steps_of_one(tmp_path, archive, checkpoint, ray_session):
-    """Two workers with a batch of one each learn what one worker with a batch of two does."""
-    pictures = {uri: text for uri, text in CAPTIONS.items() if uri.startswith("images/")}
-    curves = []
-    for workers in (1, 2):
-        folder = tmp_path / str(workers)
-        folder.mkdir()
-        made = job(
-            folder,
-            archive,
-            checkpoint,
-            data=[str(write_data(tmp_path / "two.jsonl", archive, pictures))],
-            training={"max_steps": 3, "per_device_train_batch_size": 2 // workers},
-            resources={"num_workers": workers},
-        )
-        train(made)
-        curves.append(curve(made.output))
-    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    def losing(config: dict[str, Any]) -> None:
+        """The worker; its second process ends without a word after the first checkpoint."""
+        import ray.train
+
+        report = ray.train.report
+
+        def reporting(metrics: dict[str, Any], **kwargs: Any) -> None:
+            report(metrics, **kwargs)
+            if ray.train.get_context().get_world_rank() == 1 and not lost.exists():
+                lost.touch()
+                time.sleep(5)  # until the checkpoint is known
+                os._exit(1)
+
+        ray.train.report = reporting
+        try:
+            worker(config)
+        finally:
+            ray.train.report = report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "_worker", losing)
+        said = train(made)
+    assert lost.exists()
+    assert said.count("a worker failed, going on from the last checkpoint: ") == 1
+    storage = Storage(options)
+    found = {
+        file["uri"].removeprefix(bucket.uri("models/two/")): file["uri"]
+        for file in storage.list_files(bucket.uri("models/two"), "**/*")
+    }
+    lines = [json.loads(line) for line in storage.read_bytes(found["metrics.jsonl"]).splitlines()]
+    two = {key: {e["step"]: e[key] for e in lines if key in e} for key in ("loss", "eval_loss")}
+    assert [e["step"] for e in lines if "loss" in e] == [1, 2, 3, 4]
+    double = made.training.model_copy(update={"per_device_train_batch_size": 2})
+    alone = made.model_copy(update={"output": str(tmp_path / "one"), "training": double})
+    train_here(alone)
+    for key, values in two.items():
+        assert values == pytest.approx(curve(alone.output, key), rel=1e-4)
+    # Each worker's random state is in the checkpoint: dropout goes on as it was.
+    assert sum(name.endswith(("rng_state_0.pth", "rng_state_1.pth")) for name in found) == 4
+    failed = b"".join(storage.read_bytes(found[n]) for n in found if n.startswith("failed_"))
+    assert {json.loads(line)["sample"] for line in failed.splitlines()} == {f"{data}:4"}
+    assert {"model/config.json", "model/model.safetensors", "job.json"} <= found.keys()
+    assert any(name.startswith("tensorboard/events.out.tfevents.") for name in found)
+    assert all(b"s3cr3t-value" not in storage.read_bytes(uri) for uri in found.values())
 
 
 def start(job_file: Path) -> subprocess.Popen[bytes]:
@@ -205,27 +294,31 @@ def start(job_file: Path) -> subprocess.Popen[bytes]:
 
 
 def test_a_killed_run_goes_on_with_the_same_curve(tmp_path, archive, checkpoint):
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-        made = spec(tmp_path / name, archive, checkpoint, training={"seed": 7, "max_steps": 8})
-        (tmp_path / name / "job.yaml").write_text(yaml.safe_dump(made))
-    killed = start(tmp_path / "killed" / "job.yaml")
-    run = tmp_path / "killed" / "run"
+    """Against a run that was not killed, and that had no Ray around it."""
+    made = spec(tmp_path, archive, checkpoint, training={"seed": 7, "max_steps": 60})
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(made))
+    killed = start(tmp_path / "job.yaml")
+    run = tmp_path / "run"
     give_up = time.monotonic() + 200
-    while not ((run / "metrics.jsonl").exists() and max(curve(run), default=0) >= 5):
+    known = run / "checkpoints" / "checkpoint_manager_snapshot.json"
+    while not (known.exists() and max(curve(run), default=0) >= 5):
         assert time.monotonic() < give_up and killed.poll() is None
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     reached = max(curve(run))
-    assert reached < 8, "it was over before it could be killed"
-    assert start(tmp_path / "killed" / "job.yaml").wait(timeout=200) == 0
-    assert start(tmp_path / "whole" / "job.yaml").wait(timeout=200) == 0
-    whole = curve(tmp_path / "whole" / "run")
-    assert sorted(whole) == list(range(1, 9))
+    assert reached < 60, "it was over before it could be killed"
+    before = set((run / "tensorboard").iterdir())
+    assert start(tmp_path / "job.yaml").wait(timeout=200) == 0
+    made["output"] = str(tmp_path / "whole")
+    train_here(check(FinetuneJob, made, "test"))
+    whole = curve(tmp_path / "whole")
+    assert sorted(whole) == list(range(1, 61))
     assert curve(run) == pytest.approx(whole, rel=1e-5)
-    text = (run / "metrics.jsonl").read_text()
-    assert text.count('"step": 1,') == 1
+    (events,) = set((run / "tensorboard").iterdir()) - before
+    again = EventAccumulator(str(events))
+    again.Reload()
+    assert 3 < again.Scalars("train/loss")[0].step <= reached + 1  # not from the beginning
 
 
 def test_the_context_is_stretched_in_what_comes_out(tmp_path, archive, checkpoint):

@@ -90,6 +90,20 @@ def test_a_still_in_words() -> None:
     assert answer["caption"] == "An orange star below text."
 
 
+def test_a_sign_is_its_text(tmp_path: Path) -> None:
+    place = render_dataset(tmp_path, "train", num_images=0, num_clips=0, num_signs=12)
+    rows = pq.read_table(place / "gold.parquet").to_pylist()
+    assert [Path(row["uri"]).parent.name for row in rows] == ["signs"] * 12
+    for row in rows:
+        (span,) = row["text_spans"]
+        assert row["ocr"] == span["text"] and not row["objects"]
+        box = span["box"]
+        assert 0 <= box["x1"] < box["x2"] <= row["width"]
+        assert 0 <= box["y1"] < box["y2"] <= row["height"]
+        with Image.open(place / row["uri"]) as image:
+            assert image.size == (row["width"], row["height"])
+
+
 def test_a_clip_in_words() -> None:
     late = Shape(
         kind="circle", color="red", size=40, start=(30, 50), end=(30, 50),

@@ -302,8 +302,8 @@ class TestAnnotations:
             ("split = ", "where: .*syntax error"),
             ("EXISTS (SELECT * FROM read_text('/etc/passwd'))", "where: .*disabled"),
             ("EXISTS (SELECT * FROM '/etc/passwd')", "where: .*(disabled|does not exist)"),
-            ("true; SET enable_external_access = true", "where: .*(enable|change)"),
-            ("true; COPY annotations TO '/tmp/stolen.csv'", "where: .*disabled"),
+            ("true; SET threads = 1", "where: Parser Error"),
+            ("true; COPY annotations TO '/tmp/stolen.csv'", "where: Parser Error"),
         ],
     )
     def test_sql_that_is_wrong_or_reaches_out(self, gold: Path, where: str, message: str):

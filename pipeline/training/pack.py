@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.budget import MERGE_SIZE, PATCH_SIZE
 from pipeline.engines.transformers import patchify
-from pipeline.training.sample import IGNORED, ROOT, Sample
+from pipeline.prompt import IMAGE, Vision
+from pipeline.training.sample import IGNORED, ROOT, Picture, Sample
 
 Batch = dict[str, Any]
 
@@ -35,6 +37,31 @@ def pack(samples: Sequence[Sample], max_tokens: int) -> list[list[Sample]]:
             rows.append([sample])
             lengths.append(sample.num_tokens)
     return rows
+
+
+def blank(image_pad_id: int) -> Sample:
+    """A black picture of one token, of which nothing is learnt.
+
+    In a batch without pictures: what learns is then always part of the computation, on every
+    worker. Else a projector that learns alone would get no gradient, and shards would wait.
+    """
+    vision = Vision(media_type="image", pts_seconds=(), tokens_per_slot=1)
+    side = PATCH_SIZE * MERGE_SIZE
+    black = Picture(
+        media_type="image",
+        pixels=np.zeros((1, side, side, 3), np.uint8),
+        grid_thw=(1, MERGE_SIZE, MERGE_SIZE),
+        vision=vision,
+    )
+    return Sample(
+        origin="blank",
+        input_ids=np.array([image_pad_id]),
+        labels=np.array([IGNORED]),
+        types=np.array([IMAGE]),
+        branches=np.array([ROOT]),
+        positions=np.zeros((3, 1), np.int64),
+        pictures=(black,),
+    )
 
 
 def collate(rows: Sequence[Sequence[Sample]], *, pad_id: int, attn_implementation: str) -> Batch:

@@ -238,9 +238,9 @@ def _query(spec: DataSpec, storage: Storage) -> tuple[list[dict[str, Any]], list
             connection.execute("SET enable_external_access = false")
             connection.register("annotations", annotations)
             try:
-                annotations = connection.sql(
-                    f"SELECT * FROM annotations WHERE {spec.where}"
-                ).to_arrow_table()
+                # Not SQL put together: a condition cannot end in a statement of its own.
+                chosen = connection.view("annotations").filter(spec.where)
+                annotations = chosen.to_arrow_table()
             except duckdb.Error as error:
                 raise ManifestError(f"where: {error}") from None
     names = annotations.column_names

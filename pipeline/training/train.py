@@ -12,10 +12,11 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from pipeline.engines.transformers import normalise
+from pipeline.prompt import Prompter
 from pipeline.storage import Storage
 from pipeline.training.load import attention, load_model
 from pipeline.training.optimizer import make_optimizer
-from pipeline.training.pack import Batch, collate, pack
+from pipeline.training.pack import Batch, blank, collate, pack
 from pipeline.training.sample import IGNORED, Preparer, Sample
 from schemas.conversation import Conversation, DataProblem, ProblemType
 from schemas.errors import ManifestError
@@ -58,36 +59,38 @@ class Collator:
     """Packs samples into a batch, and writes down those that failed."""
 
     def __init__(
-        self, job: FinetuneJob, *, pad_id: int, attn_implementation: str, failed: Path
+        self, job: FinetuneJob, prompter: Prompter, *, attn_implementation: str, failed: Path
     ) -> None:
         self._training = job.training
+        self._pad_id = int(prompter.tokenizer.pad_token_id or 0)
+        self._blank = blank(prompter.pad_ids["image"])
         most = job.training.packed_tokens or job.model.max_model_len
         self._max_tokens = most if job.training.packing else 0
-        self._pad_id, self._attn, self._failed = pad_id, attn_implementation, failed
+        self._attn, self._failed = attn_implementation, failed
 
     def __call__(self, prepared: Sequence[Prepared]) -> Batch:
-        """Make a batch of those that could be prepared: an empty one, if none could.
+        """Make a batch of those that could be prepared.
 
-        Raises:
-            ManifestError: a sample failed, and the job says to stop then.
+        Where the job says to stop at a failed sample, the batch says it under ``problem``: an error
+        in a process that loads data would reach the user wrapped in its traceback.
         """
         samples = [sample for group in prepared for sample in group]
-        for problem in samples:
-            if isinstance(problem, DataProblem):
-                self._note(problem)
+        problems = [sample for sample in samples if isinstance(sample, DataProblem)]
+        for problem in problems:
+            self._note(problem)
         good = [sample for sample in samples if isinstance(sample, Sample)]
-        if not good:
-            # Nothing is learnt from it; the other workers' step goes on.
-            blank = torch.full((1, 2), self._pad_id)
-            return {"input_ids": blank, "labels": torch.full_like(blank, IGNORED)}
         rows = pack(good, self._max_tokens)
+        if not any(sample.pictures for sample in good):
+            rows = [*rows[:-1], [*(rows[-1] if rows else ()), self._blank]]
         if self._attn == "flash_attention_2":
             rows = [[sample for row in rows for sample in row]]
-        return collate(rows, pad_id=self._pad_id, attn_implementation=self._attn)
+        batch = collate(rows, pad_id=self._pad_id, attn_implementation=self._attn)
+        if problems and self._training.on_bad_sample == "stop":
+            first = problems[0]
+            batch["problem"] = f"{first.origin}: {first.type}: {first.message}"
+        return batch
 
     def _note(self, problem: DataProblem) -> None:
-        if self._training.on_bad_sample == "stop":
-            raise ManifestError(f"{problem.origin}: {problem.type}: {problem.message}")
         line = json.dumps(
             {"sample": problem.origin, "type": problem.type, "message": problem.message}
         )
@@ -124,14 +127,23 @@ class _Trainer(Trainer):
             self.optimizer = make_optimizer(model or self.model, self._training)
         return self.optimizer
 
-    def compute_loss(self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any) -> Any:
-        return super().compute_loss(model, _normalised(inputs), *args, **kwargs)
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        """Put a batch on the device, and take its frames to floating point there.
+
+        Raises:
+            ManifestError: a sample failed, and the job says to stop then.
+        """
+        if "problem" in inputs:
+            raise ManifestError(inputs["problem"])
+        inputs = super()._prepare_inputs(inputs)
+        pixels = ("pixel_values", "pixel_values_videos")
+        return inputs | {name: normalise(inputs[name]) for name in pixels if name in inputs}
 
     def prediction_step(
         self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, None, None]:
         """Validation: the batch's loss, and the sums from which that of all batches is made."""
-        inputs = _normalised(self._prepare_inputs(inputs))
+        inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
             total = token_loss(model(**inputs), labels, num_items_in_batch=1)
@@ -145,11 +157,6 @@ class _Trainer(Trainer):
         total, learnt = self.accelerator.reduce(self._evaluated, "sum").tolist()
         output.metrics[f"{metric_key_prefix}_loss"] = total / max(learnt, 1)
         return output
-
-
-def _normalised(inputs: Batch) -> Batch:
-    pixels = ("pixel_values", "pixel_values_videos")
-    return inputs | {name: normalise(inputs[name]) for name in pixels if name in inputs}
 
 
 class _Log(TrainerCallback):
@@ -205,10 +212,9 @@ def make_trainer(
     set_seed(job.training.seed)  # adapters begin with random weights
     model = load_model(job, attn)
     samples = Samples(train, job, storage)
-    preparer = Preparer(job, storage)
     collator = Collator(
         job,
-        pad_id=int(preparer.prompter.tokenizer.pad_token_id or 0),
+        Prompter(job.model.source, job.model.revision),
         attn_implementation=attn,
         failed=folder / f"failed_samples-{rank}.jsonl",
     )
@@ -242,8 +248,6 @@ def _arguments(job: FinetuneJob, folder: Path, *, has_validation: bool) -> Train
             "lr_scheduler_type": spec.lr_scheduler_type,
             "bf16": spec.bf16,
             recompute: spec.gradient_checkpointing,
-            # A worker's batch may have no image, or nothing to learn at all.
-            "ddp_find_unused_parameters": True,
             "logging_steps": spec.logging_steps,
             "save_strategy": "steps",
             "save_steps": spec.save_steps,
