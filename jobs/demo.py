@@ -20,6 +20,9 @@ MODEL = Path(__file__).parent / "demo_model"
 """A small Qwen3-VL that sees such archives; docs/demo-model.md tells how it was trained."""
 
 
+_CELL_CHARS = 140
+
+
 def run(folder: Path, console: Console) -> None:
     """Render an archive into ``folder``, annotate it, and print the rows.
 
@@ -47,9 +50,9 @@ def run(folder: Path, console: Console) -> None:
 def print_rows(rows: pa.Table, archive: Path, console: Console) -> None:
     """Print one line for each row, and one for each further event in it."""
     table = Table(title=f"{rows.num_rows} rows", title_justify="left", box=box.SIMPLE_HEAD)
-    for name, width in (("media", 26), ("seconds", 14), ("caption, or error", 32), ("text", 18)):
+    widths = {"media": 24, "seconds": 10, "caption, or error": 30, "text": 12, "events": 34}
+    for name, width in widths.items():
         table.add_column(name, width=width)
-    table.add_column("events")
     for row in sorted(rows.to_pylist(), key=lambda row: (row["uri"], _start(row))):
         end = (row["sampling"] or {}).get("end_seconds")
         error = row["error"] and f"{row['error']['type']}: {row['error']['message'][:60]}"
@@ -59,12 +62,12 @@ def print_rows(rows: pa.Table, archive: Path, console: Console) -> None:
         ]
         cells = (
             str(Path(row["uri"]).relative_to(archive.absolute())),
-            "" if end is None else f"{_start(row):.1f} to {end:.1f}",
+            "" if end is None else f"{_start(row):.3g} to {end:.3g}",
             error or row["caption"] or "",
             row["ocr"] or "",
             "\n".join(events),
         )
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+        table.add_row(*(Text(printable(cell)[:_CELL_CHARS]) for cell in cells))
     console.print(table)
 
 

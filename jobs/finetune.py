@@ -268,8 +268,9 @@ def _train(
                 cause = _cause(error)
                 if isinstance(cause, UserError) or not left:
                     raise cause from None
-                reason = printable(str(cause).strip().splitlines()[-1])
-                console.print(f"a worker failed, going on from the last checkpoint: {reason}")
+                reason = printable((str(cause).strip() or repr(cause)).splitlines()[-1])
+                message = f"a worker failed, going on from the last checkpoint: {reason}"
+                console.print(message, markup=False)
     finally:
         queue.put(None)
         shower.join(timeout=10)

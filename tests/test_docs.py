@@ -58,7 +58,7 @@ def test_the_readmes_pandas_runs(demo: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.chdir(demo)
     (code,) = [code for code in blocks(ROOT / "README.md", "python") if "pandas" in code]
     exec(code, {})
-    assert "Series" in capsys.readouterr().out
+    assert "circle" in capsys.readouterr().out
 
 
 def test_the_readmes_spark_runs(demo: Path, monkeypatch: pytest.MonkeyPatch, capsys):
