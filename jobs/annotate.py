@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs.cluster import actor_errors, connected, pools
+from jobs.items import write_items
 from jobs.plan import Opened, make_plan, open_job, print_plan
 from jobs.progress import Progress, print_summary
 from jobs.runs import Run
@@ -43,6 +44,7 @@ def run(job: Job, console: Console) -> Run:
         console.print(Text(f"new run: {change}"))
     if opened.run.status == "complete":
         _print_run(opened.run, opened, console)
+        _write_items(opened, make_plan(opened, console), console)
         return opened.run
     started = time.monotonic()
     _check_decoder(job)
@@ -66,7 +68,15 @@ def run(job: Job, console: Console) -> Run:
                 blocks, job, current.key, opened.storage, fitted, units_per_file
             )
             _follow(dataset, todo, console)
-    return _finish(opened, current, plan, time.monotonic() - started, console)
+        finished = _finish(opened, current, plan, time.monotonic() - started, console)
+        _write_items(opened, plan, console)
+    return finished
+
+
+def _write_items(opened: Opened, plan: pa.Table, console: Console) -> None:
+    if written := write_items(opened, plan, console):
+        table = join(opened.job.output, "items")
+        console.print(Text(f"{written:,} videos as a whole: {table}"), soft_wrap=True)
 
 
 def _tried_again(row: dict[str, Any], run: Run) -> bool:
@@ -112,7 +122,16 @@ def frame_bytes(units: pa.Table) -> list[int]:
         for name in ("num_frames", "resized_height", "resized_width")
     ]
     pixels = pc.fill_null(pc.multiply(pc.multiply(sides[0], sides[1]), sides[2]), 0)
-    return [3 * count for count in pixels.to_pylist()]
+    of_parts = [
+        sum(
+            part["sampling"]["num_frames"]
+            * part["sampling"]["resized_height"]
+            * part["sampling"]["resized_width"]
+            for part in parts or ()
+        )
+        for parts in units["parts"].to_pylist()
+    ]
+    return [3 * (own + parts) for own, parts in zip(pixels.to_pylist(), of_parts, strict=True)]
 
 
 def _follow(dataset: Any, todo: pa.Table, console: Console) -> None:
@@ -155,7 +174,8 @@ def _finish(opened: Opened, run: Run, plan: pa.Table, seconds: float, console: C
 def _counts(rows: list[dict[str, Any]], run: Run) -> dict[str, Any]:
     """What the rows of a run's units come to; each unit has one."""
     responses = [response for row in rows for response in row["responses"]]
-    decoders = [row["sampling"]["decoder"] for row in rows if row["sampling"]]
+    seen = [part for row in rows for part in (row, *(row.get("parts") or ())) if part["sampling"]]
+    decoders = [part["sampling"]["decoder"] for part in seen]
     return {
         "units": len(rows),
         "units_of_earlier_runs": sum(row["run_id"] != run.run_id for row in rows),

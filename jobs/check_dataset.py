@@ -13,9 +13,10 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.text import Text
 
-from jobs.check_report import DataSet, absolute, print_report, write_lines, write_report
+from jobs.check_report import DataSet, print_report, write_lines, write_report
 from jobs.cluster import actor_errors, connected, plan_actors
 from jobs.finetune import with_absolute_paths
+from jobs.outputs import absolute, check_output
 from jobs.progress import Progress, print_summary
 from pipeline.manifest_item import resolve
 from pipeline.prompt import Prompter
@@ -52,6 +53,11 @@ def load(
     if "model.source" not in overrides:
         raise UserError("a data set needs --model, whose tokenizer counts its tokens")
     is_json = source.lower().endswith(_JSON)
+    if not is_json and (suffix := Path(source).suffix.lower()) not in ("", ".parquet"):
+        raise UserError(
+            f"{shown(source)} has the suffix {suffix}: a data set is .json or .jsonl, a job file "
+            ".yaml, a table .parquet or a folder"
+        )
     if is_json == bool(tasks):
         raise UserError(
             f"{shown(source)} is taken for {'conversations: leave' if is_json else 'a table: give'}"
@@ -79,7 +85,9 @@ def run(
     job = with_absolute_paths(job)
     storage = Storage(job.storage_options)
     specs = [spec.model_copy(update={"share": 100.0}) for spec in (*job.data, *job.validation)]
-    specs = list(dict.fromkeys(specs))  # one data set may be there with several shares
+    specs = list(
+        {s.model_dump_json(): s for s in specs}.values()
+    )  # one data set may be there with several shares
     _check_outputs(specs, fix, report)
     Prompter(job.model.source, job.model.revision)
     data_sets = _read(specs, job, storage)
@@ -100,16 +108,20 @@ def run(
 
 
 def _check_outputs(specs: Sequence[DataSpec], fix: str | None, report: str | None) -> None:
-    if report is not None and not report.endswith((".jsonl", ".ndjson", ".parquet")):
-        raise UserError(f"--report must be .jsonl or .parquet, got {report}")
+    inputs = [spec.conversations or spec.annotations or "" for spec in specs]
+    if report is not None:
+        if not report.endswith((".jsonl", ".ndjson", ".parquet")):
+            raise UserError(f"--report must be .jsonl or .parquet, got {report}")
+        check_output("--report", report, inputs)
     if fix is None:
         return
     if len(specs) != 1 or specs[0].conversations is None:
         raise UserError("--fix writes one file of conversations: check one such data set at a time")
     if not fix.endswith((".jsonl", ".ndjson")):
         raise UserError(f"--fix writes JSON lines: give it a .jsonl, got {fix}")
-    if absolute(fix) == specs[0].conversations:
-        raise UserError(f"--fix {fix} is the data set itself; give another file")
+    check_output("--fix", fix, inputs)
+    if report is not None and absolute(report) == absolute(fix):
+        raise UserError("--fix and --report name the same file")
 
 
 def _read(specs: Sequence[DataSpec], job: FinetuneJob, storage: Storage) -> list[DataSet]:
@@ -119,7 +131,9 @@ def _read(specs: Sequence[DataSpec], job: FinetuneJob, storage: Storage) -> list
     for spec in specs:
         examples = read_data(spec, storage)
         if not examples:
-            raise ManifestError(f"{shown(spec.conversations or spec.annotations or '')}: no rows")
+            name = shown(spec.conversations or spec.annotations or "")
+            where = f", or `where` ({spec.where}) selects none" if spec.where else ""
+            raise ManifestError(f"{name} has no answers to learn: no rows, all null{where}")
         good = [example for example in examples if isinstance(example, Conversation)]
         groups = group_by_media(good, share_media=share)
         works = [Work(sample=number + k, conversations=g) for k, g in enumerate(groups)]

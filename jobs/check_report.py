@@ -6,7 +6,6 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.outputs import absolute
 from jobs.printable import printable
 from jobs.progress import print_summary
 from pipeline.storage import Storage, shown
@@ -55,7 +55,17 @@ class DataSet:
 def print_report(data_sets: Sequence[DataSet], console: Console) -> None:
     """Print counts of each data set, counts of problems, and the first problems."""
     grid = Table(title="data sets", title_justify="left", box=box.SIMPLE_HEAD)
-    right = ("rows", "wrong", "samples", "media", "tokens: min", "median", "max", "all", "learnt")
+    right = (
+        "examples",
+        "wrong",
+        "samples",
+        "media",
+        "tokens: min",
+        "median",
+        "max",
+        "all",
+        "learnt",
+    )
     grid.add_column("", overflow="fold")
     for name in right:
         grid.add_column(name, justify="right")
@@ -70,7 +80,8 @@ def print_report(data_sets: Sequence[DataSet], console: Console) -> None:
             console.print(line, soft_wrap=True)
     problems = [(data, problem) for data in data_sets for problem in data.problems]
     if not problems:
-        console.print("nothing is wrong")
+        unsure = any(data.note for data in data_sets)
+        console.print("nothing else is wrong" if unsure else "nothing is wrong")
         return
     counts = Counter((data.name, problem.type) for data, problem in problems)
     print_summary(
@@ -133,8 +144,3 @@ def write_lines(rows: Sequence[dict[str, Any]], uri: str, storage: Storage) -> N
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     # Half a character, which UTF-8 cannot hold, becomes \ud800 again: JSON's own escape.
     storage.write_bytes(absolute(uri), text.encode("utf-8", "backslashreplace"))
-
-
-def absolute(uri: str) -> str:
-    """A local path from the root; another uri as it is."""
-    return uri if "://" in uri else str(Path(uri).expanduser().absolute())

@@ -223,8 +223,8 @@ def check_dataset(
 def demo(folder: Path) -> None:
     """Run a job on an archive that it makes itself.
 
-    Renders images and clips into FOLDER (default: demo), with a tiny model of random weights,
-    annotates them, and shows the table. Needs no network and no GPU.
+    Renders images and clips into FOLDER (default: demo), annotates them with a small model that
+    was trained to see such, and shows the table. Needs no network and no GPU.
     """
     from jobs import demo as job
 

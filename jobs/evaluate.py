@@ -24,12 +24,14 @@ from jobs.evaluate_report import (
 from jobs.figures import Case
 from jobs.match_gold import Pair, answer_state, match_rows
 from jobs.metrics import LIBRARIES, METRICS, library_versions
+from jobs.outputs import check_output
 from jobs.read_annotations import Annotations, Row, read_annotations
 from jobs.read_gold import Gold, read_gold
 from pipeline.storage import Storage, shown
 from pipeline.write import write_json
 from schemas.errors import UserError
 from schemas.task import AnswerStatus
+from schemas.task_spec import TASK_NAMES
 
 MEDIA_SLICES = ("media_type", "container", "codec", "resolution", "duration")
 """Slices by what the table knows of the media; ``all`` stands for them."""
@@ -52,7 +54,12 @@ _DURATIONS = {
     "over 1 h": math.inf,
 }
 _BUCKETS: dict[str, dict[str, float]] = {"resolution": _RESOLUTIONS, "duration": _DURATIONS}
-_READ = (AnswerStatus.OK, AnswerStatus.REPAIRED, AnswerStatus.TRUNCATED)
+_READ = (
+    AnswerStatus.OK,
+    AnswerStatus.REPAIRED,
+    AnswerStatus.TRUNCATED,
+    AnswerStatus.LOOPED,
+)
 
 
 def run(
@@ -82,9 +89,15 @@ def run(
         UserError: annotations or gold do not serve, or a task, slice or figure is unknown.
     """
     _check_libraries()
+    for option, file in (("--json", json_file), ("--markdown", markdown_file)):
+        if file:
+            check_output(option, file, (annotations, gold))
     for task in tasks:
         _check_name("task", task, METRICS)
     judged = read_gold(gold, storage)
+    for column in set(judged.columns) - set(TASK_NAMES):
+        if near := difflib.get_close_matches(column, METRICS, n=1, cutoff=0.75):
+            raise UserError(f"{shown(gold)}: a column {column!r} judges nothing; is it {near[0]}?")
     table = read_annotations(
         annotations,
         {row.media_id for row in judged.rows if row.media_id is not None},

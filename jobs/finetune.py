@@ -9,7 +9,9 @@ The output folder:
     job.json             the job
 """
 
+import hashlib
 import json
+import math
 import os
 import random
 import sys
@@ -27,9 +29,10 @@ from rich.console import Console
 
 from jobs.cluster import actor_errors, start_ray
 from jobs.printable import printable
+from jobs.runs import without_secrets
 from pipeline.build import check_code, code_digest
 from pipeline.checkpoint import inspect_checkpoint
-from pipeline.storage import Storage, join
+from pipeline.storage import Storage, join, shown
 from pipeline.training.read import read_data
 from pipeline.training.sample import group_by_media
 from schemas.conversation import Conversation, DataProblem
@@ -37,9 +40,13 @@ from schemas.errors import JobFileError, ManifestError, ResourceError, UserError
 from schemas.finetune import DataSpec, FinetuneJob
 
 Group = tuple[Conversation, ...]
-# A longer or shorter training is the same one, up to the place where its learning rate falls.
 _MAX_FAILURES = 3
 """Of workers, in one run: a machine lost, memory short."""
+# A longer or shorter training is the same one, up to the place where its learning rate falls.
+_WITHOUT_EFFECT = frozenset(
+    {"optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon"}
+    | {"adafactor", "weight_decay", "label_smoothing_factor"}
+)
 _MAY_CHANGE = ("training.max_steps", "training.num_train_epochs", "trainer.lr_scheduler_kwargs")
 
 
@@ -65,7 +72,9 @@ def mix(
         good = [e for e in examples if isinstance(e, Conversation)]
         groups = group_by_media(good, share_media=share_media)
         if not groups:
-            raise ManifestError(f"{spec.conversations or spec.annotations}: no examples")
+            name = shown(spec.conversations or spec.annotations or "")
+            where = f", or `where` ({spec.where}) selects none" if spec.where else ""
+            raise ManifestError(f"{name} has no answers to learn: no rows, all null{where}")
         whole, part = divmod(spec.share, 100)
         rng = random.Random(f"{seed}/{number}")
         chosen = groups * int(whole) + rng.sample(groups, round(len(groups) * part / 100))
@@ -92,7 +101,7 @@ def run(job: FinetuneJob, console: Console) -> None:
         mix(specs, storage, share_media=job.training.share_media, seed=job.training.seed)
         for specs in (job.data, job.validation)
     )
-    _check_same_job(job, storage)
+    _check_same_job(job, _digest(train), storage)
     console.print(
         f"{sum(map(len, train)):,} conversations in {len(train):,} samples to learn from, "
         f"{len(validation):,} samples to validate with",
@@ -127,11 +136,14 @@ def with_absolute_paths(job: FinetuneJob) -> FinetuneJob:
         names = ("conversations", "annotations", "media_folder")
         return spec.model_copy(update={name: absolute(getattr(spec, name)) for name in names})
 
+    files = {key: job.trainer.get(key) for key in ("deepspeed", "fsdp_config")}
+    passed = {key: absolute(file) for key, file in files.items() if isinstance(file, str)}
     source = Path(job.model.source).expanduser()
     model = job.model.model_copy(update={"source": str(source.resolve())})
     return job.model_copy(
         update={
             "output": absolute(job.output),
+            "trainer": job.trainer | passed,
             "model": model if source.is_dir() else job.model,
             "data": tuple(data(spec) for spec in job.data),
             "validation": tuple(data(spec) for spec in job.validation),
@@ -153,29 +165,52 @@ def _check_model(job: FinetuneJob) -> None:
 
 def _check_arguments(job: FinetuneJob) -> None:
     """Let TrainingArguments check the settings that are passed on to it."""
-    import torch
     from transformers import TrainingArguments
+
+    from pipeline.training.train import arguments
 
     known = TrainingArguments.__dataclass_fields__
     if unknown := sorted(set(job.trainer) - set(known)):
         raise JobFileError(f"trainer: TrainingArguments has no {unknown}")
+    if twice := sorted(set(job.trainer) & set(type(job.training).model_fields)):
+        raise JobFileError(f"trainer: {twice} are training's own settings: set them there")
+    if idle := sorted(set(job.trainer) & _WITHOUT_EFFECT):
+        raise JobFileError(f"trainer: {idle} have no effect here: the optimizer is training's")
+    if tokens := sorted(key for key in job.trainer if key.endswith("_token")):
+        raise JobFileError(f"trainer: {tokens}: no secrets in a job file; set HF_TOKEN")
+    for key in ("deepspeed", "fsdp_config"):
+        file = job.trainer.get(key)
+        if isinstance(file, str) and not Path(file).is_file():
+            raise JobFileError(f"trainer: there is no {key} file {file}")
+    is_sharded = bool(job.trainer.get("deepspeed") or job.trainer.get("fsdp"))
+    if is_sharded and job.lora is not None and job.lora.merge:
+        raise JobFileError("lora.merge: adapters of a sharded model stay apart; set it to false")
+    # What the workers' machines have is theirs to judge.
+    theirs = ("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16", "tf32", "use_cpu")
+    passed = {key: value for key, value in job.trainer.items() if key not in theirs}
     try:
-        TrainingArguments(
-            output_dir=tempfile.gettempdir(),
-            lr_scheduler_type=job.training.lr_scheduler_type,
-            use_cpu=not torch.cuda.is_available(),
+        arguments(
+            job.model_copy(update={"trainer": passed}),
+            Path(tempfile.gettempdir()),
+            has_validation=bool(job.validation),
+            use_gpu=False,
         )
-    except (ValueError, TypeError) as error:
-        raise JobFileError(f"training: {error}") from None
+    except (ValueError, TypeError, ImportError) as error:
+        raise JobFileError(f"trainer or training: {error}") from None
 
 
-def _check_same_job(job: FinetuneJob, storage: Storage) -> None:
-    """A folder holds one training: going on with other data or settings would be neither."""
+def _check_same_job(job: FinetuneJob, digest: str, storage: Storage) -> None:
+    """A folder holds one training: going on with other data or settings would be neither.
+
+    Until its first checkpoint there is nothing to go on with, and the job may change.
+    """
     uri = join(job.output, "job.json")
-    spec = _fingerprint(job)
-    try:
-        before = json.loads(storage.read_bytes(uri))
-    except FileNotFoundError:
+    spec = _fingerprint(job) | {"rows of data": digest}
+    before = None
+    if storage.list_files(join(job.output, "checkpoints"), "*/*"):
+        with suppress(FileNotFoundError):
+            before = json.loads(storage.read_bytes(uri))
+    if before is None:
         storage.write_bytes(uri, json.dumps(spec, indent=2).encode())
         return
     changed = sorted(key for key in spec | before if spec.get(key) != before.get(key))
@@ -186,17 +221,23 @@ def _check_same_job(job: FinetuneJob, storage: Storage) -> None:
         )
 
 
+def _digest(groups: Sequence[Group]) -> str:
+    """Hash of what is learnt, in its order."""
+    digest = hashlib.sha256()
+    for group in groups:
+        digest.update(repr(group).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()[:16]
+
+
 def _fingerprint(job: FinetuneJob) -> dict[str, Any]:
     """What a training depends on, by dotted name."""
-    spec = job.public_dict()
-    free = ("logging_steps", "save_steps", "eval_steps", "save_total_limit")
+    spec = without_secrets(job.public_dict())
+    # The data's order depends on the number of workers, not on what each of them has.
+    free = {"logging_steps", "save_steps", "eval_steps", "save_total_limit"}
+    free |= {"use_gpu", "cpus_per_worker"}
     flat = {f"{a}.{b}": v for a, s in spec.items() if isinstance(s, dict) for b, v in s.items()}
     flat |= {key: value for key, value in spec.items() if not isinstance(value, dict)}
-    return {
-        key: value
-        for key, value in flat.items()
-        if not key.startswith("resources.") and key.rpartition(".")[2] not in free
-    }
+    return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in free}
 
 
 def _join_ray(console: Console) -> bool:
@@ -243,6 +284,7 @@ def _train(
             "code": code_digest(),
             "queue": queue,
             "num_threads": max(1, int(cpus)),
+            "use_gpu": use_gpu,
         },
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -302,7 +344,8 @@ def _worker(config: dict[str, Any]) -> None:
         folder = Path(job.output if _is_plain(job.output) else scratch)
         checkpoints = Path(scratch) / "checkpoints"
         if not _is_plain(job.output):
-            _download(("metrics.jsonl", f"failed_samples-{rank}.jsonl"), folder, job, storage)
+            logs = ("metrics.jsonl",) if rank == 0 else ()  # the others have none of their own
+            _download((*logs, f"failed_samples-{rank}.jsonl"), folder, job, storage)
 
         def upload() -> None:
             if not _is_plain(job.output):
@@ -328,6 +371,7 @@ def _worker(config: dict[str, Any]) -> None:
             storage=storage,
             folder=folder,
             checkpoints=checkpoints,
+            use_gpu=config["use_gpu"],
             callbacks=[_Report()],
             tell=tell,
         )
@@ -336,11 +380,25 @@ def _worker(config: dict[str, Any]) -> None:
             trainer.train()
         else:
             with start.as_directory() as resumed:
-                trainer.train(resume_from_checkpoint=resumed)
+                # Trainer would make one more step of a training that is done.
+                if _reached(resumed) >= (job.training.max_steps or math.inf):
+                    trainer._load_from_checkpoint(resumed)
+                else:
+                    trainer.train(resume_from_checkpoint=resumed)
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            trainer.save_model(str(folder / "model"))  # all workers together gather the weights
         if trainer.is_world_process_zero():
             model = trainer.accelerator.unwrap_model(trainer.model)
-            export(model, job.model.source, job.model.revision, job.lora, folder / "model")
+            is_whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+            source = job.model.source, job.model.revision
+            export(model, *source, job.lora, folder / "model", has_weights=is_whole)
         upload()
+
+
+def _reached(checkpoint: str) -> int:
+    """The step at which a checkpoint was saved."""
+    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
+    return int(state["global_step"])
 
 
 def _is_plain(output: str) -> bool:

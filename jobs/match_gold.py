@@ -57,7 +57,8 @@ def match_rows(gold: Sequence[GoldRow], table: Annotations, name: str) -> list[P
         near = [(_distance(of, row), number) for number, row in enumerate(units)]
         distance, number = min(near, default=(math.inf, 0))
         row = units[number] if distance <= NEAR_SECONDS else None
-        unit_id = row["unit_id"] if row else of.place
+        stretch = (of.start_seconds, of.end_seconds)
+        unit_id = row["unit_id"] if row else f"{of.media_id or of.uri} {stretch}"
         firsts = {judged.setdefault((unit_id, task), of.place) for task in of.answers}
         for first in firsts - {of.place}:
             problems.add(of.place, f"judges the same answer as {first}; keep one of them")

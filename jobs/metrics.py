@@ -34,7 +34,10 @@ NEAR_SECONDS = 0.5
 
 
 def caption_figures(cases: Sequence[Case]) -> list[Figure]:
-    """Exact matches (0..1), chrF and BLEU (0..100, of the corpus, with sacrebleu's defaults)."""
+    """Exact matches (0..1), chrF and BLEU (0..100, of the corpus, with sacrebleu's defaults).
+
+    BLEU is None where no caption of gold has four words.
+    """
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
@@ -42,7 +45,9 @@ def caption_figures(cases: Sequence[Case]) -> list[Figure]:
     predicted = [one_line(case.predicted or "") for case in cases]
     n = len(cases)
     # force: do not warn of captions that end in " .".
-    bleu = BLEU(force=True).corpus_score(predicted, [gold]).score if n else None
+    scored = BLEU(force=True).corpus_score(predicted, [gold]) if n else None
+    # Of texts under four words no four are in a row: BLEU would be 0 for the right answers too.
+    bleu = scored.score if scored and any(len(text.split()) >= 4 for text in gold) else None
     chrf = CHRF().corpus_score(predicted, [gold]).score if n else None
     return [
         exact(cases, one_line),

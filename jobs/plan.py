@@ -18,10 +18,11 @@ from jobs.printable import printable
 from jobs.progress import Progress
 from jobs.runs import Run, open_run
 from pipeline.build import build_plan
-from pipeline.checkpoint import Checkpoint, inspect_checkpoint
+from pipeline.checkpoint import Checkpoint, inspect_checkpoint, with_advice
 from pipeline.prompt import Prompter
 from pipeline.read_manifest import manifest_digest, read_manifest, scan
 from pipeline.recipe import recipe
+from pipeline.shots import check_shots
 from pipeline.storage import Storage, join, shown
 from pipeline.write import read_parquet, write_parquet
 from schemas.errors import ErrorType, ManifestError, StorageError
@@ -50,6 +51,8 @@ def open_job(job: Job) -> Opened:
     Raises:
         UserError: with one clear message.
     """
+    from pipeline.engines.grammar import check_grammars  # imports torch
+
     job = _with_absolute_paths(job)
     storage = Storage(job.storage_options, job.input.allow_private_hosts)
     if job.input.manifest is not None:
@@ -59,7 +62,12 @@ def open_job(job: Job) -> Opened:
         items = scan(job.input.scan, job.input.glob, storage)
     _check_tasks(job, items)
     checkpoint = inspect_checkpoint(job.model)
-    Prompter(job.model.source, job.model.revision)  # a tokenizer or template that is none is found
+    # A tokenizer or template that is none is found here too.
+    prompter = Prompter(job.model.source, job.model.revision)
+    job = with_advice(job, checkpoint, reasons=prompter.opens_reasoning)
+    check_grammars(job)
+    if job.sampling.segmentation.kind == "shots":
+        check_shots()
     run, changes = open_run(job, manifest_digest(items), recipe(job, checkpoint.identity), storage)
     return Opened(
         job=job, storage=storage, checkpoint=checkpoint, items=items, run=run, changes=changes
@@ -186,6 +194,9 @@ def print_plan(table: pa.Table, opened: Opened, console: Console) -> None:
     for kind in ("image", "video"):
         of_kind = pc.and_not(pc.equal(media_type, kind), failed)
         grid.add_row(kind, *_sums(table.filter(of_kind)))
+    talks = table.filter(pc.and_not(pc.is_valid(table["messages"]), failed))
+    if talks.num_rows:
+        grid.add_row("conversation", *_sums(talks))
     problems = table.filter(failed)
     grid.add_row("cannot be done", *_sums(problems), style="yellow")
     grid.add_row("all", *_sums(table), style="bold")
@@ -203,9 +214,12 @@ def print_plan(table: pa.Table, opened: Opened, console: Console) -> None:
 
 def _sums(units: pa.Table) -> list[str]:
     """Items, units, hours, vision tokens and prompt tokens of some units, as texts."""
-    sampling = units["sampling"].combine_chunks()
+    parts = pc.list_flatten(units["parts"].combine_chunks())
+    seen = pa.chunked_array(
+        [units["sampling"].combine_chunks(), pc.struct_field(parts, "sampling")]
+    )
     start, end, tokens = (
-        pc.struct_field(sampling, name)
+        pc.struct_field(seen, name)
         for name in ("start_seconds", "end_seconds", "num_vision_tokens")
     )
     prompts = pc.list_flatten(units["prompts"].combine_chunks())

@@ -125,7 +125,8 @@ def _read(uri: str, storage: Storage) -> tuple[Rows, str]:
     files = [uri] if is_lines else parquet_files(uri, storage)
     if not files:
         raise UserError(
-            f"there is no gold {shown(uri)}: give a .parquet or .jsonl file, or a folder of Parquet"
+            f"there is no gold {shown(uri)}, or it is neither a .parquet nor a .jsonl file nor a "
+            "folder of Parquet"
         )
     if files != [uri]:
         parts = [_read_file(file, storage) for file in files]

@@ -1,7 +1,7 @@
 """Write the reference pages from the code, so that they cannot say anything else.
 
-python -m jobs.reference           writes docs/job-file.md, finetune-file.md, output-schema.md and
-                                   JSON Schemas of both job files
+python -m jobs.reference           writes docs/job-file.md, finetune-file.md, output-schema.md,
+                                   budgets.md and JSON Schemas of both job files
 python -m jobs.reference --check   changes nothing; exit code 1 if one of them is stale
 """
 
@@ -16,12 +16,15 @@ import pyarrow as pa
 import yaml
 from pydantic import BaseModel
 
+from jobs.budget_table import budgets_page
 from schemas.annotation import annotation_schema
 from schemas.errors import ErrorType
 from schemas.finetune import DataSpec, FinetuneJob
-from schemas.job import TASK_NAMES, Job, TaskSpec, check, check_job
+from schemas.item import item_schema
+from schemas.job import Job, check, check_job
 from schemas.manifest import MANIFEST
 from schemas.task import AnswerStatus
+from schemas.task_spec import TASK_NAMES, TaskSpec
 from schemas.unit import UNIT, UnitStatus
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -66,6 +69,7 @@ ANSWER_STATUS = {
     AnswerStatus.REPAIRED: "Read after mending; `note` says what was mended.",
     AnswerStatus.UNPARSED: "No typed answer could be read; the raw text is kept.",
     AnswerStatus.TRUNCATED: "Cut at `max_new_tokens`; what could be read is kept.",
+    AnswerStatus.LOOPED: "Stopped where it repeated itself over and over; what was read is kept.",
     AnswerStatus.FAILED: "The unit failed before or in the engine.",
 }
 
@@ -82,6 +86,7 @@ def pages() -> dict[str, str]:
         "finetune-file.md": finetune_page(training),
         "finetune.schema.json": json.dumps(training, indent=2, ensure_ascii=False) + "\n",
         "output-schema.md": output_page(),
+        "budgets.md": budgets_page(),
     }
 
 
@@ -295,6 +300,10 @@ def output_page() -> str:
             *_meanings(
                 ("type", "meaning", "what to do"), {e: (e.meaning, e.advice) for e in ErrorType}
             ),
+            "## Whole videos\n",
+            "`<output>/items/run_date=.../part-*.parquet`, where the job asks for `events` or a "
+            "`summary`: one row for each video. The fields of `media` are those of the output.\n",
+            *_columns(item_schema(TASKS["events"].column), without=shared),
             "## The plan\n",
             "`<output>/runs/<run_id>/plan/*.parquet`: one row for each unit. The fields of "
             f"{', '.join(f'`{name}`' for name in sorted(shared))} are those of the output.\n",

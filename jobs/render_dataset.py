@@ -36,7 +36,7 @@ from schemas.task import box_type
 logger = logging.getLogger(__name__)
 
 Split = Literal["train", "validation", "test"]
-Kind = Literal["image", "video", "sign"]
+Kind = Literal["image", "video", "sign", "quiet"]
 
 # Sans, sans bold, serif, serif bold and round, beside the one inside Pillow.
 FONTS = (
@@ -124,6 +124,7 @@ def render_dataset(
     num_images: int,
     num_clips: int,
     num_signs: int = 0,
+    num_quiet: int = 0,
     seed: int = 0,
     num_workers: int = 2,
 ) -> Path:
@@ -135,12 +136,13 @@ def render_dataset(
     for font in FONTS:
         load_font(font, 20)  # before any worker starts
     place = folder / split
-    for name in ("images", "clips", "signs"):
+    for name in ("images", "clips", "signs", "quiet"):
         (place / name).mkdir(parents=True, exist_ok=True)
     _check_seed(place / "seed.json", seed)
     jobs: list[tuple[Kind, int]] = [("image", n) for n in range(num_images)]
     jobs += [("video", n) for n in range(num_clips)]
     jobs += [("sign", n) for n in range(num_signs)]
+    jobs += [("quiet", n) for n in range(num_quiet)]
     rows = []
     started = shown = time.monotonic()
     for row in _rows(partial(_render, place, split, seed), jobs, num_workers):
@@ -156,8 +158,8 @@ def render_dataset(
 def plan_file(split: str, kind: Kind, number: int, seed: int = 0) -> File:
     """File `number` of its kind in a split: the same whatever else is rendered."""
     rng = random.Random(f"{seed}/{split}/{kind}/{number}")
-    if kind == "video":
-        return _plan_clip(rng, number)
+    if kind in ("video", "quiet"):
+        return _plan_clip(rng, number, is_quiet=kind == "quiet")
     if kind == "sign":
         return _plan_image(rng, random_sign(rng, fonts=FONTS), f"signs/{number:06}")
     width, height = rng.choice(IMAGE_SIZES)
@@ -186,16 +188,18 @@ def _plan_image(rng: random.Random, scene: Scene, name: str) -> File:
     )
 
 
-def _plan_clip(rng: random.Random, number: int) -> File:
+def _plan_clip(rng: random.Random, number: int, *, is_quiet: bool) -> File:
     width, height = rng.choice(CLIP_SIZES)
     duration_seconds, fps = rng.randint(6, 12) / 2, rng.choice((6, 8, 10, 12))
-    scene = random_scene(rng, width, height, duration_seconds=duration_seconds, fonts=FONTS)
+    scene = random_scene(
+        rng, width, height, duration_seconds=duration_seconds, fonts=FONTS, empty=is_quiet
+    )
     shares = [share for _, _, share, _ in CLIP_KINDS]
     suffix, codec, _, options = rng.choices(CLIP_KINDS, shares)[0]
     variable, late = rng.random() < 0.2, rng.random() < 0.4
     offset = rng.randint(1, 120) / 2
     return File(
-        uri=f"clips/{number:06}{suffix}",
+        uri=f"{'quiet' if is_quiet else 'clips'}/{number:06}{suffix}",
         media_type="video",
         codec=codec,
         scene=scene,
@@ -338,6 +342,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, required=True)
     parser.add_argument("--clips", type=int, required=True)
     parser.add_argument("--signs", type=int, default=0, help="small pictures of a line of text")
+    parser.add_argument("--quiet", type=int, default=0, help="clips in which nothing happens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
@@ -349,6 +354,7 @@ def main() -> None:
             num_images=args.images,
             num_clips=args.clips,
             num_signs=args.signs,
+            num_quiet=args.quiet,
             seed=args.seed,
             num_workers=args.workers,
         )

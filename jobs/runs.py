@@ -60,7 +60,7 @@ class Run:
             StorageError: the output cannot be written.
         """
         content = dataclasses.asdict(self) | {
-            "job": _without_secrets(job.public_dict()),
+            "job": without_secrets(job.public_dict()),
             "versions": _versions() | {"code": code_digest(), "python": platform.python_version()},
         }
         write_json(content, join(self.folder(job.output), "run.json"), storage)
@@ -121,12 +121,12 @@ def _runs(job: Job, storage: Storage) -> list[Run]:
     return runs
 
 
-def _without_secrets(value: Any) -> Any:
+def without_secrets(value: Any) -> Any:
     """Leave passwords and signatures out of the uris of a job."""
     if isinstance(value, dict):
-        return {key: _without_secrets(part) for key, part in value.items()}
+        return {key: without_secrets(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_without_secrets(part) for part in value]
+        return [without_secrets(part) for part in value]
     return shown(value) if isinstance(value, str) else value
 
 

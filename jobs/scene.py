@@ -44,6 +44,7 @@ POLYGONS = {
 }
 SHAPES = ("circle", *POLYGONS)
 NO_TEXT = "There is no text."
+_NOTHING = {True: "Text and nothing else.", False: "Nothing."}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +225,7 @@ def gold(scene: Scene, *, start_seconds: float = 0.0) -> dict[str, Any]:
     shapes = sorted(scene.shapes, key=lambda s: (s.appears_seconds, s.start[0]))
     labels = sorted(scene.labels, key=lambda label: label.position[1])
     return {
-        "caption": _caption(shapes, labels, clip) if shapes else "Text and nothing else.",
+        "caption": _caption(shapes, labels, clip) if shapes else _NOTHING[bool(labels)],
         "ocr": "\n".join(label.text for label in labels) or NO_TEXT,
         "objects": [
             {

@@ -61,6 +61,7 @@ def random_scene(
     duration_seconds: float = math.inf,
     transparent: bool = False,
     easy: bool = False,
+    empty: bool = False,
     fonts: Sequence[str] = ("",),
 ) -> Scene:
     """One to three shapes side by side, and up to two lines of text above or below them all.
@@ -71,6 +72,7 @@ def random_scene(
         duration_seconds: of a clip; a multiple of 0.5, or less than 1 for shapes that just stand.
         transparent: no background; nothing white.
         easy: one shape and one large line on a plain background.
+        empty: no shapes.
         fonts: one is chosen for all of the text.
     """
     clip = math.isfinite(duration_seconds)
@@ -85,7 +87,8 @@ def random_scene(
     if font_sizes[0] < MIN_FONT:
         num_lines = 0
     labels, top, bottom = _labels(rng, width, height, num_lines, font_sizes, background, fonts)
-    times = _times(rng, 1 if easy else rng.randint(1, 3), duration_seconds)
+    num_shapes = 0 if empty else 1 if easy else rng.randint(1, 3)
+    times = _times(rng, num_shapes, duration_seconds)
     # Transparent pictures are seen on white, where a white shape would be no shape.
     colors = [name for name in COLORS if not (transparent and name == "white")]
     shares = [1.0 if clip else rng.uniform(0.75, 1.25) for _ in times]
@@ -264,6 +267,8 @@ def _times(
     halves = math.floor(2 * duration_seconds)
     if halves < 2:
         return [(0.0, duration_seconds)]
+    if not num_shapes:
+        return []
     starts = rng.sample(range(halves - 1), min(num_shapes, halves - 1))
     if rng.random() < 0.5 and 0 not in starts:
         starts[starts.index(min(starts))] = 0

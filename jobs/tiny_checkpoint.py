@@ -94,14 +94,25 @@ PLAIN_ADDED_TOKENS = (
 )
 # fmt: on
 
-# Renders what the published template renders for system, user and assistant turns; tools are not
-# covered. There is no default system turn, a system turn counts only in first place, and only user
-# turns show media.
+# Renders what the published template renders for system, user and assistant turns, and tools in the
+# system turn; tool turns are not covered. There is no default system turn, a system turn counts
+# only in first place, and only user turns show media.
 CHAT_TEMPLATE = r"""
 {%- set seen = namespace(images=0, videos=0) -%}
+{%- if tools -%}
+  {{- '<|im_start|>system\n' -}}
+  {%- if messages[0].role == 'system' -%}{{- messages[0].content ~ '\n\n' -}}{%- endif -%}
+  {{- '# Tools\n\nYou may call one or more functions to assist with the user query.\n\n' -}}
+  {{- 'You are provided with function signatures within <tools></tools> XML tags:\n<tools>' -}}
+  {%- for tool in tools -%}{{- '\n' ~ (tool | tojson) -}}{%- endfor -%}
+  {{- '\n</tools>\n\nFor each function call, return a json object with function name and ' -}}
+  {{- 'arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n' -}}
+  {{- '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call><|im_end|>\n' -}}
+{%- endif -%}
 {%- for message in messages -%}
   {%- set shows_media = message.role == 'user' -%}
-  {%- if message.role in ['user', 'assistant'] or (message.role == 'system' and loop.first) -%}
+  {%- set opens = message.role == 'system' and loop.first and not tools -%}
+  {%- if message.role in ['user', 'assistant'] or opens -%}
     {{- '<|im_start|>' ~ message.role ~ '\n' -}}
     {%- if message.content is string -%}
       {{- message.content -}}

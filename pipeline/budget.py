@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from schemas.errors import ErrorType, UnitError
 from schemas.job import Budget
+from schemas.manifest import PartSettings
 
 PATCH_SIZE = 16
 MERGE_SIZE = 2
@@ -20,6 +21,8 @@ TEMPORAL_PATCH_SIZE = 2
 FACTOR = PATCH_SIZE * MERGE_SIZE
 TOKEN_PIXELS = FACTOR * FACTOR
 MAX_ASPECT_RATIO = 200
+IMAGE_TOKENS = (4, 16384)
+"""What the reference holds a size to that is asked for by its sides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,37 +86,77 @@ def smart_resize_clip(
     return resized_height, resized_width
 
 
-def image_size(height: int, width: int, budget: Budget) -> Size:
-    """Size of an image under the job's budget.
+def image_size(
+    height: int, width: int, budget: Budget, settings: PartSettings | None = None
+) -> Size:
+    """Size of an image under the job's budget, and its own settings where it has some.
 
     Raises:
         UnitError: the aspect ratio is over 200.
     """
-    least, most = budget.image_tokens
-    resized = smart_resize(
-        height, width, min_pixels=least * TOKEN_PIXELS, max_pixels=most * TOKEN_PIXELS
-    )
-    return _size(1, *resized)
+    settings = settings or PartSettings()
+    if resized := _asked_size(settings):
+        return _size(1, *resized)
+    least, most = _limits(budget.image_tokens, settings)
+    return _size(1, *smart_resize(height, width, min_pixels=least, max_pixels=most))
 
 
-def video_size(num_frames: int, height: int, width: int, budget: Budget) -> Size:
-    """Size of the frames of a video unit of ``num_frames`` frames (even) under the job's budget.
+def video_size(
+    num_frames: int,
+    height: int,
+    width: int,
+    budget: Budget,
+    settings: PartSettings | None = None,
+) -> Size:
+    """Size of the frames of a video of ``num_frames`` frames (even), as ``image_size``.
+
+    Limits of its own are those of a frame, whatever the job's rule; as in the reference, its
+    ``max_pixels`` lowers the job's most and does not raise it.
 
     Raises:
         UnitError: the aspect ratio is over 200.
     """
-    least = budget.frame_tokens[0] * TOKEN_PIXELS
-    most: float = budget.frame_tokens[1] * TOKEN_PIXELS
-    total = budget.unit_tokens * TOKEN_PIXELS
-    if budget.video_rule == "per_clip":
+    settings = settings or PartSettings()
+    grid_t = num_frames // TEMPORAL_PATCH_SIZE
+    if resized := _asked_size(settings):
+        return _size(grid_t, *resized)
+    least, asked = _limits(budget.frame_tokens, settings)
+    total = settings.total_pixels or budget.unit_tokens * TOKEN_PIXELS
+    has_limits = settings.min_pixels or settings.max_pixels or settings.total_pixels
+    if budget.video_rule == "per_clip" and not has_limits:
         resized = smart_resize_clip(
             num_frames, height, width, min_pixels=least, max_pixels=total * TEMPORAL_PATCH_SIZE
         )
     else:
         # Two frames share a token, hence the factor; the floor wins over the total, as there.
-        most = max(min(most, total / num_frames * TEMPORAL_PATCH_SIZE), int(least * 1.05))
+        frame_most = budget.frame_tokens[1] * TOKEN_PIXELS
+        most = max(min(frame_most, total / num_frames * TEMPORAL_PATCH_SIZE), int(least * 1.05))
+        if settings.max_pixels:
+            most = min(most, asked)
         resized = smart_resize(height, width, min_pixels=least, max_pixels=most)
-    return _size(num_frames // TEMPORAL_PATCH_SIZE, *resized)
+    return _size(grid_t, *resized)
+
+
+def _limits(tokens: tuple[int, int], settings: PartSettings) -> tuple[int, int]:
+    """[least, most] pixels; a limit of the job's that crosses the part's own gives way."""
+    least = settings.min_pixels or tokens[0] * TOKEN_PIXELS
+    most = settings.max_pixels or tokens[1] * TOKEN_PIXELS
+    if settings.min_pixels:
+        return least, max(least, most)
+    return (least if least <= most else TOKEN_PIXELS), most
+
+
+def _asked_size(settings: PartSettings) -> tuple[int, int] | None:
+    """The size that a part asks for by its sides, as multiples of 32 within the model's range."""
+    if settings.resized_height is None or settings.resized_width is None:
+        return None
+    least, most = IMAGE_TOKENS
+    return smart_resize(
+        settings.resized_height,
+        settings.resized_width,
+        min_pixels=least * TOKEN_PIXELS,
+        max_pixels=most * TOKEN_PIXELS,
+    )
 
 
 def _size(grid_t: int, resized_height: int, resized_width: int) -> Size:

@@ -2,6 +2,7 @@
 
     plan:      manifest rows -> Plan (CPU actors)                                   -> units
     annotate:  units -> Prepare (CPU actors) -> Generate (GPU actors) -> Commit -> Parquet
+    items:     captions of videos -> Summarise (GPU actors)                         -> summaries
 
 A stage's class does its costly set-up once per actor and then maps Arrow batches. Stages know
 nothing of each other; the schemas in ``schemas/unit.py`` are the boundaries between them.
@@ -21,11 +22,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.decode import decode_unit
+from pipeline.decode import Frames, decode_unit
 from pipeline.parse import TASKS
 from pipeline.plan import Planner
 from pipeline.prompt import Prompter, Vision
+from pipeline.second_attempt import ask_again
 from pipeline.storage import Storage
+from pipeline.summary import Note, Summariser, summary_job
 from pipeline.write import RunKey, annotation_row, write_part
 from schemas.errors import ErrorRecord, ErrorType, ResourceError, UnitError
 from schemas.job import Job
@@ -35,7 +38,9 @@ from schemas.unit import (
     PREPARED,
     UNIT,
     AnsweredUnit,
+    Part,
     PreparedUnit,
+    Prompt,
     Unit,
     UnitStatus,
     from_table,
@@ -56,6 +61,20 @@ COMMITTED = pa.schema(
     ]
 )
 """What comes back to the driver of each committed unit: enough to show progress."""
+
+_NOTE = pa.struct(
+    [
+        pa.field("start_seconds", pa.float64()),
+        pa.field("end_seconds", pa.float64()),
+        pa.field("text", pa.string()),
+    ]
+)
+UNSUMMARISED = pa.schema(
+    [pa.field("item_id", pa.string(), nullable=False), pa.field("notes", pa.list_(_NOTE))]
+)
+SUMMARISED = UNSUMMARISED.append(pa.field("summary", pa.string())).append(
+    pa.field("summary_note", pa.string())
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,24 +162,40 @@ class Prepare:
         return dataclasses.replace(failed, decode_seconds=time.perf_counter() - started)
 
     def _prepare(self, unit: PreparedUnit) -> PreparedUnit:
-        frames = decode_unit(
-            unit, self._storage, decoder=self._job.sampling.decoder, num_threads=self._num_threads
+        decoded = [self._decode(part) for part in unit.seen]
+        visions = [
+            Vision.of(part.media.media_type, part.sampling, frames.pts_seconds)
+            for part, frames in zip(unit.seen, decoded, strict=True)
+        ]
+        parts = tuple(
+            dataclasses.replace(part, sampling=frames.sampling(part.sampling))
+            for part, frames in zip(unit.seen, decoded, strict=True)
         )
-        assert unit.media is not None and unit.sampling is not None
-        media_type = unit.media.media_type
-        vision = Vision.of(media_type, unit.sampling, frames.pts_seconds)
-        prompts = []
-        for prompt in unit.prompts:
-            text = TASKS[prompt.task].prompt(self._questions[prompt.task], media_type)
-            ids = tuple(self._prompter.input_ids(vision, text))
-            prompts.append(dataclasses.replace(prompt, input_ids=ids))
+        is_chat = unit.messages is not None
+        read = [frames.bytes_read for frames in decoded if frames.bytes_read is not None]
         return dataclasses.replace(
             unit,
-            sampling=frames.sampling(unit.sampling),
-            prompts=tuple(prompts),
-            frame_data=frames.pixels.tobytes(),
-            bytes_read=frames.bytes_read,
+            sampling=None if is_chat else parts[0].sampling,
+            parts=parts if is_chat else (),
+            prompts=tuple(self._prompt(unit, prompt, visions) for prompt in unit.prompts),
+            frame_data=b"".join(frames.pixels.tobytes() for frames in decoded),
+            bytes_read=sum(read) if read else None,
         )
+
+    def _decode(self, part: Part) -> Frames:
+        decoder = self._job.sampling.decoder
+        return decode_unit(part, self._storage, decoder=decoder, num_threads=self._num_threads)
+
+    def _prompt(self, unit: Unit, prompt: Prompt, visions: list[Vision]) -> Prompt:
+        """A prompt with its token ids, which are as many as planned."""
+        question = self._questions[prompt.task]
+        if unit.messages is not None:
+            number = question.add_vision_id
+            ids = self._prompter.chat_ids(unit.messages, visions, add_vision_id=number)
+        else:
+            text = TASKS[prompt.task].prompt(question, visions[0].media_type)
+            ids = self._prompter.input_ids(visions[0], text, question.tools)
+        return dataclasses.replace(prompt, input_ids=tuple(ids))
 
 
 class Generate:
@@ -175,12 +210,21 @@ class Generate:
         on_cpu = not torch.cuda.is_available()
         threads = max(1, int(job.resources.cpus_per_replica)) if on_cpu else None
         self._broken = torch.AcceleratorError
+        self._questions = {question.task: question for question in job.questions()}
+        self._generation = job.generation
         self._engine = TransformersEngine(job, num_threads=threads)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Answer a batch of units."""
         try:
-            answered = self._engine.generate(from_table(batch, PreparedUnit))
+            units: list[PreparedUnit] = from_table(batch, PreparedUnit)
+            answered = ask_again(
+                self._engine.generate,
+                units,
+                self._engine.generate(units),
+                self._questions,
+                self._generation,
+            )
         except self._broken:
             # The device's context is lost. Ray starts a new actor and gives it this batch again.
             logger.exception("the accelerator failed, this engine ends")
@@ -213,6 +257,29 @@ class Commit:
             for unit, row in zip(units, rows, strict=True)
         ]
         return pa.Table.from_pylist(account, schema=COMMITTED)
+
+
+class Summarise:
+    """Stage: what is said of the units of videos in, a summary of each out. Holds the model."""
+
+    def __init__(self, job: Job, max_model_len: int, code: str) -> None:
+        assert job.summary is not None
+        asked = summary_job(job, job.summary)
+        self._generate = Generate(asked, code)
+        self._summariser = Summariser(
+            asked.questions()[0],
+            Prompter(job.model.source, job.model.revision),
+            max_model_len,
+            lambda units: from_table(self._generate(to_table(units, PREPARED)), AnsweredUnit),
+        )
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Summarise a batch of videos: SUMMARISED rows, as they came."""
+        rows = batch.to_pylist()
+        videos = [(row["item_id"], [Note(**note) for note in row["notes"]]) for row in rows]
+        for row, (summary, note) in zip(rows, self._summariser.summaries(videos), strict=True):
+            row |= {"summary": summary, "summary_note": note}
+        return pa.Table.from_pylist(rows, schema=SUMMARISED)
 
 
 def build_plan(
@@ -259,6 +326,20 @@ def build_annotate(
     )
     args = (job, key, storage, code)
     return stage(answered, Commit, args, 1, num_cpus=0, batch_size=units_per_file)
+
+
+def build_summaries(blocks: list[pa.Table], job: Job, max_model_len: int, pools: Pools) -> Any:
+    """The summaries' chain, as a lazy Ray Dataset of SUMMARISED rows, in pieces as they came."""
+    import ray
+
+    return stage(
+        ray.data.from_arrow(blocks),
+        Summarise,
+        (job, max_model_len, code_digest()),
+        pools.replicas,
+        num_cpus=pools.cpus_per_replica,
+        num_gpus=pools.gpus_per_replica,
+    )
 
 
 def stage(

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import ModelError
-from schemas.job import Model
+from schemas.job import Job, Model, Yarn
+
+GENERATION_KEYS = ("temperature", "top_p", "top_k", "repetition_penalty")
+THINKING_TOKENS = 8192
+"""Of a Thinking checkpoint's reasoning and answer, where the job does not say. Its makers advise up
+to 40,960, for which few contexts and nights are long enough."""
 
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
 
@@ -18,11 +23,16 @@ _SAMPLES, _SAMPLE_BYTES = 1024, 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """identity: names the weights, not their place: part of the recipe."""
+    """What its files say.
+
+    identity: names the weights, not their place: part of the recipe.
+    generation: of GENERATION_KEYS those that its ``generation_config.json`` advises.
+    """
 
     model_type: str
     max_model_len: int
     identity: str
+    generation: dict[str, Any]
 
 
 def inspect_checkpoint(model: Model) -> Checkpoint:
@@ -31,8 +41,6 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
     Raises:
         ModelError: there is none, it is no Qwen3-VL, or its weights are missing.
     """
-    from transformers import AutoConfig
-
     folder = Path(model.source)
     if model.source.startswith(("/", ".", "~")) and not folder.is_dir():
         raise ModelError(f"model.source: there is no folder {model.source}")
@@ -43,7 +51,7 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
             "install it, or set sdpa"
         )
     try:
-        config: Any = AutoConfig.from_pretrained(model.source, revision=model.revision)
+        config = load_config(model.source, model.revision, model.yarn)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
@@ -59,7 +67,7 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
     if model.max_model_len is not None and model.max_model_len > context:
         raise ModelError(
             f"model.max_model_len {model.max_model_len} is over the checkpoint's context of "
-            f"{context}"
+            f"{context}" + ("" if model.yarn else "; model.yarn stretches it")
         )
     if folder.is_dir():
         _check_weights(folder)
@@ -73,7 +81,55 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
         model_type=config.model_type,
         max_model_len=model.max_model_len or context,
         identity=identity,
+        generation=_advised(model),
     )
+
+
+def with_advice(job: Job, checkpoint: Checkpoint, *, reasons: bool) -> Job:
+    """The job, its generation settings completed as ``generation.defaults`` says.
+
+    reasons: a Thinking checkpoint, whose template opens ``<think>``.
+    """
+    asked = job.generation
+    if asked.defaults == "greedy" or (asked.defaults == "auto" and not reasons):
+        return job
+    advised = checkpoint.generation | ({"max_new_tokens": THINKING_TOKENS} if reasons else {})
+    missing = {key: v for key, v in advised.items() if key not in asked.model_fields_set}
+    return job.model_copy(update={"generation": asked.model_copy(update=missing)})
+
+
+def _advised(model: Model) -> dict[str, Any]:
+    from transformers import GenerationConfig
+
+    try:
+        advice = GenerationConfig.from_pretrained(model.source, revision=model.revision).to_dict()
+    except OSError:
+        return {}
+    if not advice.get("do_sample"):
+        return {}
+    return {key: advice[key] for key in GENERATION_KEYS if advice.get(key) is not None}
+
+
+def load_config(source: str, revision: str | None, yarn: Yarn | None) -> Any:
+    """A checkpoint's configuration, its context stretched where YaRN is asked for.
+
+    Raises:
+        OSError, ValueError: there is none.
+    """
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(source, revision=revision)
+    if yarn is not None:
+        text = config.text_config
+        original = yarn.original_max_position_embeddings or text.max_position_embeddings
+        text.rope_parameters = {  # what it says of M-RoPE stays
+            **text.rope_parameters,
+            "rope_type": "yarn",
+            "factor": yarn.factor,
+            "original_max_position_embeddings": original,
+        }
+        text.max_position_embeddings = int(original * yarn.factor)
+    return config
 
 
 def _adapter_identity(adapter: str) -> str:

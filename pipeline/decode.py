@@ -35,7 +35,7 @@ from pipeline.container import (
 from pipeline.images import load_image, resize, to_rgb
 from pipeline.storage import MediaFile, Storage, shown
 from schemas.errors import ErrorType, UnitError
-from schemas.unit import Media, Sampling, Unit
+from schemas.unit import Media, Part, Sampling, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +84,9 @@ def torchcodec_problem() -> str | None:
 
 
 def decode_unit(
-    unit: Unit, storage: Storage, *, decoder: str = "auto", num_threads: int = 1
+    unit: Unit | Part, storage: Storage, *, decoder: str = "auto", num_threads: int = 1
 ) -> Frames:
-    """Decode the planned frames of ``unit``.
+    """Decode the planned frames of ``unit``, or of one part of a conversation.
 
     decoder: ``auto``, ``torchcodec`` or ``pyav``, for videos. Even ``torchcodec`` leaves to PyAV
         what it cannot do exactly: transparency, 10 bits, MPEG-TS, stretches of large files.

@@ -7,21 +7,25 @@ there is none, from the packets around the few times at which a timestamp gains 
 import dataclasses
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from pipeline.budget import Size, image_size, video_size
 from pipeline.container import open_video
 from pipeline.parse import TASKS
 from pipeline.probe import VideoProbe, probe_image
 from pipeline.prompt import Prompter, Vision, pair_seconds
-from pipeline.segment import num_frames, stretches
+from pipeline.read_messages import split_messages
+from pipeline.segment import num_frames, part_sampling, stretches
+from pipeline.shots import shot_starts
 from pipeline.storage import MediaFile, Storage
 from schemas.errors import ErrorRecord, ErrorType, UnitError
-from schemas.job import Job
+from schemas.job import Job, SamplingSpec
 from schemas.manifest import MediaItem, guess_media_type
 from schemas.task import Question
-from schemas.unit import Media, Prompt, Sampling, Unit
+from schemas.unit import Media, Part, Prompt, Sampling, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +34,23 @@ DEFAULT_LIST_FPS = 2.0
 
 PROBE_THREADS = 16
 """Headers are read by so many threads: the time goes into waiting for the storage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """What the model is to see of an image, a stretch of video or a frame list.
+
+    stretch: start and end of a stretch of video; else None.
+    """
+
+    media: Media
+    sampling: Sampling
+    pts_seconds: Sequence[float] = ()
+    stretch: tuple[float, float] | None = None
+
+    @property
+    def vision(self) -> Vision:
+        return Vision.of(self.media.media_type, self.sampling, self.pts_seconds)
 
 
 class Planner:
@@ -66,57 +87,104 @@ class Planner:
         return [unit.failed(ErrorRecord.from_error("plan", problem))]
 
     def _units(self, item: MediaItem) -> list[Unit]:
+        if item.messages is not None:
+            return [self._conversation(item, item.messages)]
+        units = []
+        for planned in self._planned(item, self._job.sampling):
+            media = planned.media
+            unit = self._unit(item, media.content_version, *(planned.stretch or (None, None)))
+            unit = dataclasses.replace(unit, media=media, sampling=planned.sampling)
+            units.append(self._priced(unit, item, media.media_type, [planned.vision]))
+        return units
+
+    def _conversation(self, item: MediaItem, messages: str) -> Unit:
+        """Plan a conversation: each of its images and videos is one part, in one piece."""
+        found: list[_Planned] = []
+        _, media = split_messages(messages)
+        for k, part in enumerate(media, start=1):
+            sampling = part_sampling(self._job.sampling, part.settings)
+            try:
+                found += self._planned(part, sampling)
+            except UnitError as error:
+                where = f"{part.media_type} {k} of {len(media)} in the messages"
+                raise UnitError(error.error_type, f"{where}: {error}") from None
+        versions = [planned.media.content_version for planned in found]
+        unit = dataclasses.replace(
+            self._unit(item, _digest(*versions), None, None),
+            parts=tuple(
+                Part(uri=m.uri, frames=m.frames, media=planned.media, sampling=planned.sampling)
+                for m, planned in zip(media, found, strict=True)
+            ),
+        )
+        return self._priced(unit, item, "messages", [planned.vision for planned in found])
+
+    def _planned(self, item: MediaItem, sampling: SamplingSpec) -> list[_Planned]:
+        """Probe an item. Several come of a video that ``sampling`` cuts."""
         if item.frames:
-            return [self._frame_list_unit(item)]
+            return [self._frame_list(item)]
         media_type = item.media_type or guess_media_type(item.uri)
         with self._storage.open_media(item.uri, header_only=True) as file:
             if file.size_bytes == 0:
                 raise UnitError(ErrorType.MEDIA_UNREADABLE, "the file is empty")
             if media_type == "image":
-                return [self._image_unit(item, probe_image(file))]
+                return [self._image(item, probe_image(file))]
             if media_type == "video":
-                return self._video_units(item, file)
+                return self._video(item, file, sampling)
             try:
-                return [self._image_unit(item, probe_image(file))]
+                return [self._image(item, probe_image(file))]
             except UnitError:
-                return self._video_units(item, file)
+                return self._video(item, file, sampling)
 
-    def _image_unit(self, item: MediaItem, media: Media) -> Unit:
+    def _image(self, item: MediaItem, media: Media) -> _Planned:
         if item.start_seconds is not None or item.end_seconds is not None:
             raise UnitError(ErrorType.BAD_REQUEST, "an image has no start_seconds or end_seconds")
-        size = image_size(media.height, media.width, self._job.budget)
-        unit = self._unit(item, media, None, None)
-        return self._priced(unit, item, media, _sampling(size, 1), ())
+        media = dataclasses.replace(media, intrinsics=item.intrinsics)
+        size = image_size(media.height, media.width, self._job.budget, item.settings)
+        return _Planned(media=media, sampling=_sampling(size, 1))
 
-    def _video_units(self, item: MediaItem, file: MediaFile) -> list[Unit]:
+    def _video(self, item: MediaItem, file: MediaFile, sampling: SamplingSpec) -> list[_Planned]:
+        cut, starts = sampling.segmentation, []
+        if cut.kind == "shots":
+            starts = shot_starts(file, cut.shot_threshold)
         with open_video(file) as (container, stream):
             probe = VideoProbe(file, container, stream)
-            spans = stretches(probe.media, item.start_seconds, item.end_seconds, self._job.sampling)
-            units: list[Unit] = []
-            least = probe.media.begin_seconds or 0.0
+            spans = stretches(probe.media, item.start_seconds, item.end_seconds, sampling, starts)
+            found: list[_Planned] = []
+            pairs = [(-math.inf, probe.media.begin_seconds or 0.0)]
             for start, end in spans:
-                unit, least = self._video_unit(item, probe, start, end, least)
-                units.append(unit)
-            return units
+                # Windows may overlap: of the one before, what was shown when this one begins.
+                least = max(shown for at, shown in pairs if at <= start)
+                planned = self._stretch(item, probe, sampling, (start, end), least)
+                sample_times = planned.sampling.times_seconds()[1::2]
+                shown = zip(sample_times, pair_seconds(planned.pts_seconds), strict=True)
+                pairs = [(-math.inf, least), *shown]
+                found.append(planned)
+            return found
 
-    def _video_unit(
-        self, item: MediaItem, probe: VideoProbe, start: float, end: float, least: float
-    ) -> tuple[Unit, float]:
-        """Plan a stretch. ``least``: time of the last frame pair before it; its own is returned."""
-        media = probe.media
-        count = num_frames(start, end, media.average_fps, self._job.sampling)
-        size = video_size(count, media.height, media.width, self._job.budget)
+    def _stretch(
+        self,
+        item: MediaItem,
+        probe: VideoProbe,
+        spec: SamplingSpec,
+        stretch: tuple[float, float],
+        least: float,
+    ) -> _Planned:
+        """Plan a stretch. least: a time that none of its frames is before."""
+        media, (start, end) = probe.media, stretch
+        count = num_frames(start, end, media.average_fps, spec)
+        size = video_size(count, media.height, media.width, self._job.budget, item.settings)
         sampling = dataclasses.replace(
             _sampling(size, count),
             start_seconds=start,
             end_seconds=end,
+            origin_seconds=start if spec.clock == "unit" else 0.0,
             sample_fps=count / (end - start),
         )
-        unit = self._unit(item, media, start, end)
-        pts = planned_pts(sampling.times_seconds(), max(least, 0.0), probe.displayed_pts)
-        return self._priced(unit, item, media, sampling, pts), pair_seconds(pts[-2:])[0]
+        times = sampling.times_seconds()
+        pts = planned_pts(times, least, probe.displayed_pts, sampling.origin_seconds)
+        return _Planned(media=media, sampling=sampling, pts_seconds=pts, stretch=stretch)
 
-    def _frame_list_unit(self, item: MediaItem) -> Unit:
+    def _frame_list(self, item: MediaItem) -> _Planned:
         """A video given as images: all of them, ``sample_fps`` a second, the last twice if odd."""
         if item.start_seconds is not None or item.end_seconds is not None:
             raise UnitError(
@@ -142,7 +210,7 @@ class Planner:
             num_frames=len(item.frames),
             is_vfr=False,
         )
-        size = video_size(count, media.height, media.width, self._job.budget)
+        size = video_size(count, media.height, media.width, self._job.budget, item.settings)
         sampling = dataclasses.replace(
             _sampling(size, count),
             start_seconds=0.0,
@@ -150,84 +218,100 @@ class Planner:
             sample_fps=fps,
         )
         pts = [min(k, len(item.frames) - 1) / fps for k in range(count)]
-        unit = self._unit(item, media, None, None)
-        return self._priced(unit, item, media, sampling, pts)
+        return _Planned(media=media, sampling=sampling, pts_seconds=pts)
 
     def _unit(
-        self, item: MediaItem, media: Media | None, start: float | None, end: float | None
+        self, item: MediaItem, version: str | None, start: float | None, end: float | None
     ) -> Unit:
-        version = media.content_version if media else None
         stretch = [None if t is None else f"{t:.6f}" for t in (start, end)]
+        further = [item.messages] if item.messages is not None else []
+        if item.intrinsics:  # what the typed boxes follow from
+            further.append(repr(dataclasses.astuple(item.intrinsics)))
         return Unit(
-            unit_id=_digest(item.media_id, version, *stretch),
+            unit_id=_digest(item.media_id, version, *stretch, *further),
             media_id=item.media_id,
             uri=item.uri,
             frames=item.frames,
             attributes=item.attributes,
-            media=media,
+            messages=split_messages(item.messages)[0] if item.messages is not None else None,
         )
 
-    def _priced(
-        self, unit: Unit, item: MediaItem, media: Media, sampling: Sampling, pts: Sequence[float]
-    ) -> Unit:
-        """Add the tasks' exact prompt lengths, and refuse what the context cannot hold."""
-        vision = Vision.of(media.media_type, sampling, pts)
-        questions = self._asked(item, media.media_type)
+    def _priced(self, unit: Unit, item: MediaItem, kind: str, visions: Sequence[Vision]) -> Unit:
+        """Add the tasks' exact prompt lengths, and refuse what the context cannot hold.
+
+        kind: image, video or messages.
+        """
+        questions = self._asked(item, kind)
         prompts, cost = [], 0.0
         for question in questions:
-            text = TASKS[question.task].prompt(question, media.media_type)
-            tokens = self._prompter.num_tokens(vision, text)
+            if unit.messages is not None:
+                tokens = self._prompter.num_chat_tokens(
+                    unit.messages, visions, add_vision_id=question.add_vision_id
+                )
+            else:
+                text = TASKS[question.task].prompt(question, kind)
+                tokens = self._prompter.num_tokens(visions[0], text, question.tools)
             prompts.append(Prompt(task=question.task, num_prompt_tokens=tokens))
             cost += tokens + question.max_new_tokens
-        unit = dataclasses.replace(
-            unit, sampling=sampling, prompts=tuple(prompts), predicted_cost=cost
-        )
+        unit = dataclasses.replace(unit, prompts=tuple(prompts), predicted_cost=cost)
+        num_vision_tokens = sum(vision.num_slots * vision.tokens_per_slot for vision in visions)
         for prompt, question in zip(prompts, questions, strict=True):
             total = prompt.num_prompt_tokens + question.max_new_tokens
             if total > self._max_model_len:
                 error = UnitError(
                     ErrorType.OVER_CONTEXT,
                     f"{question.task}: {prompt.num_prompt_tokens} prompt tokens "
-                    f"({sampling.num_vision_tokens} of them vision) and {question.max_new_tokens} "
+                    f"({num_vision_tokens} of them vision) and {question.max_new_tokens} "
                     f"for the answer are over the context of {self._max_model_len}; lower "
                     "budget.unit_tokens, frame_tokens or sampling.max_frames, or use windows",
                 )
                 return unit.failed(ErrorRecord.from_error("plan", error))
         return unit
 
-    def _asked(self, item: MediaItem, media_type: str) -> list[Question]:
+    def _asked(self, item: MediaItem, kind: str) -> list[Question]:
         asked = [
             question
             for question in self._questions
-            if media_type in TASKS[question.task].media_types
+            if kind in TASKS[question.task].media_types
             and (not item.tasks or question.task in item.tasks)
         ]
         if not asked:
+            is_chat = kind == "messages"
+            what = "these are messages: add the task chat" if is_chat else f"this is of type {kind}"
             raise UnitError(
                 ErrorType.BAD_REQUEST,
                 f"no task to ask: the job has {[q.task for q in self._questions]}, the manifest "
-                f"row asks for {list(item.tasks) or 'all'}, and this is a {media_type}",
+                f"row asks for {list(item.tasks) or 'all'}, and {what}",
             )
         return asked
 
 
 def planned_pts(
-    times: list[float], least: float, displayed_pts: Callable[[float], float]
+    times: list[float],
+    least: float,
+    displayed_pts: Callable[[float], float],
+    origin_seconds: float = 0.0,
 ) -> list[float]:
     """Frame times from which the prompt's length follows exactly.
 
     times: the planned sample times, an even number; a frame's PTS is at or before its sample time.
     least: a time that none of the frames is before.
     displayed_pts: the exact PTS of the frame on display at a time; may have to read packets.
+    origin_seconds: what the times in the prompt count from.
 
     A timestamp's length changes only where it gains a digit (10.0 s, 100.0 s, ...). Away from
     there the sample time stands for the PTS; near there the exact PTS is taken.
     """
     pts = list(times)
+
+    def told(k: int) -> float:
+        return pair_seconds([t - origin_seconds for t in pts[k : k + 2]])[0]
+
+    before = max(least - origin_seconds, 0.0)
     for k in range(0, len(pts), 2):
-        if _digits(pair_seconds(pts[k : k + 2])[0] + 1e-5) > _digits(least):
+        if _digits(told(k) + 1e-5) > _digits(before):
             pts[k : k + 2] = [displayed_pts(t) for t in times[k : k + 2]]
-        least = pair_seconds(pts[k : k + 2])[0]
+        before = told(k)
     return pts
 
 

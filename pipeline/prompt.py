@@ -8,6 +8,7 @@ its time and its tokens,
 in place of the template's whole ``<|vision_start|><|video_pad|><|vision_end|>``. Times are PTS.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ _SLOT = re.compile(f"{re.escape(IMAGE_SLOT)}|{re.escape(VIDEO_SLOT)}")
 class Vision:
     """The vision part of a prompt: an image (``pts_seconds`` empty) or a video.
 
-    pts_seconds: PTS of the frames, an even number.
+    pts_seconds: times of the frames, an even number, on the clock that the model is told.
     tokens_per_slot: tokens of the image, or of each frame pair.
     """
 
@@ -49,9 +50,14 @@ class Vision:
         grid_t = sampling.grid_thw[0]
         return cls(
             media_type=media_type,
-            pts_seconds=tuple(pts_seconds),
+            pts_seconds=tuple(t - sampling.origin_seconds for t in pts_seconds),
             tokens_per_slot=sampling.num_vision_tokens // grid_t,
         )
+
+    @property
+    def num_slots(self) -> int:
+        """Its places in the prompt: one, or one for each frame pair."""
+        return max(1, len(self.pts_seconds) // 2)
 
 
 class Prompter:
@@ -92,15 +98,38 @@ class Prompter:
             )
         return int(ids[0])
 
-    def input_ids(self, vision: Vision, text: str) -> list[int]:
-        """Token ids of one user turn, the media first, then ``text``, up to the answer's begin."""
-        return self._expand(self._slotted_ids(self._question(vision, text), [vision]), [vision])
+    def input_ids(self, vision: Vision | None, text: str, tools: str | None = None) -> list[int]:
+        """Token ids of one user turn, the media first, then ``text``, up to the answer's begin.
 
-    def num_tokens(self, vision: Vision, text: str) -> int:
+        vision: None for text alone.
+        tools: JSON list of functions, which the template puts into a system turn.
+        """
+        asked = self._question(vision, text, tools)
+        visions = [vision] if vision else []
+        return self._expand(self._slotted_ids(asked, visions), visions)
+
+    def num_tokens(self, vision: Vision, text: str, tools: str | None = None) -> int:
         """Length of ``input_ids``, without making them."""
-        ids = self._slotted_ids(self._question(vision, text), [vision])
-        slots = ids.count(self.pad_ids[vision.media_type])
-        return len(ids) + slots * (vision.tokens_per_slot - 1)
+        return self._num_expanded(self._question(vision, text, tools), [vision])
+
+    def chat_ids(
+        self, messages: str, visions: Sequence[Vision], *, add_vision_id: bool = False
+    ) -> list[int]:
+        """Token ids of a conversation, up to the begin of the answer to its last turn.
+
+        messages: JSON list of turns as the chat template takes them.
+        visions: of the images and videos in them, in order.
+        add_vision_id: let the template number them: "Picture 1: ", "Video 1: ".
+        """
+        prompt = self._rendered(json.loads(plain(messages)), add_vision_id=add_vision_id)
+        return self._expand(self._slotted_ids(prompt, visions), visions)
+
+    def num_chat_tokens(
+        self, messages: str, visions: Sequence[Vision], *, add_vision_id: bool = False
+    ) -> int:
+        """Length of ``chat_ids``, without making them."""
+        prompt = self._rendered(json.loads(plain(messages)), add_vision_id=add_vision_id)
+        return self._num_expanded(prompt, visions)
 
     def conversation_ids(
         self, turns: Sequence[Turn], visions: Sequence[Vision]
@@ -138,12 +167,23 @@ class Prompter:
             before = prompt + answer + END_OF_TURN
         return ids, learnt
 
-    def _question(self, vision: Vision, text: str) -> str:
-        return self._rendered([_message(Turn(role="user", parts=(0, text)), [vision])])
+    def _question(self, vision: Vision | None, text: str, tools: str | None) -> str:
+        turn = _message(Turn(role="user", parts=(0, text)), [vision]) if vision else _text(text)
+        return self._rendered([turn], json.loads(plain(tools)) if tools else None)
 
-    def _rendered(self, messages: list[dict[str, Any]]) -> str:
+    def _rendered(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        *,
+        add_vision_id: bool = False,
+    ) -> str:
         prompt: str = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+            messages,
+            tools=tools,
+            tokenize=False,
+            add_generation_prompt=True,
+            add_vision_id=add_vision_id,
         )
         return prompt
 
@@ -163,16 +203,16 @@ class Prompter:
 
     def _expand(self, ids: Sequence[int], visions: Sequence[Vision]) -> list[int]:
         """Repeat each single pad as often as its picture has tokens."""
-        counts = iter(
-            vision.tokens_per_slot
-            for vision in visions
-            for _ in range(max(1, len(vision.pts_seconds) // 2))
-        )
+        counts = iter(v.tokens_per_slot for v in visions for _ in range(v.num_slots))
         pads = set(self.pad_ids.values())
         expanded: list[int] = []
         for token in ids:
             expanded += [token] * (next(counts) if token in pads else 1)
         return expanded
+
+    def _num_expanded(self, prompt: str, visions: Sequence[Vision]) -> int:
+        more = sum(vision.num_slots * (vision.tokens_per_slot - 1) for vision in visions)
+        return len(self._slotted_ids(prompt, visions)) + more
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out."""
@@ -191,6 +231,10 @@ def _message(turn: Turn, visions: Sequence[Vision]) -> dict[str, Any]:
     if turn.role == "user":
         return {"role": turn.role, "content": content}
     return {"role": turn.role, "content": "".join(part["text"] for part in content)}
+
+
+def _text(text: str) -> dict[str, Any]:
+    return _message(Turn(role="user", parts=(text,)), [])
 
 
 def _is_open_reasoning(prompt: str) -> bool:

@@ -5,6 +5,7 @@ items in every format. Its columns are those of ``schemas.manifest.MANIFEST``; a
 passes through to the output as ``attributes``.
 """
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipeline.conversation_item import conversation_item
 from pipeline.manifest_item import PROTOCOL, RowError, media_item
 from pipeline.manifest_rows import Problems, Rows, parquet_rows, reader_for
 from pipeline.storage import Storage, shown
@@ -66,22 +68,24 @@ def read_manifest(uri: str, storage: Storage) -> list[MediaItem]:
         raise ManifestError(f"{name} has no rows; write one for each media item")
     items: list[MediaItem] = []
     problems = Problems(name)
-    sources: dict[str, tuple[str, tuple[str, ...]]] = {}
+    sources: dict[str, tuple[str, tuple[str, ...], str | None]] = {}
     stretches: dict[tuple[str, float | None, float | None], str] = {}
     for place, row in zip(rows.places, rows.values, strict=True):
         try:
-            item = media_item(row, further, base)
-            source = (item.uri, item.frames)
+            make = conversation_item if row.get("messages") else media_item
+            item = make(row, further, base)
+            source = (item.uri, item.frames, item.messages)
             if sources.setdefault(item.media_id, source) != source:
-                other = sources[item.media_id][0]
+                other = shown(sources[item.media_id][0]) or "other messages"
                 raise RowError(
-                    f"media_id {item.media_id!r} is that of {shown(other)} too; "
-                    "give each uri a media_id of its own"
+                    f"media_id {item.media_id!r} is that of {other} too; "
+                    "give each uri and each conversation a media_id of its own"
                 )
             stretch = (item.media_id, item.start_seconds, item.end_seconds)
             first = stretches.setdefault(stretch, place)
             if first != place:
-                raise RowError(f"the same stretch of {shown(item.uri)} as {first}; remove one")
+                what = "messages" if item.messages else f"stretch of {shown(item.uri)}"
+                raise RowError(f"the same {what} as {first}; remove one")
         except RowError as error:
             problems.add(place, str(error))
         else:
@@ -157,6 +161,8 @@ def manifest_digest(items: Iterable[MediaItem]) -> str:
                 item.tasks,
                 json.loads(item.attributes) if item.attributes else None,
                 item.content_version,
+                dataclasses.astuple(item.intrinsics) if item.intrinsics else None,
+                item.messages,
             ],
             sort_keys=True,
         )
@@ -215,9 +221,9 @@ def _check_columns(columns: list[str], name: str) -> list[str]:
     """Return the further columns, which become attributes.
 
     Raises:
-        ManifestError: there is no ``uri`` column.
+        ManifestError: there is no ``uri`` column, nor what may stand in its place.
     """
-    if "uri" not in columns and "frames" not in columns:
+    if not {"uri", "frames", "messages"} & set(columns):
         found = f"its columns are {', '.join(map(repr, columns))}" if columns else "it is empty"
         like = [repr(column) for column in columns if _LIKE_URI.search(column)]
         hint = f"; rename {' or '.join(like[:3])} to uri" if like else ""

@@ -18,7 +18,8 @@ def recipe(job: Job, model_identity: str) -> dict[str, Any]:
         "model": {
             "weights": model_identity,
             **job.model.model_dump(
-                mode="json", include={"engine", "dtype", "attn_implementation", "max_model_len"}
+                mode="json",
+                include={"engine", "dtype", "attn_implementation", "max_model_len", "yarn"},
             ),
         },
         "tasks": {
@@ -29,6 +30,9 @@ def recipe(job: Job, model_identity: str) -> dict[str, Any]:
                     for media_type in sorted(TASKS[question.task].media_types)
                 },
                 "max_new_tokens": question.max_new_tokens,
+                **({"tools": question.tools} if question.tools else {}),
+                **({"add_vision_id": True} if question.add_vision_id else {}),
+                **({"json_schema": question.json_schema} if question.json_schema else {}),
             }
             for question in job.questions()
         },
@@ -46,7 +50,12 @@ def _idle_sampling(job: Job) -> set[str]:
 
 
 def _idle_generation(job: Job) -> set[str]:
-    return {"seed", "top_p", "top_k"} if job.generation.temperature == 0 else set()
+    idle = {"defaults"}  # they are in the other settings
+    if job.generation.temperature > 0:
+        return idle
+    retry = job.generation.retry
+    has_chance = retry is not None and retry.temperature > 0
+    return idle | ({"top_p", "top_k"} if has_chance else {"seed", "top_p", "top_k"})
 
 
 def recipe_id(recipe: dict[str, Any]) -> str:

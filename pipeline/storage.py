@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -55,12 +55,20 @@ class MediaFile:
         return self.size_bytes if isinstance(self.file, io.BytesIO) else None
 
 
-@dataclass(frozen=True)
 class Storage:
-    """Opens uris with the job's storage options. Small and picklable: it travels to every actor."""
+    """Opens uris with the job's storage options. Small and picklable: it travels to every actor.
 
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
-    allow_private_hosts: bool = False
+    No dataclass: Ray writes out the fields of those among a stage's arguments, and the options
+    have the keys to buckets.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        allow_private_hosts: bool = False,
+    ) -> None:
+        self.options = options or {}
+        self.allow_private_hosts = allow_private_hosts
 
     def filesystem(self, uri: str) -> tuple[Any, str]:
         """Return fsspec's file system for ``uri``, and the path on it.

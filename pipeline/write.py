@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.parse import TASKS, Answer, parse_answer
+from pipeline.parse import TASKS, Answer, parse_raw
 from pipeline.storage import Storage, join, shown
 from schemas.annotation import annotation_schema
-from schemas.task import AnswerStatus, Question, View
+from schemas.task import AnswerStatus, Question
 from schemas.unit import AnsweredUnit, RawAnswer, UnitStatus
 
 ANNOTATION = annotation_schema([task.column for task in TASKS.values()])
@@ -42,7 +42,7 @@ def annotation_row(
     unit: AnsweredUnit, questions: dict[str, Question], key: RunKey
 ) -> dict[str, Any]:
     """One row of ANNOTATION from one unit, whatever happened to it."""
-    answers = [(raw, _parsed(unit, raw, questions)) for raw in unit.answers]
+    answers = [(raw, parse_raw(unit, raw, questions)) for raw in unit.answers]
     columns: dict[str, Any] = dict.fromkeys(TASKS)
     columns |= {raw.task: answer.value for raw, answer in answers}
     return {
@@ -55,6 +55,14 @@ def annotation_row(
         "error": dataclasses.asdict(unit.error) if unit.error else None,
         "media": dataclasses.asdict(unit.media) if unit.media else None,
         "sampling": dataclasses.asdict(unit.sampling) if unit.sampling else None,
+        "parts": [
+            {
+                "uri": shown(part.uri),
+                "media": dataclasses.asdict(part.media),
+                "sampling": dataclasses.asdict(part.sampling),
+            }
+            for part in unit.parts
+        ],
         **columns,
         "responses": _responses(unit, answers, questions),
         "timings": {
@@ -64,26 +72,6 @@ def annotation_row(
         },
         "attributes": unit.attributes,
     }
-
-
-def _parsed(unit: AnsweredUnit, raw: RawAnswer, questions: dict[str, Question]) -> Answer:
-    assert unit.media is not None and unit.sampling is not None
-    view = View(
-        media_type=unit.media.media_type,
-        width=unit.media.width,
-        height=unit.media.height,
-        pts_seconds=unit.sampling.pts_seconds or (),
-        start_seconds=unit.sampling.start_seconds,
-        end_seconds=unit.sampling.end_seconds,
-    )
-    return parse_answer(
-        raw.task,
-        raw.raw_text,
-        raw.finish_reason,
-        questions[raw.task],
-        view,
-        thinking=raw.opens_reasoning,
-    )
 
 
 def _status(unit: AnsweredUnit, answers: Sequence[Answer]) -> str:
@@ -103,7 +91,8 @@ def _responses(
     media_type = unit.media.media_type if unit.media else "image"
 
     def asked(task: str) -> dict[str, Any]:
-        return {"task": task, "prompt": TASKS[task].prompt(questions[task], media_type)}
+        prompt = unit.messages or TASKS[task].prompt(questions[task], media_type)
+        return {"task": task, "prompt": prompt}
 
     if not answers:
         return [
@@ -118,6 +107,7 @@ def _responses(
             "finish_reason": raw.finish_reason,
             "num_prompt_tokens": raw.num_prompt_tokens,
             "num_output_tokens": raw.num_output_tokens,
+            "attempts": raw.attempts,
             "status": answer.status,
             "note": answer.note,
         }
@@ -136,13 +126,15 @@ def write_part(
     ordered = sorted(rows, key=_reading_order)
     table = pa.Table.from_pylist(ordered, schema=ANNOTATION)
     folder = join(output, "annotations", f"run_date={key.run_date}")
-    write_parquet(table, join(folder, _part_name(table, key.run_id, key.recipe_id)), storage)
+    name = part_name(table["unit_id"].to_pylist(), key.run_id, key.recipe_id)
+    write_parquet(table, join(folder, name), storage)
     return table
 
 
-def _part_name(table: pa.Table, run_id: str, recipe_id: str) -> str:
-    ids = "\n".join(sorted(table["unit_id"].to_pylist()))
-    return f"part-{run_id}-{recipe_id}-{hashlib.sha256(ids.encode()).hexdigest()[:16]}.parquet"
+def part_name(ids: Sequence[str], run_id: str, recipe_id: str) -> str:
+    """Name of the file of these rows: the same rows of the same run have the same."""
+    digest = hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16]
+    return f"part-{run_id}-{recipe_id}-{digest}.parquet"
 
 
 def _reading_order(row: dict[str, Any]) -> tuple[str, float]:
@@ -170,7 +162,7 @@ def read_parquet(uri: str, storage: Storage, columns: list[str] | None = None) -
     return pq.ParquetFile(io.BytesIO(storage.read_bytes(uri))).read(columns=columns)
 
 
-_COUNTED = [
+COUNTED = (
     "unit_id",
     "media_id",
     "media.media_type",
@@ -178,15 +170,18 @@ _COUNTED = [
     "status",
     "error.type",
     "sampling.decoder",
+    "parts.list.element.sampling.decoder",
     "responses.list.element.status",
     "responses.list.element.num_prompt_tokens",
     "responses.list.element.num_output_tokens",
     "timings.decode_seconds",
     "timings.engine_seconds",
-]
+)
 
 
-def committed(output: str, recipe_id: str, storage: Storage) -> list[dict[str, Any]]:
+def committed(
+    output: str, recipe_id: str, storage: Storage, columns: Sequence[str] = COUNTED
+) -> list[dict[str, Any]]:
     """Read which units have a row under a recipe, from any run, and how it came out.
 
     Each is a row of the table with few of its columns, and ``file``, the uri of its part.
@@ -194,11 +189,21 @@ def committed(output: str, recipe_id: str, storage: Storage) -> list[dict[str, A
     Raises:
         StorageError: the storage refused or failed.
     """
-    folder = join(output, "annotations")
+    return read_parts(join(output, "annotations"), recipe_id, storage, columns)
+
+
+def read_parts(
+    folder: str, recipe_id: str, storage: Storage, columns: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Read some columns of all parts under a recipe, and ``file``, the uri of each row's part.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
     files = storage.list_files(folder, f"*/part-*-{recipe_id}-*.parquet")
 
     def read(file: dict[str, Any]) -> list[dict[str, Any]]:
-        rows = read_parquet(file["uri"], storage, _COUNTED).to_pylist()
+        rows = read_parquet(file["uri"], storage, list(columns)).to_pylist()
         return [row | {"file": file["uri"]} for row in rows]
 
     with ThreadPoolExecutor(16) as pool:
@@ -221,11 +226,11 @@ def settle(rows: list[dict[str, Any]], storage: Storage) -> list[dict[str, Any]]
     for row in rows:
         rank = (ranks[row["status"]], row["file"])
         best[row["unit_id"]] = min(best.get(row["unit_id"], rank), rank)
-    read = {row["media_id"] for row in rows if row["media"]}
+    read = {row["media_id"] for row in rows if _is_read(row)}
 
     def stays(row: dict[str, Any]) -> bool:
         # Media that could not be read had no version, so its unit had another id than it has now.
-        replaced = not row["media"] and row["media_id"] in read
+        replaced = not _is_read(row) and row["media_id"] in read
         return best[row["unit_id"]][1] == row["file"] and not replaced
 
     losers: dict[str, list[str]] = {}
@@ -237,10 +242,15 @@ def settle(rows: list[dict[str, Any]], storage: Storage) -> list[dict[str, Any]]
         kept = table.filter(pc.invert(pc.is_in(table["unit_id"], pa.array(ids, pa.string()))))
         if kept.num_rows:
             first = kept.slice(0, 1).to_pylist()[0]
-            name = _part_name(kept, first["run_id"], first["recipe_id"])
+            name = part_name(kept["unit_id"].to_pylist(), first["run_id"], first["recipe_id"])
             write_parquet(kept, f"{file.rpartition('/')[0]}/{name}", storage)
         storage.remove(file)
     return [row for row in rows if stays(row)]
+
+
+def _is_read(row: dict[str, Any]) -> bool:
+    """Whether the media of a row could be read. Tables of before have no column ``parts``."""
+    return bool(row["media"] or row.get("parts"))
 
 
 def write_json(content: dict[str, Any], uri: str, storage: Storage) -> None:

@@ -43,9 +43,10 @@ def check_extension(uri: str) -> None:
 
 def _row(item: MediaItem) -> dict[str, Any]:
     row = {
-        "uri": item.uri,
+        "uri": None if item.messages else item.uri,
         "frames": list(item.frames),
         "sample_fps": item.sample_fps,
+        "messages": item.messages,
         "media_id": item.media_id,
         "media_type": item.media_type,
         "start_seconds": item.start_seconds,
@@ -53,7 +54,7 @@ def _row(item: MediaItem) -> dict[str, Any]:
         "tasks": list(item.tasks),
         "content_version": item.content_version,
     }
-    if item.media_id == default_media_id(item.frames or [item.uri]):
+    if item.media_id == default_media_id(item.frames or [item.messages or item.uri]):
         del row["media_id"]
     told = {key: value for key, value in row.items() if value not in (None, [])}
     return told | (json.loads(item.attributes) if item.attributes else {})

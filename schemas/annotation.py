@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from schemas.errors import ERROR
-from schemas.unit import UNIT, described
+from schemas.unit import PART, UNIT, described
 
 SCHEMA_VERSION = 1
 """Raised when a column changes its meaning or type; new columns alone do not raise it."""
@@ -12,24 +12,37 @@ RESPONSE = pa.struct(
     [
         described("task", pa.string(), "name of the task", nullable=False),
         described(
-            "prompt", pa.string(), "the text after the media, as the model got it", nullable=False
+            "prompt",
+            pa.string(),
+            "the text after the media, as the model got it; of `chat` the messages, as JSON",
+            nullable=False,
         ),
-        described("raw_text", pa.string(), "the model's answer, untouched"),
+        described(
+            "raw_text", pa.string(), "the model's answer, untouched but for the copies of a loop"
+        ),
         described("reasoning", pa.string(), "what a Thinking model wrote before its answer"),
-        described("finish_reason", pa.string(), "stop, or length: cut at max_new_tokens"),
+        described(
+            "finish_reason",
+            pa.string(),
+            "stop; length: cut at max_new_tokens; loop: stopped where it repeated itself",
+        ),
         described(
             "num_prompt_tokens", pa.int32(), "tokens fed, vision included, as the engine counted"
         ),
         described("num_output_tokens", pa.int32(), "tokens generated"),
+        described("attempts", pa.int8(), "2 where it was asked again, as generation.retry says"),
         described(
             "status",
             pa.string(),
-            "ok, repaired, unparsed, truncated or failed",
+            "ok, repaired, unparsed, truncated, looped or failed",
             nullable=False,
         ),
         described("note", pa.string(), "what was repaired, or why it could not be read"),
     ]
 )
+
+SEEN = pa.struct([PART.field(name) for name in ("uri", "media", "sampling")])
+"""An image or video of a conversation."""
 
 TIMINGS = pa.struct(
     [
@@ -65,6 +78,12 @@ def annotation_schema(task_columns: list[pa.Field]) -> pa.Schema:
             described("error", ERROR, "why it failed; null otherwise"),
             unit["media"],
             unit["sampling"],
+            described(
+                "parts",
+                pa.list_(SEEN),
+                "the images and videos of a conversation, in order; empty for other rows",
+                nullable=False,
+            ),
             *task_columns,
             described(
                 "responses",

@@ -34,7 +34,9 @@ class Conversation:
 
 
 def _looks(media: Sequence[MediaItem]) -> list[tuple[object, ...]]:
-    return [(m.uri, m.frames, m.sample_fps, m.start_seconds, m.end_seconds) for m in media]
+    return [
+        (m.uri, m.media_type, m.frames, m.sample_fps, m.start_seconds, m.end_seconds) for m in media
+    ]
 
 
 class ProblemType(StrEnum):

@@ -5,21 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from schemas.job import Budget, Job, SamplingSpec, Section, TaskSpec, as_task, check, read_spec
-
-
-class Yarn(Section):
-    """YaRN: a longer context by stretched rotary positions."""
-
-    factor: float = Field(
-        2.0,
-        gt=1,
-        le=4,
-        description="2 to 3 suffices for a million tokens: positions grow slower than tokens.",
-    )
-    original_max_position_embeddings: int | None = Field(
-        None, ge=256, description="Context it was trained with; default: the checkpoint's."
-    )
+from schemas.job import Budget, Job, SamplingSpec, Yarn, check, read_spec
+from schemas.section import Section
+from schemas.task_spec import TaskSpec, as_task
 
 
 class TrainedModel(Section):
@@ -28,9 +16,9 @@ class TrainedModel(Section):
     source: str = Field(description="A Qwen3-VL checkpoint, dense or MoE: hub id or local folder.")
     revision: str | None = Field(None, description="Hub revision: branch, tag or commit.")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "bfloat16",
-        description="Of the weights in training. float32 with `training.bf16` keeps float32 "
-        "weights and computes in bfloat16.",
+        "float32",
+        description="Of the weights in training; see `training.bf16`. bfloat16 with lora or "
+        "deepspeed only: whole bfloat16 weights are too coarse for the steps of AdamW.",
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto", description="auto: flash_attention_2 on a GPU where its package is, else sdpa."
@@ -79,6 +67,8 @@ class DataSpec(Section):
             raise ValueError("`annotations` needs `tasks`: whose columns are the answers")
         if self.conversations is not None and (self.tasks or self.where):
             raise ValueError("`tasks` and `where` belong to `annotations`")
+        if any(task.name == "tool_calls" for task in self.tasks):
+            raise ValueError("tool_calls are taught by `conversations`, with a system turn")
         return self
 
 
@@ -146,7 +136,11 @@ class Training(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to it.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
     lr_scheduler_type: str = Field("cosine", description="One of transformers' schedules.")
-    bf16: bool = Field(False, description="Compute in bfloat16 (autocast) over float32 weights.")
+    bf16: bool | Literal["auto"] = Field(
+        "auto",
+        description="Compute in bfloat16 (autocast) over float32 weights; auto: where the device "
+        "has instructions for it.",
+    )
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass: less memory, slower."
     )
@@ -174,7 +168,7 @@ class Training(Section):
     on_bad_sample: Literal["skip", "stop"] = Field(
         "skip",
         description="A sample that cannot be read: skip leaves it out, counted and named in "
-        "failed_samples.jsonl; it is never replaced by another.",
+        "failed_samples-*.jsonl; it is never replaced by another.",
     )
 
 
@@ -230,8 +224,15 @@ class FinetuneJob(Section):
         tune = self.tune
         if self.lora is not None and "tune" in self.model_fields_set:
             raise ValueError("with lora, adapters learn and nothing else: leave tune out")
+        if self.model.dtype == "bfloat16" and not (self.lora or "deepspeed" in self.trainer):
+            raise ValueError(
+                "model.dtype bfloat16 needs lora or trainer.deepspeed: whole bfloat16 weights are "
+                "too coarse to learn; leave it float32, training.bf16 computes in bfloat16"
+            )
         if not (self.lora or tune.tune_mm_vision or tune.tune_mm_mlp or tune.tune_mm_llm):
             raise ValueError("nothing learns: set one of tune's flags, or lora")
+        if self.sampling.clock == "unit":
+            raise ValueError("sampling.clock unit is not for training: its answers have PTS")
         return self
 
     def annotate_job(self) -> Job:

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     model_validator,
@@ -16,27 +14,10 @@ from pydantic import (
 
 from schemas.errors import JobFileError
 from schemas.job_errors import explain
+from schemas.section import Section
 from schemas.task import Question
+from schemas.task_spec import TaskSpec, as_task, asked_questions
 from schemas.yaml_file import read_mapping
-
-TASK_NAMES = ("caption", "events", "ocr", "text_spans", "objects")
-TaskName = Literal["caption", "events", "ocr", "text_spans", "objects"]
-
-
-class Section(BaseModel):
-    """A mapping of a job file: unknown keys are errors, values are never echoed whole."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_sections(cls, value: Any) -> Any:
-        """Take a section without keys (YAML's null) as its defaults."""
-        if not isinstance(value, dict):
-            return value
-        sections = [n for n, f in cls.model_fields.items() if isinstance(f.default_factory, type)]
-        return {k: {} if v is None and k in sections else v for k, v in value.items()}
-
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -63,6 +44,20 @@ class Input(Section):
         if (self.manifest is None) == (self.scan is None):
             raise ValueError("give exactly one of `manifest` and `scan`")
         return self
+
+
+class Yarn(Section):
+    """YaRN: a longer context by stretched rotary positions."""
+
+    factor: float = Field(
+        2.0,
+        gt=1,
+        le=4,
+        description="2 to 3 suffices for a million tokens: positions grow slower than tokens.",
+    )
+    original_max_position_embeddings: int | None = Field(
+        None, ge=256, description="Context it was trained with; default: the checkpoint's."
+    )
 
 
 class Model(Section):
@@ -92,20 +87,48 @@ class Model(Section):
     max_model_len: int | None = Field(
         None,
         ge=256,
-        description="Longest prompt plus answer, in tokens; default: the checkpoint's own context.",
+        description="Longest prompt plus answer, in tokens; default: the checkpoint's own "
+        "context, with yarn the stretched one.",
+    )
+    yarn: Yarn | None = Field(
+        None, description="A context longer than the checkpoint's own, to a million tokens."
     )
 
 
 class Segmentation(Section):
     """How long videos become several units."""
 
-    kind: Literal["none", "window"] = Field(
-        "window", description="none: one unit an item; window: stretches of equal length."
+    kind: Literal["none", "window", "shots"] = Field(
+        "window",
+        description="none: one unit an item; window: stretches of equal length; shots: where the "
+        "picture cuts, shots longer than `seconds` in windows.",
     )
     seconds: float = Field(60.0, gt=0, description="Length of a window.")
-    min_seconds: float = Field(
-        2.0, ge=0, description="A last window shorter than this joins the one before it."
+    overlap_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="Each window begins so long before the last one ends: what happens at a border "
+        "is seen whole in one of them.",
     )
+    min_seconds: float = Field(
+        2.0,
+        ge=0,
+        description="A shot, or a last window's own part, that is shorter joins the one before it.",
+    )
+    shot_threshold: float = Field(
+        27.0,
+        gt=0,
+        le=255,
+        description="With shots: how different two frames are at a cut, of 255; more finds fewer.",
+    )
+
+    @model_validator(mode="after")
+    def _moves_on(self) -> "Segmentation":
+        if self.overlap_seconds > self.seconds / 2:
+            raise ValueError(
+                f"overlap_seconds {self.overlap_seconds:g} is over half of seconds {self.seconds:g}"
+            )
+        return self
 
 
 class SamplingSpec(Section):
@@ -121,6 +144,12 @@ class SamplingSpec(Section):
     min_frames: int = Field(4, ge=1, description="With `fps`: at least so many, if there are.")
     max_frames: int = Field(768, ge=2, description="With `fps`: at most so many, spread evenly.")
     segmentation: Segmentation = Field(default_factory=Segmentation, description="Long videos.")
+    clock: Literal["media", "unit"] = Field(
+        "media",
+        description="What the times that the model reads and answers count from: the file's own "
+        "clock (PTS), or the unit's begin, for a model that knows short clips only. The table has "
+        "PTS either way.",
+    )
     decoder: Literal["auto", "torchcodec", "pyav"] = Field(
         "auto", description="auto: torchcodec where it loads, else PyAV. Same frames, same times."
     )
@@ -167,38 +196,62 @@ class Budget(Section):
         return self
 
 
+class Retry(Section):
+    """How an answer that could not be read is asked for again, once."""
+
+    temperature: float = Field(0.7, ge=0, le=5, description="Instead of generation's.")
+    top_p: float = Field(0.8, gt=0, le=1, description="Instead of generation's.")
+    top_k: int = Field(20, ge=0, description="Instead of generation's.")
+    repetition_penalty: float = Field(1.1, gt=0, description="Instead of generation's.")
+
+
 class Generation(Section):
     """How answers are generated. Greedy by default, so that a run can be repeated."""
 
+    defaults: Literal["auto", "greedy", "checkpoint"] = Field(
+        "auto",
+        description="What the settings are that are not given: greedy, as listed here; or "
+        "checkpoint, temperature, top_p, top_k and repetition_penalty as its "
+        "`generation_config.json` has them. auto: checkpoint for Thinking ones, which repeat "
+        "themselves when greedy, and 8,192 new tokens; greedy for others.",
+    )
     max_new_tokens: int = Field(512, ge=1, le=65536, description="Longest answer, in tokens.")
     temperature: float = Field(0.0, ge=0, le=5, description="0: greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="With temperature: nucleus.")
     top_k: int = Field(0, ge=0, description="With temperature: the k best tokens; 0: all.")
     repetition_penalty: float = Field(1.0, gt=0, description="transformers' repetition penalty.")
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Taken off the score of each token the answer has already."
+    )
+    constrained: bool = Field(
+        True,
+        description="Hold answers to the task's JSON Schema while they are generated: `custom` "
+        "with a `json_schema`, `fields` with `keys`.",
+    )
+    stop_loops: bool = Field(
+        True,
+        description="Stop an answer that repeats itself over and over; its status is then looped.",
+    )
+    retry: Retry | None = Field(
+        default_factory=Retry,
+        description="An answer that is unparsed or looped is asked for once more, with these "
+        "changes, and kept if it can be read; null: never.",
+    )
     seed: int = Field(
         0, ge=0, lt=1 << 63, description="With temperature: same seed, same answers, in any batch."
     )
 
 
-class TaskSpec(Section):
-    """One task of the job, with its settings."""
+class Summary(Section):
+    """A second stage: one summary of each video out of its units' captions, from text alone."""
 
-    name: TaskName = Field(description="Which task.")
-    labels: tuple[str, ...] = Field((), description="objects: the categories to look for.")
-    prompt: str | None = Field(None, description="Your own question in place of the built-in one.")
-    max_new_tokens: int | None = Field(None, ge=1, description="Instead of generation's.")
-
-
-def as_task(value: Any) -> Any:
-    """Let a task be a name, or a name with settings: ``{objects: {labels: [car]}}``."""
-    if isinstance(value, str):
-        return {"name": value}
-    if isinstance(value, dict) and len(value) == 1 and "name" not in value:
-        ((name, settings),) = value.items()
-        if not isinstance(settings, dict | None):
-            raise ValueError(f"settings must be a mapping, such as {{{name}: {{labels: [car]}}}}")
-        return {"name": name, **(settings or {})}
-    return value
+    prompt: str = Field(
+        "These are notes on the consecutive parts of one video, each with its time. Write one "
+        "summary of the whole video, in the order of time, that says nothing beyond the notes.",
+        min_length=1,
+        description="What is asked; the captions follow it, each with its time.",
+    )
+    max_new_tokens: int = Field(512, ge=1, description="Longest summary, in tokens.")
 
 
 class Resources(Section):
@@ -241,6 +294,11 @@ class Job(Section):
         (TaskSpec(name="caption"),),
         description="What to ask: names, or a name with settings, `{objects: {labels: [car]}}`.",
     )
+    summary: Summary | None = Field(
+        None,
+        description="With the task `caption`: write a summary of each video into the table "
+        "`items`; `{}` for the defaults.",
+    )
     resources: Resources = Field(default_factory=Resources, description="Spread of the work.")
     storage_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
@@ -257,19 +315,13 @@ class Job(Section):
             raise ValueError("tasks must name at least one task")
         if len(set(names)) != len(names):
             raise ValueError(f"a task may be asked once, got {names}")
+        if self.summary is not None and "caption" not in names:
+            raise ValueError("summary is made of captions: add the task caption")
         return self
 
     def questions(self) -> tuple[Question, ...]:
         """The tasks as the engine asks them, in the job's order."""
-        return tuple(
-            Question(
-                task=task.name,
-                labels=task.labels,
-                prompt=task.prompt,
-                max_new_tokens=task.max_new_tokens or self.generation.max_new_tokens,
-            )
-            for task in self.tasks
-        )
+        return asked_questions(self.tasks, self.generation.max_new_tokens)
 
     def public_dict(self) -> dict[str, Any]:
         """The job without secrets, for ``run.json``: storage options are left out as a whole."""

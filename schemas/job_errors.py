@@ -43,7 +43,8 @@ def _in_secrets(loc: tuple[int | str, ...]) -> bool:
 def _message(found: Any, model: type[BaseModel]) -> str:
     kind = found["type"]
     if kind == "extra_forbidden":
-        return f"unknown key{_meant(found['loc'], model)}; see docs/job-file.md for the known ones"
+        page = "finetune-file" if "training" in model.model_fields else "job-file"
+        return f"unknown key{_meant(found['loc'], model)}; see docs/{page}.md for the known ones"
     if kind == "missing":
         return "required"
     if kind in ("model_type", "dict_type"):

@@ -7,6 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from schemas.manifest import Intrinsics
+
 
 class AnswerStatus(StrEnum):
     """How a task's answer came out."""
@@ -15,15 +17,26 @@ class AnswerStatus(StrEnum):
     REPAIRED = "repaired"  # parsed after mending; `note` says what was mended
     UNPARSED = "unparsed"  # no typed answer could be read; the raw text is kept
     TRUNCATED = "truncated"  # cut at max_new_tokens; what could be read is kept
+    LOOPED = "looped"  # stopped where it repeated itself; what was read before is kept
     FAILED = "failed"  # the unit failed before or in the engine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One task as a job asks it: the settings that a task file may use in its prompt."""
+    """One task as a job asks it: the settings that a task file may use in its prompt.
+
+    json_schema, tools: JSON, as text.
+    add_vision_id: number the media, as the chat template does it: "Picture 1: ".
+    """
 
     task: str
     labels: tuple[str, ...] = ()
+    query: str | None = None
+    keys: tuple[str, ...] = ()
+    style: str | None = None
+    json_schema: str | None = None
+    tools: str | None = None
+    add_vision_id: bool = False
     prompt: str | None = None
     max_new_tokens: int = 512
 
@@ -35,6 +48,7 @@ class View:
     width, height: the media's displayed size in pixels, to which boxes are scaled.
     pts_seconds: PTS of the sampled frames, ascending; empty for images.
     start_seconds, end_seconds: the stretch of the video, on the same clock; None for images.
+    intrinsics: as the manifest gives it.
     """
 
     media_type: str
@@ -43,6 +57,7 @@ class View:
     pts_seconds: tuple[float, ...] = ()
     start_seconds: float | None = None
     end_seconds: float | None = None
+    intrinsics: Intrinsics | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +74,12 @@ class Task:
     """One task. Each module in ``pipeline/tasks`` defines one of these as ``TASK``.
 
     version: raised when the prompt or the parser changes what answers mean; part of the recipe.
-    media_types: the kinds of media the question makes sense for.
+    media_types: the kinds of media the question makes sense for: image, video, or messages.
     prompt: the text that follows the media.
     parse: raw answer text -> typed value; never raises, whatever the model wrote.
     write: typed value -> answer text in the model's own format, from which ``parse`` reads the same
         value; what a model is trained to say. Of the questions' settings it heeds the labels.
+    json_schema: what answers are constrained to, if anything; None: the task has none.
     """
 
     name: str
@@ -73,6 +89,7 @@ class Task:
     prompt: Callable[[Question, str], str]
     parse: Callable[[str, Question, View], Parsed]
     write: Callable[[Any, Question, View], str]
+    json_schema: Callable[[Question], dict[str, Any] | None] | None = None
 
 
 def box_type() -> pa.DataType:
@@ -87,3 +104,13 @@ def box_1000_type() -> pa.DataType:
     return pa.struct(
         [pa.field(name, pa.int16(), nullable=False) for name in ("x1", "y1", "x2", "y2")]
     )
+
+
+def point_type() -> pa.DataType:
+    """A point in pixels of the displayed original, x right, y down."""
+    return pa.struct([pa.field(name, pa.float32(), nullable=False) for name in ("x", "y")])
+
+
+def point_1000_type() -> pa.DataType:
+    """The model's own numbers for a point: 0..1000 of the width and height."""
+    return pa.struct([pa.field(name, pa.int16(), nullable=False) for name in ("x", "y")])

@@ -16,6 +16,8 @@ from typing import Any, Self
 import pyarrow as pa
 
 from schemas.errors import ERROR, ErrorRecord
+from schemas.manifest import Intrinsics
+from schemas.part import FRAMES, MEDIA, PART, SAMPLING, Media, Part, Sampling, described
 
 
 class UnitStatus(StrEnum):
@@ -25,145 +27,6 @@ class UnitStatus(StrEnum):
     OK = "ok"  # every task answered and parsed
     PARTIAL = "partial"  # some task has no complete answer
     FAILED = "failed"  # no answer; `error` says why
-
-
-def described(
-    name: str, type_: pa.DataType, description: str, *, unit: str = "", nullable: bool = True
-) -> pa.Field:
-    """Make a field that carries its meaning, and its unit of measure if it has one."""
-    metadata = {"description": description} | ({"unit": unit} if unit else {})
-    return pa.field(name, type_, nullable=nullable, metadata=metadata)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Media:
-    """Header facts of a media item. Width and height are as displayed, after rotation."""
-
-    media_type: str
-    content_version: str | None = None
-    size_bytes: int | None = None
-    container: str | None = None
-    codec: str | None = None
-    pixel_format: str | None = None
-    has_alpha: bool = False
-    width: int
-    height: int
-    rotation: int = 0
-    begin_seconds: float | None = None
-    duration_seconds: float | None = None
-    average_fps: float | None = None
-    num_frames: int | None = None
-    is_vfr: bool | None = None
-
-
-MEDIA = pa.struct(
-    [
-        described("media_type", pa.string(), "image or video", nullable=False),
-        described(
-            "content_version",
-            pa.string(),
-            "etag, else size and modification time, of the object; a changed object is a new unit",
-        ),
-        described("size_bytes", pa.int64(), "size of the object", unit="bytes"),
-        described("container", pa.string(), "container or image format, FFmpeg's or Pillow's name"),
-        described("codec", pa.string(), "video codec, FFmpeg's name; null for images"),
-        described("pixel_format", pa.string(), "FFmpeg's pixel format, or Pillow's mode"),
-        described("has_alpha", pa.bool_(), "has transparency (put onto white)", nullable=False),
-        described(
-            "width",
-            pa.int32(),
-            "after rotation; pixels are taken as square, whatever the pixel aspect ratio",
-            unit="px",
-            nullable=False,
-        ),
-        described("height", pa.int32(), "after rotation", unit="px", nullable=False),
-        described(
-            "rotation",
-            pa.int32(),
-            "clockwise turn that the header asked for and that was applied (EXIF or display "
-            "matrix); a mirrored EXIF orientation is applied too",
-            unit="degrees",
-            nullable=False,
-        ),
-        described("begin_seconds", pa.float64(), "PTS of the first frame", unit="s"),
-        described("duration_seconds", pa.float64(), "of the video stream", unit="s"),
-        described("average_fps", pa.float64(), "from the header", unit="frames/s"),
-        described(
-            "num_frames", pa.int64(), "from the header; null where the container does not say"
-        ),
-        described(
-            "is_vfr",
-            pa.bool_(),
-            "frame times are irregular; null where the header cannot tell",
-        ),
-    ]
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """Which frames of the unit the model sees, and how large.
-
-    A frame is chosen by time: frame k of ``num_frames`` is the one on display at
-    ``start_seconds + k * (end_seconds - start_seconds) / num_frames``. The plan fixes these times,
-    the decoder adds the indices and PTS of the frames it found there.
-    """
-
-    start_seconds: float | None = None
-    end_seconds: float | None = None
-    sample_fps: float | None = None
-    num_frames: int
-    resized_height: int
-    resized_width: int
-    grid_thw: tuple[int, int, int]
-    num_vision_tokens: int
-    frame_indices: tuple[int | None, ...] | None = None
-    pts_seconds: tuple[float, ...] | None = None
-    decoder: str | None = None
-
-    def times_seconds(self) -> list[float]:
-        """The planned sample times, ``num_frames`` of them, on the PTS clock."""
-        if self.start_seconds is None or self.end_seconds is None:
-            return []
-        step = (self.end_seconds - self.start_seconds) / self.num_frames
-        return [self.start_seconds + k * step for k in range(self.num_frames)]
-
-
-SAMPLING = pa.struct(
-    [
-        described("start_seconds", pa.float64(), "the unit's stretch begins (PTS)", unit="s"),
-        described("end_seconds", pa.float64(), "the unit's stretch ends (PTS)", unit="s"),
-        described("sample_fps", pa.float64(), "frames the model sees per second", unit="frames/s"),
-        described(
-            "num_frames", pa.int32(), "frames the model sees; even for videos", nullable=False
-        ),
-        described("resized_height", pa.int32(), "of the frames", unit="px", nullable=False),
-        described("resized_width", pa.int32(), "of the frames", unit="px", nullable=False),
-        described(
-            "grid_thw",
-            pa.list_(pa.int32()),
-            "patches in time, height and width (image_grid_thw, video_grid_thw)",
-            nullable=False,
-        ),
-        described(
-            "num_vision_tokens", pa.int32(), "tokens that the language model gets", nullable=False
-        ),
-        described(
-            "frame_indices",
-            pa.list_(pa.int64()),
-            "index of each frame in presentation order; an index is null where a seek led to the "
-            "frame and the container does not tell",
-        ),
-        described(
-            "pts_seconds",
-            pa.list_(pa.float64()),
-            "presentation time of each frame, as ffprobe prints it; of a frame that is on display "
-            "since before the unit's start, that earlier time",
-            unit="s",
-        ),
-        described("decoder", pa.string(), "what decoded it: torchcodec, pyav or pillow"),
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +51,10 @@ PROMPT = pa.struct(
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """One row of the plan. ``sampling`` and ``media`` are None if the media could not be probed."""
+    """One row of the plan. ``sampling`` and ``media`` are None if the media could not be probed.
+
+    A conversation has ``messages`` and ``parts`` instead.
+    """
 
     unit_id: str
     media_id: str
@@ -197,10 +63,19 @@ class Unit:
     attributes: str | None = None
     media: Media | None = None
     sampling: Sampling | None = None
+    messages: str | None = None
+    parts: tuple[Part, ...] = ()
     prompts: tuple[Prompt, ...] = ()
     predicted_cost: float = 0.0
     status: str = UnitStatus.PLANNED
     error: ErrorRecord | None = None
+
+    @property
+    def seen(self) -> tuple[Part, ...]:
+        """What the model sees, in order: one image or video, or those of the conversation."""
+        if self.media is None or self.sampling is None:
+            return self.parts
+        return (Part(uri=self.uri, frames=self.frames, media=self.media, sampling=self.sampling),)
 
     def failed(self, error: ErrorRecord) -> Self:
         """The same unit, as one that cannot be done; it costs nothing more."""
@@ -212,23 +87,45 @@ UNIT = pa.schema(
         described(
             "unit_id",
             pa.string(),
-            "hash of media_id, content_version, start and end: the same stretch of the same "
-            "content has the same id in every run",
+            "hash of media_id, content_version, start and end, or messages: the same stretch of "
+            "the same content has the same id in every run",
             nullable=False,
         ),
         described(
-            "media_id", pa.string(), "the manifest's, else a hash of the uri", nullable=False
+            "media_id",
+            pa.string(),
+            "the manifest's, else a hash of the uri or the messages",
+            nullable=False,
         ),
         described(
             "uri",
             pa.string(),
-            "the manifest's, made absolute; of a data: uri type and hash, of urls no secrets",
+            "the manifest's, made absolute; of a data: uri type and hash, of urls no secrets; of a "
+            "conversation that of its first image or video, empty if it has none",
             nullable=False,
         ),
-        described("frames", pa.list_(pa.string()), "the manifest's frame list; empty if none"),
+        FRAMES,
         described("attributes", pa.string(), "the manifest's further columns, a JSON object"),
-        described("media", MEDIA, "header facts; null if the media could not be read"),
-        described("sampling", SAMPLING, "what of it the model sees; null if it could not be read"),
+        described(
+            "media",
+            MEDIA,
+            "header facts; null if the media could not be read, and for conversations",
+        ),
+        described(
+            "sampling",
+            SAMPLING,
+            "what of it the model sees; null if it could not be read, and for conversations",
+        ),
+        described(
+            "messages",
+            pa.string(),
+            "of a conversation its turns, JSON: the text, and where an image or video stands",
+        ),
+        described(
+            "parts",
+            pa.list_(PART),
+            "the images and videos of a conversation, in order; empty if none",
+        ),
         described("prompts", pa.list_(PROMPT), "one for each task"),
         described(
             "predicted_cost",
@@ -243,7 +140,13 @@ UNIT = pa.schema(
 )
 
 PREPARED = (
-    UNIT.append(described("frame_data", pa.large_binary(), "uint8 [T, H, W, 3], row-major RGB"))
+    UNIT.append(
+        described(
+            "frame_data",
+            pa.large_binary(),
+            "uint8 [T, H, W, 3], row-major RGB; of a conversation part after part",
+        )
+    )
     .append(described("decode_seconds", pa.float64(), "decoding, resizing and prompting", unit="s"))
     .append(described("bytes_read", pa.int64(), "read from storage by the decoder", unit="bytes"))
 )
@@ -251,7 +154,7 @@ PREPARED = (
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedUnit(Unit):
-    """A unit with its frames: ``uint8 [T, resized_height, resized_width, 3]``, as bytes."""
+    """A unit with the frames of what is seen: ``uint8 [T, H, W, 3]`` each, as bytes."""
 
     frame_data: bytes | None = None
     decode_seconds: float = 0.0
@@ -263,8 +166,10 @@ class RawAnswer:
     """What the engine said to one task's prompt.
 
     num_prompt_tokens: counted on the tensor that was fed, not copied from the plan.
-    finish_reason: ``stop`` (end of turn) or ``length`` (max_new_tokens reached).
+    finish_reason: ``stop`` (end of turn), ``length`` (max_new_tokens reached) or ``loop``
+        (stopped where it repeated itself).
     opens_reasoning: the text begins inside ``<think>``, which the prompt had opened.
+    attempts: how often it was asked.
     """
 
     task: str
@@ -273,6 +178,7 @@ class RawAnswer:
     num_prompt_tokens: int
     num_output_tokens: int
     opens_reasoning: bool = False
+    attempts: int = 1
 
 
 RAW_ANSWER = pa.struct(
@@ -283,6 +189,7 @@ RAW_ANSWER = pa.struct(
         pa.field("num_prompt_tokens", pa.int32(), nullable=False),
         pa.field("num_output_tokens", pa.int32(), nullable=False),
         pa.field("opens_reasoning", pa.bool_(), nullable=False),
+        pa.field("attempts", pa.int8(), nullable=False),
     ]
 )
 
@@ -314,10 +221,25 @@ def from_table(table: pa.Table, cls: type[Any] = Unit) -> list[Any]:
     return [_unit(row, cls) for row in table.to_pylist()]
 
 
+def _media(fields: dict[str, Any]) -> Media:
+    intrinsics = fields.pop("intrinsics")
+    return Media(**fields, intrinsics=Intrinsics(**intrinsics) if intrinsics else None)
+
+
+def _part(row: dict[str, Any]) -> Part:
+    return Part(
+        uri=row["uri"],
+        frames=tuple(row["frames"] or ()),
+        media=_media(row["media"]),
+        sampling=Sampling(**_tuples(row["sampling"])),
+    )
+
+
 def _unit(row: dict[str, Any], cls: type[Any]) -> Any:
     row["frames"] = tuple(row["frames"] or ())
-    row["media"] = Media(**row["media"]) if row["media"] else None
+    row["media"] = _media(row["media"]) if row["media"] else None
     row["sampling"] = Sampling(**_tuples(row["sampling"])) if row["sampling"] else None
+    row["parts"] = tuple(_part(part) for part in row["parts"] or ())
     row["prompts"] = tuple(Prompt(**_tuples(p)) for p in row["prompts"] or ())
     row["error"] = ErrorRecord(**row["error"]) if row["error"] else None
     if "answers" in row:

@@ -334,6 +334,7 @@ def planned(costs: list[float], side: int = 32) -> pa.Table:
             "unit_id": [str(k) for k in range(len(costs))],
             "predicted_cost": costs,
             "sampling": [sampling if cost else None for cost in costs],
+            "parts": [[] for _ in costs],
         }
     )
 

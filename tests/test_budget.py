@@ -20,6 +20,7 @@ from pipeline.budget import (
 )
 from schemas.errors import UnitError
 from schemas.job import Budget
+from schemas.manifest import PartSettings
 
 SIDES = st.integers(1, 12_000)
 PIXELS = st.tuples(st.integers(1, 2000), st.integers(0, 30_000)).map(
@@ -76,6 +77,52 @@ def test_the_frame_rule_is_the_references_rule(
     size = video_size(frames, height, width, Budget(unit_tokens=unit_tokens))
     assert (size.resized_height, size.resized_width) == expected
     assert size.num_tokens == pairs * (expected[0] // 32) * (expected[1] // 32)
+
+
+LIMIT = st.none() | st.integers(4 * TOKEN_PIXELS, 3000 * TOKEN_PIXELS)
+
+
+@settings(max_examples=1500)
+@given(
+    pairs=st.integers(0, 384),
+    sides=st.tuples(st.integers(32, 4400), st.integers(32, 4400)),
+    least=LIMIT,
+    most=LIMIT,
+    total=LIMIT | st.integers(10**6, 10**9),
+)
+def test_the_limits_of_one_picture_are_applied_as_the_reference_does(
+    pairs: int, sides: tuple[int, int], least: int | None, most: int | None, total: int | None
+):
+    """pairs: frame pairs of a video; 0: an image."""
+    asked = PartSettings(min_pixels=least, max_pixels=most, total_pixels=total)
+    if pairs == 0:
+        # vision_process.fetch_image
+        floor, cap = least or 4 * 1024, most or 16384 * 1024
+        size = image_size(*sides, Budget(), asked)
+    else:
+        # vision_process.fetch_video; a job's unit_tokens is its total_pixels.
+        floor, frames = least or 128 * 1024, 2 * pairs
+        cap = max(min(768 * 1024, (total or 24576 * 1024) / frames * 2), int(floor * 1.05))
+        cap = min(most or cap, cap)
+        size = video_size(frames, *sides, Budget(), asked)
+    if cap < floor:  # where the reference gives up, a limit of the job's gives way
+        found = (size.resized_height, size.resized_width)
+        assert least is not None or min(found) == FACTOR or found[0] * found[1] <= cap
+        return
+    expected = transformers_image_rule(*sides, FACTOR, floor, cap)
+    assert (size.resized_height, size.resized_width) == expected
+
+
+@given(height=st.integers(64, 9000), width=st.integers(64, 9000), pairs=st.integers(0, 9))
+def test_a_size_that_is_asked_for_is_rounded_as_the_reference_does(
+    height: int, width: int, pairs: int
+):
+    asked = PartSettings(resized_height=height, resized_width=width, max_pixels=5000)
+    budget = Budget(image_tokens=(4, 8), frame_tokens=(4, 8))
+    size = video_size(2 * pairs, 9, 9, budget, asked) if pairs else image_size(9, 9, budget, asked)
+    expected = transformers_image_rule(height, width, FACTOR, 4 * 1024, 16384 * 1024)
+    assert (size.resized_height, size.resized_width) == expected
+    assert size.grid_thw == (pairs or 1, expected[0] // 16, expected[1] // 16)
 
 
 def test_the_budget_of_a_full_hd_picture():

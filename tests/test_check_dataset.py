@@ -14,8 +14,10 @@ import jobs.check_dataset
 from jobs.check_dataset import choose_unit
 from jobs.cli import main
 from jobs.encode_clip import encode_clip
+from jobs.outputs import check_output
 from pipeline.storage import Storage
-from pipeline.tasks.boxes import write_named_boxes
+from pipeline.tasks.boxes import BOX
+from pipeline.tasks.named_places import write_named_places
 from pipeline.training.answer_boxes import (
     MarksError,
     are_inside,
@@ -27,6 +29,7 @@ from pipeline.training.answer_boxes import (
 from pipeline.training.check import AnswerBoxes, Checker, Work
 from pipeline.training.read import read_data
 from pipeline.training.sample import Preparer, group_by_media
+from schemas.errors import UserError
 from schemas.finetune import DataSpec, FinetuneJob
 from schemas.task import View
 from tests.clips import numbered_frames
@@ -168,7 +171,7 @@ def test_pixels_become_what_the_pipeline_writes():
         y1, y2 = sorted(rng.uniform(0, height) for _ in range(2))
         elements.append({"label": "x", "box": {"x1": x1, "y1": y1, "x2": x2, "y2": y2}})
     pixels = [{"bbox_2d": [*e["box"].values()], "label": "x"} for e in elements]
-    written = write_named_boxes(elements, view, text_name="label", text_key="label")
+    written = write_named_places(elements, view, BOX, text_name="label", text_key="label")
     assert pixels_to_1000(f"```json\n{json.dumps(pixels)}\n```", width, height) == written
 
 
@@ -508,7 +511,7 @@ def test_a_job_file_has_all_its_data_checked(tmp_path, archive, checkpoint, ray_
         (["{path}", "-m", "{ckpt}", "-t", "poem"], "is taken for conversations"),
         (["{path}.parquet", "-m", "{ckpt}", "-t", "poem"], "poem"),
         (["{path}", "-m", "/nowhere"], "cannot load the tokenizer of /nowhere"),
-        (["{path}", "-m", "{ckpt}", "--fix", "{path}"], "is the data set itself"),
+        (["{path}", "-m", "{ckpt}", "--fix", "{path}"], "is what is read"),
         (["{path}", "-m", "{ckpt}", "--fix", "x.json"], "--fix writes JSON lines"),
         (["{path}", "-m", "{ckpt}", "--report", "x.csv"], "--report must be"),
         (["{path}.parquet", "-m", "{ckpt}", "-t", "ocr", "--fix", "x.jsonl"], "one such data set"),
@@ -523,3 +526,20 @@ def test_a_users_mistake_is_one_message(tmp_path, checkpoint, args, message):
     result = call(*(arg.format(path=path, ckpt=checkpoint) for arg in args))
     assert (result.exit_code, result.output.startswith("error: ")) == (2, True)
     assert message in result.output
+
+
+def test_outputs_spare_what_is_read(tmp_path):
+    """Under any name of it."""
+    (tmp_path / "folder").mkdir()
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}")
+    (tmp_path / "link.jsonl").symlink_to(data)
+    for name in ("data.jsonl", "folder/../data.jsonl", "link.jsonl"):
+        with pytest.raises(UserError, match="--report .* is what is read"):
+            check_output("--report", str(tmp_path / name), [str(data)])
+    with pytest.raises(UserError, match="is a folder"):
+        check_output("--json", str(tmp_path / "folder"), [])
+    with pytest.raises(UserError, match="cannot be written"):
+        check_output("--json", str(data / "x.json"), [])
+    check_output("--json", str(tmp_path / "new" / "deep" / "x.json"), [str(data)])
+    check_output("--json", "s3://bucket/x.json", [str(data)])

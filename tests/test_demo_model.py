@@ -114,19 +114,24 @@ def test_the_checkpoint_is_small_and_in_the_published_layout():
 
 
 # The least that is asked of the archive's files, below what docs/demo-model.md has: the archive is
-# small, and one file of it is some percent. Reading letters is not learnt yet: its bar is to come.
+# small, and one file of it is some percent.
 BARS = [
     ("caption", "exact", "images/", 0.8),
-    ("caption", "exact", "clips/", 0.5),
-    ("objects", "ap50", "images/", 0.55),
-    ("text_spans", "box_f1", "images/", 0.9),
-    ("events", "within_half_second", "clips/", 0.4),
+    ("caption", "exact", "clips/", 0.6),
+    ("objects", "ap50", "images/", 0.6),
+    ("text_spans", "box_f1", "images/", 0.6),
+    ("events", "within_half_second", "clips/", 0.6),
 ]
+MOST_CER = 0.25
 
 
 @pytest.mark.parametrize(("task", "name", "kind", "least"), BARS)
 def test_answers_are_right(gold, answers, task, name, kind, least):
     assert figure(gold, answers, task, name, kind) >= least
+
+
+def test_letters_are_read(gold, answers):
+    assert figure(gold, answers, "ocr", "cer") <= MOST_CER
 
 
 def shuffled_frames(unit: PreparedUnit) -> PreparedUnit:
@@ -158,7 +163,7 @@ def fall(
 def test_shuffled_frames_show(engine, job, units, gold, answers):
     broken = fall(engine, job, units, shuffled_frames, "clips/")
     whole = figure(gold, answers, "caption", "exact", "clips/")
-    assert figure(gold, broken, "caption", "exact") < 0.6 * whole
+    assert figure(gold, broken, "caption", "exact") < 0.75 * whole
 
 
 def test_shifted_times_show(engine, job, units, gold, answers):

@@ -1,5 +1,6 @@
 """What the README and the guide show is run: its SQL, its Python, its commands."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,10 +11,18 @@ import yaml
 from click.testing import CliRunner
 
 from jobs.cli import main
+from pipeline.engines.grammar import check_grammars
+from pipeline.parse import TASKS
+from pipeline.read_manifest import read_manifest
+from pipeline.read_messages import read_messages, split_messages
+from pipeline.storage import Storage
 from schemas.finetune import FinetuneJob
-from schemas.job import Job, check
+from schemas.job import Job, check, check_job, read_spec
+from schemas.task_spec import TASK_NAMES
 
 ROOT = Path(__file__).parent.parent
+GUIDE = ROOT / "docs" / "guide.md"
+LEAST = {"input": {"scan": "clips"}, "output": "out"}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -75,10 +84,54 @@ def kind_of(spec: dict) -> type:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_job_files_in_the_docs_are_valid(page: Path):
+    """Whole ones as they are, parts of one in the smallest job."""
     for block in blocks(page, "yaml"):
         spec = yaml.safe_load(block)
-        if isinstance(spec, dict) and "output" in spec:
+        assert isinstance(spec, dict), block
+        if "output" in spec:
             check(kind_of(spec), spec, page.name)
+        else:
+            check_grammars(check_job(LEAST | spec, block))
+
+
+@pytest.mark.parametrize("page", [GUIDE, ROOT / "docs" / "budgets.md"], ids=lambda page: page.name)
+def test_settings_in_the_text_are_valid(page: Path):
+    found = re.findall(r"`((?:\w+\.)*\w+): (\{[^`]*\})`", page.read_text())
+    settings = [(name, value) for name, value in found if name.split(".")[0] in Job.model_fields]
+    assert settings
+    for name, value in settings:
+        check_job(read_spec(None, {**LEAST, name: yaml.safe_load(value)}), f"{name}: {value}")
+
+
+def test_the_guide_shows_every_task():
+    parts = [yaml.safe_load(block) for block in blocks(GUIDE, "yaml")]
+    shown = {q.task for part in parts for q in check_job(LEAST | part, "part").questions()}
+    assert shown == set(TASK_NAMES)
+    table = re.findall(r"^\| [^|]+ \| `(\w+)` \| ([^|]+) \|", GUIDE.read_text(), re.MULTILINE)
+    assert {name for name, _ in table} == set(TASK_NAMES)
+    for name, asked_about in table:
+        assert set(asked_about.strip().split(", ")) == {
+            f"{m.removesuffix('s')}s" for m in TASKS[name].media_types
+        }
+
+
+def test_the_guides_manifests_are_valid(tmp_path: Path):
+    manifests = [block for block in blocks(GUIDE, "json") if "messages" not in block]
+    assert len(manifests) == 2
+    for text in manifests:
+        (tmp_path / "manifest.jsonl").write_text(text)
+        items = read_manifest(str(tmp_path / "manifest.jsonl"), Storage())
+        assert len(items) == len(text.splitlines())
+        assert not any(item.attributes for item in items)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_messages_in_the_docs_are_valid(page: Path):
+    for block in blocks(page, "json"):
+        if '"messages"' in block:
+            messages = json.loads(block)["messages"]
+            _, media = split_messages(read_messages(messages, "s3://media"))
+            assert [item.media_type for item in media] == ["image", "image", "video"]
 
 
 @pytest.mark.parametrize("spec", sorted((ROOT / "jobs" / "specs").glob("*.yaml")), ids=str)
@@ -89,9 +142,15 @@ def test_the_ready_made_job_files_are_valid(spec: Path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path):
-    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        if "://" in target:
+            continue
+        goal = page.parent / target if target else page
+        assert goal.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)", goal.read_text(), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
+            assert anchor in anchors, f"{target}#{anchor}"
 
 
 def test_make_targets_named_in_the_docs_exist():

@@ -13,7 +13,9 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 
 from jobs.tiny_checkpoint import write_tiny_checkpoint
 from pipeline.build import Prepare, code_digest
-from pipeline.engines.transformers import TransformersEngine, patches, unit_pixels
+from pipeline.engines.patches import patches, seen_pixels
+from pipeline.engines.sampling import loop_start
+from pipeline.engines.transformers import TransformersEngine
 from pipeline.plan import Planner
 from pipeline.prompt import Prompter
 from pipeline.storage import Storage
@@ -74,7 +76,7 @@ def by_hand(checkpoint: Path, unit: PreparedUnit, task: str, max_new_tokens: int
     is_image = unit.media.media_type == "image"
     pad = model.config.image_token_id if is_image else model.config.video_token_id
     kind = "image" if is_image else "video"
-    pixels = patches(unit_pixels(unit))
+    pixels = patches(*seen_pixels(unit))
     output = model.generate(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
@@ -111,8 +113,8 @@ def test_token_budget_forms_the_batches_and_changes_nothing(engine, units, check
     tight = TransformersEngine(small, num_threads=2)
     sizes = []
     original = tight._answer
-    tight._answer = lambda rows, vision: (
-        sizes.append(len(rows) * max(r.num_tokens for r in rows)) or original(rows, vision)
+    tight._answer = lambda rows, *rest: (
+        sizes.append(len(rows) * max(r.num_tokens for r in rows)) or original(rows, *rest)
     )
     assert texts(tight.generate(units)) == texts(engine.generate(units))
     assert len(sizes) > 3
@@ -224,10 +226,10 @@ def test_out_of_memory_halves_the_batch_and_then_is_a_row(engine, units, monkeyp
     expected = texts(engine.generate(units))
     original = engine._generate
 
-    def scarce(batch):
+    def scarce(batch, *rest):
         if len(batch) > 2 or any(unit.unit_id == units[3].unit_id for unit in batch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return original(batch)
+        return original(batch, *rest)
 
     monkeypatch.setattr(engine, "_generate", scarce)
     answered = engine.generate(units)
@@ -276,3 +278,55 @@ def test_a_template_that_opens_the_reasoning_is_known(checkpoint: Path):
     assert not prompter.opens_reasoning
     prompter.tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
     assert prompter.opens_reasoning
+
+
+def test_an_answer_that_repeats_itself_is_stopped(archive, checkpoint):
+    """A model of random weights soon does, greedily; alone as in a batch with one that does not."""
+    options = {"generation": {"max_new_tokens": 160}, "tasks": ["caption"]}
+    free = job(checkpoint, **options | {"generation": {"max_new_tokens": 160, "stop_loops": False}})
+    units = prepared(archive, checkpoint, **options)
+    whole = [u.answers[0] for u in TransformersEngine(free, num_threads=2).generate(units)]
+    engine = TransformersEngine(job(checkpoint, **options), num_threads=2)
+    stopped = [u.answers[0] for u in engine.generate(units)]
+    looped = [s for s in stopped if s.finish_reason == "loop"]
+    assert looped
+    for before, after in zip(whole, stopped, strict=True):
+        if after.finish_reason == "loop":
+            assert after.num_output_tokens < before.num_output_tokens == 160
+            assert before.raw_text.startswith(after.raw_text.rstrip("\ufffd"))
+        else:
+            assert after == before
+    alone = [engine.generate([unit])[0].answers[0] for unit in units]
+    assert alone == stopped
+
+
+@pytest.mark.parametrize("period", [1, 2, 7, 50, 128])
+@pytest.mark.parametrize("before", [0, 1, 30])
+def test_a_loop_is_found_where_it_begins(period: int, before: int):
+    copies = max(4, -(-64 // period)) + 1
+    ids = [*range(1000, 1000 + before), *list(range(period)) * copies]
+    tail = ids[-512:]
+    found = loop_start(tail, len(ids))
+    assert found == max(before + period, len(ids) - len(tail) + period)
+
+
+@given(ids=st.lists(st.integers(0, 3), max_size=200))
+def test_what_is_no_loop_is_left_alone(ids: list[int]):
+    found = loop_start(ids, len(ids))
+    if found is None:
+        assert not any(
+            len(ids) >= 64
+            and len(ids) >= 4 * p
+            and ids[-max(64, 4 * p) : -p] == ids[p - max(64, 4 * p) :]
+            for p in range(1, 129)
+        )
+    else:
+        rest = ids[found:]
+        period = next(p for p in range(1, 129) if rest[p:] == rest[:-p])
+        assert len(rest) >= max(64, 4 * period) - period
+
+
+def test_rows_of_a_table_are_no_loop():
+    """Many alike, but for a number: what OCR of a price list looks like."""
+    rows = [[1, 2, 3, 10 + k, 4] for k in range(60)]
+    assert loop_start([token for row in rows for token in row][-512:], 300) is None

@@ -628,7 +628,7 @@ def test_mistakes_are_one_message(tmp_path: Path, call, rows, options, message):
         ("plan", "gold.jsonl", "is not an annotation table: it has no media_id and no uri"),
         ("gold.parquet", "gold.jsonl", "gold.parquet is not a readable Parquet file"),
         ("out", "nowhere.jsonl", "there is no gold nowhere.jsonl"),
-        ("out", "nowhere", "there is no gold nowhere: give a .parquet or .jsonl file"),
+        ("out", "nowhere", "there is no gold nowhere, or it is neither a .parquet nor"),
         ("out", "gold.parquet", "gold.parquet is not a readable Parquet file"),
         ("out", "two", "two has rows of 2 recipes; gold is one answer for each unit"),
     ],

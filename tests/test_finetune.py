@@ -24,7 +24,7 @@ from pipeline.engines.transformers import TransformersEngine
 from pipeline.plan import Planner
 from pipeline.storage import Storage
 from pipeline.training.load import export, load_model
-from pipeline.training.train import make_trainer
+from pipeline.training.train import Samples, make_trainer
 from schemas.errors import JobFileError, ManifestError
 from schemas.finetune import FinetuneJob
 from schemas.job import check, check_job
@@ -52,6 +52,7 @@ def write_data(path: Path, archive: Path, captions: dict[str, str]) -> Path:
 
 def spec(folder: Path, archive: Path, checkpoint: Path, **changes: Any) -> dict[str, Any]:
     training = {
+        "bf16": False,  # losses are compared to more digits than bfloat16 has
         "max_steps": 6,
         "per_device_train_batch_size": 3,
         "learning_rate": 3e-3,
@@ -350,3 +351,67 @@ def test_mistakes_have_one_message(tmp_path, archive, checkpoint, change, messag
     assert result.exit_code == 2
     assert re.search(message, result.output), result.output
     assert "Traceback" not in result.output
+
+
+def test_a_folder_goes_on_with_the_same_data_and_workers_only(tmp_path, archive, checkpoint):
+    made, storage = job(tmp_path, archive, checkpoint), Storage()
+    finetune._check_same_job(made, "rows a", storage)
+    finetune._check_same_job(made, "rows b", storage)  # nothing was learnt yet
+    saved = Path(made.output) / "checkpoints" / "checkpoint_1" / "model.safetensors"
+    saved.parent.mkdir(parents=True)
+    saved.write_bytes(b"")
+    finetune._check_same_job(made, "rows b", storage)
+    with pytest.raises(JobFileError, match="other settings \\(rows of data\\)"):
+        finetune._check_same_job(made, "rows c", storage)
+    more = made.resources.model_copy(update={"num_workers": 2})
+    with pytest.raises(JobFileError, match="resources.num_workers"):
+        finetune._check_same_job(made.model_copy(update={"resources": more}), "rows b", storage)
+    less = made.resources.model_copy(update={"cpus_per_worker": 2})
+    finetune._check_same_job(made.model_copy(update={"resources": less}), "rows b", storage)
+
+
+def test_no_secret_is_written_down(tmp_path, archive, checkpoint):
+    from ray.data._internal.metadata_exporter import sanitize_for_struct
+
+    uri = "https://me:hush@example.org/rows.jsonl?X-Amz-Signature=hush"
+    made = job(tmp_path, archive, checkpoint, storage_options={"s3": {"secret": "hush"}})
+    made = made.model_copy(
+        update={"data": (made.data[0].model_copy(update={"conversations": uri}),)}
+    )
+    finetune._check_same_job(made, "rows", Storage())
+    written = (Path(made.output) / "job.json").read_text()
+    assert "example.org" in written and "hush" not in written
+    # What Ray keeps, and may export, of a stage's arguments.
+    kept = sanitize_for_struct((made, Storage(made.storage_options)))
+    assert "hush" not in json.dumps(kept)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"learning_rate": 3}, "are training's own settings"),
+        ({"optim": "adamw_bnb_8bit"}, "have no effect here"),
+        ({"hub_token": "hf_x"}, "no secrets in a job file"),
+        ({"deepspeed": "nowhere.json"}, "there is no deepspeed file"),
+        ({"logging_strategy": "sometimes"}, "trainer or training: "),
+    ],
+)
+def test_trainers_settings_are_checked_before_it_starts(
+    tmp_path, archive, checkpoint, trainer, message
+):
+    with pytest.raises(JobFileError, match=message):
+        train(job(tmp_path, archive, checkpoint, trainer=trainer))
+
+
+def test_trainers_settings_that_fit_pass(tmp_path, archive, checkpoint):
+    validation = [str(tmp_path / "data.jsonl")]
+    made = job(tmp_path, archive, checkpoint, validation=validation)
+    finetune._check_arguments(made.model_copy(update={"trainer": {"load_best_model_at_end": True}}))
+
+
+def test_all_workers_get_as_many_samples(tmp_path, archive, checkpoint):
+    made = job(tmp_path, archive, checkpoint)
+    groups = finetune.mix(made.data, Storage(), share_media=True, seed=0)
+    samples = Samples(groups, made, Storage(), multiple=4)
+    assert (len(groups), len(samples)) == (3, 4)
+    assert samples[3] == [] and len(samples[2]) == 1

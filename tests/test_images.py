@@ -10,7 +10,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from pipeline import images
 from pipeline.budget import image_size
-from pipeline.engines.transformers import patches
+from pipeline.engines.patches import patches
 from pipeline.images import load_image, resize, to_rgb, upright_size
 from pipeline.storage import MediaFile
 from schemas.errors import UnitError

@@ -6,7 +6,8 @@ import pickle
 import pytest
 
 from schemas.errors import JobFileError
-from schemas.job import TASK_NAMES, Job, TaskName, check_job, load_job
+from schemas.job import Job, check_job, load_job
+from schemas.task_spec import TASK_NAMES, TaskName
 
 LEAST = {"input": {"scan": "clips/"}, "output": "out"}
 SECRET = "hunter2-secret"
@@ -98,7 +99,7 @@ def test_task_names_are_one_list():
         ({"tasks": "caption"}, "tasks: must be a list, such as [a, b] (got 'caption')"),
         ({"tasks": []}, "the job: tasks must name at least one task"),
         ({"tasks": ["ocr", "ocr"]}, "the job: a task may be asked once, got ['ocr', 'ocr']"),
-        ({"tasks": ["captoin"]}, "tasks.0.name: must be 'caption', 'events', 'ocr', 'text_spans'"),
+        ({"tasks": ["captoin"]}, "tasks.0.name: must be 'caption', 'events', 'moments', 'ocr',"),
         ({"tasks": [{"objects": ["car"]}]}, "tasks.0: settings must be a mapping, such as {obje"),
         ({"resources": {"replicas": 0}}, "resources.replicas: must be greater than or equal to 1"),
         ({"resources": {"replicas": "all"}}, "resources.replicas: must be a valid integer, unab"),

@@ -1,5 +1,6 @@
 """The plan: exact counts from headers, refusals with numbers, few bytes read."""
 
+import dataclasses
 import io
 import threading
 from collections import Counter
@@ -22,7 +23,7 @@ from pipeline.probe import VideoProbe
 from pipeline.prompt import pair_seconds
 from pipeline.storage import Storage
 from schemas.job import Job, check_job
-from schemas.manifest import MediaItem
+from schemas.manifest import Intrinsics, MediaItem
 from schemas.unit import Unit
 
 CONTEXT = 32_768
@@ -114,9 +115,11 @@ def test_counts_are_exact_across_ten_and_a_hundred_seconds(
     gaps=st.lists(st.floats(0.001, 40), min_size=2, max_size=60),
     step=st.floats(0.05, 20),
     begin=st.floats(0, 120),
+    is_unit=st.booleans(),
 )
-def test_digits_follow_from_the_planned_times(gaps: list[float], step: float, begin: float):
+def test_digits_follow_from_the_planned_times(gaps, step: float, begin: float, is_unit: bool):
     """For any frame times at all: the planned times format to the same lengths as the true ones."""
+    origin = begin if is_unit else 0.0
     truth = np.cumsum([begin, *gaps]).tolist()
     times = [begin + k * step for k in range(40)]
     shown = [max((t for t in truth if t <= now), default=truth[0]) for now in times]
@@ -126,9 +129,12 @@ def test_digits_follow_from_the_planned_times(gaps: list[float], step: float, be
         asked.append(t)
         return shown[times.index(t)]
 
-    planned = planned_pts(times, begin, displayed)
-    lengths = [len(f"{t:.1f}") for t in pair_seconds(planned)]
-    assert lengths == [len(f"{t:.1f}") for t in pair_seconds(shown)]
+    planned = planned_pts(times, begin, displayed, origin)
+    lengths, truth = (
+        [len(f"{t:.1f}") for t in pair_seconds([t - origin for t in pts])]
+        for pts in (planned, shown)
+    )
+    assert lengths == truth
 
 
 @needs_ffprobe
@@ -151,6 +157,9 @@ def test_ids_are_stable_and_follow_the_content(tmp_path: Path, checkpoint: Path)
     first = plan(checkpoint, item(path))
     again = plan(checkpoint, item(path))
     assert [u.unit_id for u in first] == [u.unit_id for u in again]
+    camera = Intrinsics(fx=900, fy=900, cx=640, cy=360)
+    seen = plan(checkpoint, dataclasses.replace(item(path), intrinsics=camera))
+    assert seen[0].unit_id != first[0].unit_id
     encode_clip(path, numbered_frames(30), fps=10)
     assert plan(checkpoint, item(path))[0].unit_id != first[0].unit_id
 
@@ -347,3 +356,34 @@ def test_a_playlist_opens_nothing_else(
     (unit,) = plan(checkpoint, item(tmp_path / name, media_type="video"))
     assert unit.error.type == "media_unreadable"
     assert handler.sent == 0
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("clock", ["media", "unit"])
+def test_counts_are_exact_in_windows_that_overlap(tmp_path, checkpoint, suffix, clock):
+    times = np.cumsum(np.random.default_rng(4).choice([0.04, 0.08, 0.5, 1.5], 120)).tolist()
+    path = tmp_path / f"v.{suffix}"
+    encode_clip(path, numbered_frames(120), pts_seconds=times, start_seconds=85.0, max_b_frames=2)
+    cut = {"kind": "window", "seconds": 6, "overlap_seconds": 2.5}
+    sampling = {"fps": 2.0, "segmentation": cut, "clock": clock}
+    units = plan(checkpoint, item(path), sampling=sampling)
+    assert len(units) > 12
+    assert_exact(checkpoint, units, sampling=sampling)
+    for unit in units:
+        begin = unit.sampling.start_seconds
+        assert unit.sampling.origin_seconds == (begin if clock == "unit" else 0.0)
+
+
+def test_a_units_own_clock_gives_the_prompt_of_a_clip_that_begins_there(tmp_path, checkpoint):
+    """The model reads the same as of a file of the unit's frames alone that begins at 0."""
+    frames = numbered_frames(80)
+    encode_clip(tmp_path / "whole.mp4", frames, fps=10, start_seconds=3600.0)
+    encode_clip(tmp_path / "part.mp4", frames[40:], fps=10)
+    cut = {"kind": "window", "seconds": 4}
+    sampling = {"segmentation": cut, "clock": "unit"}
+    asked = job(checkpoint, sampling=sampling)
+    prepare = Prepare(asked, Storage(), code_digest())
+    last = prepare.prepare(plan(checkpoint, item(tmp_path / "whole.mp4"), sampling=sampling)[1])
+    alone = prepare.prepare(plan(checkpoint, item(tmp_path / "part.mp4"), sampling=sampling)[0])
+    assert last.sampling.pts_seconds[0] == pytest.approx(3604.0)
+    assert [p.input_ids for p in last.prompts] == [p.input_ids for p in alone.prompts]

@@ -407,6 +407,8 @@ def test_the_digest_is_of_the_rows(tmp_path):
     assert expected != digest("m.jsonl", a)
     assert expected != digest("m.jsonl", a, b | {"x": 3})
     assert expected != digest("m.jsonl", a, b | {"end_seconds": 3})
+    intrinsics = {"fx": 900, "fy": 900, "cx": 640, "cy": 360}
+    assert expected != digest("m.jsonl", a, b | {"intrinsics": intrinsics})
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -24,7 +24,6 @@ def identity(weights: str = "w", **changes) -> str:
         {"storage_options": {"s3": {"key": "k"}}},
         {"sampling": {"decoder": "pyav"}},
         {"model": {"source": "/moved/checkpoint", "device": "cpu"}},
-        {"generation": {"seed": 1}},  # greedy
     ],
 )
 def test_what_does_not_determine_answers_is_not_in_it(changes: dict):
@@ -92,3 +91,10 @@ def test_a_checkpoint_that_is_none_says_so(tmp_path, checkpoint):
         inspect_checkpoint(Model(source=str(bare)))
     with pytest.raises(ModelError, match="over the checkpoint's context of 262144"):
         inspect_checkpoint(Model(source=str(checkpoint), max_model_len=300_000))
+
+
+def test_a_seed_counts_only_where_something_is_drawn():
+    """Greedy answers draw nothing, but a second attempt at them does."""
+    greedy = {"retry": None}
+    assert identity(generation=greedy) == identity(generation=greedy | {"seed": 1})
+    assert identity() != identity(generation={"seed": 1})

@@ -32,6 +32,16 @@ def clips(count: int) -> list[Scene]:
     return [plan_file("train", "video", n).scene for n in range(count)]
 
 
+def test_in_a_quiet_clip_nothing_happens(tmp_path) -> None:
+    sizes = {"num_images": 0, "num_clips": 0, "num_quiet": 4, "num_workers": 1}
+    rows = rows_of(render_dataset(tmp_path, "validation", **sizes))
+    assert [row["uri"].partition("/")[0] for row in rows] == ["quiet"] * 4
+    for row in rows:
+        assert row["events"] == row["objects"] == []
+        assert row["caption"] == ("Text and nothing else." if row["text_spans"] else "Nothing.")
+        assert (tmp_path / "validation" / row["uri"]).stat().st_size > 100
+
+
 def moments(scene: Scene) -> list[float]:
     if math.isinf(scene.duration_seconds):
         return [0.0]

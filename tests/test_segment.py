@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.segment import num_frames, stretches
@@ -39,6 +39,34 @@ def test_a_long_video_is_cut_and_the_rest_is_a_unit_of_its_own():
 
 def test_a_last_bit_joins_the_window_before_it():
     assert stretches(video(121.5), None, None, windows()) == [(0, 60), (60, 121.5)]
+
+
+@given(
+    seconds=st.floats(0.1, 4000),
+    begin=st.floats(0, 100),
+    length=st.floats(1, 90),
+    share=st.floats(0, 0.5),
+    least=st.floats(0, 5),
+    shots=st.sets(st.integers(0, 400_000), max_size=8).map(lambda ms: sorted(t / 100 for t in ms)),
+)
+@settings(deadline=None)
+def test_windows_that_overlap_leave_nothing_out(seconds, begin, length, share, least, shots):
+    cut = Segmentation(
+        kind="shots", seconds=length, overlap_seconds=share * length, min_seconds=least
+    )
+    found = stretches(video(seconds, begin), None, None, SamplingSpec(segmentation=cut), shots)
+    assert (found[0][0], found[-1][1]) == (begin, pytest.approx(begin + seconds))
+    for (start, end), (later, _) in pairwise(found):
+        assert start < later <= end  # no gap
+        overlap = end - later
+        assert overlap == pytest.approx(share * length, abs=1e-6) or overlap == 0.0
+        assert overlap == 0.0 or later not in shots or share == 0
+    assert all(end - start <= length + least + 1e-6 for start, end in found if len(shots) == 0)
+
+
+def test_windows_may_not_overlap_by_more_than_half():
+    with pytest.raises(ValueError, match="over half of seconds 10"):
+        Segmentation(seconds=10, overlap_seconds=5.5)
 
 
 def test_exactly_two_windows_are_two():
@@ -86,6 +114,7 @@ def test_windows_cover_all_once(seconds: float, begin: float, length: float, lea
         (10.0, None, SamplingSpec(), 20),  # unknown frame rate
         (10.0, 25.0, SamplingSpec(num_frames=7), 8),
         (60.0, 25.0, SamplingSpec(fps=0.5), 30),
+        (1.0, 25.0, SamplingSpec(min_frames=5), 6),  # an even number of them
     ],
 )
 def test_number_of_frames(seconds: float, fps: float | None, spec: SamplingSpec, expected: int):

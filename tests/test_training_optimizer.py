@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, get_scheduler
 
-from pipeline.engines.transformers import normalise
+from pipeline.engines.patches import normalise
 from pipeline.storage import Storage
+from pipeline.training import optimizer as optimizers
 from pipeline.training.load import attention, export, load_model
 from pipeline.training.optimizer import (
     Together,
@@ -27,6 +28,8 @@ from schemas.errors import JobFileError, ModelError
 from schemas.finetune import FinetuneJob, Training, Tune
 from schemas.job import check
 from schemas.manifest import MediaItem
+
+TORCHS = torch.optim._muon._zeropower_via_newtonschulz
 
 
 def job(checkpoint: Path, **changes: Any) -> FinetuneJob:
@@ -328,14 +331,36 @@ def test_attention_that_auto_means(checkpoint, monkeypatch):
     import importlib.util
 
     spec = job(checkpoint).model
-    assert attention(spec, has_gpu=False) == "sdpa"
+    assert attention(spec, has_gpu=False, is_bf16=True) == "sdpa"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "flash_attn")
-    assert attention(spec, has_gpu=True) == "flash_attention_2"
-    assert attention(spec, has_gpu=False) == "sdpa"
+    assert attention(spec, has_gpu=True, is_bf16=True) == "flash_attention_2"
+    assert attention(spec, has_gpu=True, is_bf16=False) == "sdpa"
+    assert attention(spec, has_gpu=False, is_bf16=True) == "sdpa"
     eager = job(checkpoint, model={"attn_implementation": "eager"}).model
-    assert attention(eager, has_gpu=True) == "eager"
+    assert attention(eager, has_gpu=True, is_bf16=True) == "eager"
 
 
 def test_a_checkpoint_that_is_none_is_said(checkpoint, tmp_path):
     with pytest.raises(ModelError, match=f"cannot load {tmp_path}"):
         load_model(job(tmp_path), "sdpa")
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6)])
+def test_muon_in_float32_steps_as_torchs_own_does(shape, monkeypatch):
+    """Torch's orthogonalises in bfloat16: 8 bits of mantissa."""
+    weights = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    after = []
+    for has_bf16 in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.optim._muon, "_zeropower_via_newtonschulz", TORCHS)
+        monkeypatch.setattr(optimizers, "cpu_has_bf16", lambda has=has_bf16: has)
+        model = torch.nn.Linear(shape[1], shape[0], bias=False)
+        model.weight.data.copy_(weights)
+        optimizer = make_optimizer(model, Training(optimizer="muon", learning_rate=0.1))
+        model.weight.grad = gradient.clone()
+        optimizer.step()
+        after.append(model.weight.detach() - weights)
+    assert after[1].abs().max() > 0.02
+    torch.testing.assert_close(after[1], after[0], rtol=0, atol=0.002)
+    assert torch.optim._muon._zeropower_via_newtonschulz is not TORCHS

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from jobs.tiny_checkpoint import write_tiny_checkpoint
-from pipeline.engines.transformers import normalise, patches
+from pipeline.engines.patches import normalise, patches
 from pipeline.storage import Storage
 from pipeline.training.pack import collate, pack
 from pipeline.training.sample import IGNORED, Preparer, Sample, group_by_media

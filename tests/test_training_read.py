@@ -337,7 +337,15 @@ class TestAnnotations:
             "bad_row",
             "events is asked of video only",
         )
-        assert problem("objects", uri="a.jpg", objects=box)[1].startswith("boxes need the media's")
+        sizeless = "boxes and points need the media's"
+        assert problem("objects", uri="a.jpg", objects=box)[1].startswith(sizeless)
+        point = [{"label": "x", "point": {"x": 1.0, "y": 2.0}}]
+        assert problem("points", uri="a.jpg", points=point)[1].startswith(sizeless)
+        far = [{"label": "x", "point": {"x": 1.0, "y": 12.5}}]
+        assert problem("points", uri="a.jpg", points=far, width=10, height=10) == (
+            "bad_box",
+            "[1.0, 12.5] is outside of the 10 x 10 pixels that the row gives its media",
+        )
         assert problem("caption", uri="a.xyz", caption="x")[1].startswith("media_type must be")
         assert problem("caption", uri="a.jpg", caption=" ")[0] == "no_answer"
         assert problem("caption", uri="a.jpg", caption=5)[0] == "bad_row"

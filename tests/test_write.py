@@ -1,5 +1,6 @@
 """Rows of the output table, and the files they are committed in."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -76,6 +77,25 @@ def test_answers_become_typed_columns_in_pixels_and_seconds():
     assert found["box_1000"] == {"x1": 100, "y1": 200, "x2": 500, "y2": 1000}
     assert found["pts_seconds"] == 5.0  # the sampled frame nearest to the answered 5.1 s
     assert row["responses"][0]["raw_text"] == "A red car."
+
+
+def test_answers_on_a_units_own_clock_become_pts():
+    asked = unit(
+        answer("events", '[{"start": "00:01.00", "end": "00:04.50", "caption": "it turns"}]'),
+        answer("objects", '[{"time": 5.1, "bbox_2d": [1, 2, 5, 10], "label": "red car"}]'),
+    )
+    moved = dataclasses.replace(
+        asked.sampling,
+        start_seconds=3600.0,
+        end_seconds=3610.0,
+        origin_seconds=3600.0,
+        pts_seconds=tuple(3600.0 + t for t in asked.sampling.pts_seconds),
+    )
+    row = annotation_row(dataclasses.replace(asked, sampling=moved), QUESTIONS, KEY)
+    (event,), (found,) = row["events"], row["objects"]
+    assert (event["start_seconds"], event["end_seconds"]) == (3601.0, 3604.5)
+    assert found["pts_seconds"] == 3605.0
+    assert found["box_1000"] == {"x1": 1, "y1": 2, "x2": 5, "y2": 10}
 
 
 def test_one_answer_that_cannot_be_read_makes_the_row_partial_and_keeps_the_text():

@@ -11,28 +11,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import (
     AutoModelForImageTextToText,
     GenerationConfig,
     StoppingCriteriaList,
 )
-from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    BaseModelOutputWithDeepstackFeatures as Features,
+)
 from transformers.utils.logging import disable_progress_bar
 
-from pipeline.budget import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
-from pipeline.engines.sampling import RowLimits, row_processors
+from pipeline.checkpoint import load_config
+from pipeline.engines.grammar import Grammars
+from pipeline.engines.patches import patches, seen_pixels
+from pipeline.engines.sampling import RowLimits, RowLoops, row_processors
 from pipeline.prompt import IMAGE, TEXT, VIDEO, Prompter
 from schemas.errors import ErrorRecord, ErrorType, ModelError, UnitError
-from schemas.job import Job, Model
+from schemas.job import Generation, Job, Model
 from schemas.task import Question
 from schemas.unit import AnsweredUnit, PreparedUnit, Prompt, RawAnswer, UnitStatus
 
 logger = logging.getLogger(__name__)
 
-PIXEL_MEAN = 0.5
-PIXEL_STD = 0.5
 
 _TYPE_IDS = {"image": IMAGE, "video": VIDEO}
 
@@ -75,13 +76,23 @@ class TransformersEngine:
         self._model = _load(job.model, self._device)
         self._eos_ids = _eos_ids(self._model, self._prompter)
         self._pad_id = int(self._prompter.tokenizer.pad_token_id or 0)
+        self._grammars = Grammars(
+            job.questions() if job.generation.constrained else (),
+            self._prompter.tokenizer,
+            self._model.config.text_config.vocab_size,
+            reasons=self._opens_reasoning,
+        )
         # The checkpoint's own generation settings must not leak into the job's.
         self._model.generation_config = GenerationConfig(
             eos_token_id=self._eos_ids, pad_token_id=self._pad_id
         )
 
-    def generate(self, units: Sequence[PreparedUnit]) -> list[AnsweredUnit]:
+    def generate(
+        self, units: Sequence[PreparedUnit], generation: Generation | None = None
+    ) -> list[AnsweredUnit]:
         """Answer every prompt of every unit; units come back in order, failed ones as they were.
+
+        generation: instead of the job's; max_new_tokens stays that of the question.
 
         Raises:
             torch.AcceleratorError: the device is broken; the actor must be replaced.
@@ -94,7 +105,7 @@ class TransformersEngine:
                 answered[k] = _answered(unit.failed(ErrorRecord.from_error("engine", error)))
         todo = [k for k in range(len(units)) if k not in answered]
         for batch in self._batches(units, todo):
-            self._run(units, batch, answered)
+            self._run(units, batch, answered, generation or self._generation)
         return [answered[k] for k in range(len(units))]
 
     def _batches(self, units: Sequence[PreparedUnit], todo: list[int]) -> Iterator[list[int]]:
@@ -119,12 +130,16 @@ class TransformersEngine:
         ]
 
     def _run(
-        self, units: Sequence[PreparedUnit], batch: list[int], answered: dict[int, AnsweredUnit]
+        self,
+        units: Sequence[PreparedUnit],
+        batch: list[int],
+        answered: dict[int, AnsweredUnit],
+        generation: Generation,
     ) -> None:
         """Run a batch; if it fails, its halves; a unit that fails alone becomes an error row."""
         started = time.perf_counter()
         try:
-            answers = self._generate([units[k] for k in batch])
+            answers = self._generate([units[k] for k in batch], generation)
         except torch.OutOfMemoryError as error:
             problem = UnitError(
                 ErrorType.OUT_OF_MEMORY,
@@ -154,16 +169,16 @@ class TransformersEngine:
             answered[batch[0]] = _answered(failed)
             return
         middle = len(batch) // 2
-        self._run(units, batch[:middle], answered)
-        self._run(units, batch[middle:], answered)
+        self._run(units, batch[:middle], answered, generation)
+        self._run(units, batch[middle:], answered, generation)
 
     @torch.inference_mode()
-    def _generate(self, units: list[PreparedUnit]) -> list[list[RawAnswer]]:
+    def _generate(self, units: list[PreparedUnit], generation: Generation) -> list[list[RawAnswer]]:
         """Answer units in one batch, or in several where the prompts of one are over the budget."""
-        vision = {unit.unit_id: self._encode(unit) for unit in units}
+        vision = {unit.unit_id: self._encode(unit) for unit in units if unit.seen}
         rows = [s for unit in units for s in self._sequences(unit)]
         batches = list(self._split(rows)) if len(units) == 1 else [rows]
-        flat = [answer for batch in batches for answer in self._answer(batch, vision)]
+        flat = [a for batch in batches for a in self._answer(batch, vision, generation)]
         raw = iter(flat)
         return [[next(raw) for _ in unit.prompts] for unit in units]
 
@@ -178,17 +193,21 @@ class TransformersEngine:
             batch.append(row)
         yield batch
 
-    def _encode(self, unit: PreparedUnit) -> BaseModelOutputWithDeepstackFeatures:
-        """Vision features of a unit: encoded once, used by all its prompts."""
-        assert unit.sampling is not None and unit.media is not None
-        grid = torch.tensor([unit.sampling.grid_thw], device=self._device)
-        pixels = patches(unit_pixels(unit).to(self._device))
-        if unit.media.media_type == "image":
-            return self._model.get_image_features(pixels, grid, return_dict=True)
-        return self._model.get_video_features(pixels, grid, return_dict=True)
+    def _encode(self, unit: PreparedUnit) -> list[Features]:
+        """Features of what a unit sees, in order: encoded once, used by all its prompts."""
+        features = []
+        for part, pixels in zip(unit.seen, seen_pixels(unit), strict=True):
+            is_image = part.media.media_type == "image"
+            encode = self._model.get_image_features if is_image else self._model.get_video_features
+            grid = torch.tensor([part.sampling.grid_thw], device=self._device)
+            features.append(encode(patches(pixels.to(self._device)), grid, return_dict=True))
+        return features
 
     def _answer(
-        self, rows: list[_Sequence], vision: dict[str, BaseModelOutputWithDeepstackFeatures]
+        self,
+        rows: list[_Sequence],
+        vision: dict[str, list[Features]],
+        generation: Generation,
     ) -> list[RawAnswer]:
         inputs = self._inputs(rows, vision)
         fed = inputs["attention_mask"].sum(dim=1).tolist()
@@ -198,60 +217,65 @@ class TransformersEngine:
         limits = torch.tensor([row.max_new_tokens for row in rows], device=self._device)
         padded = inputs["input_ids"].shape[1]
         names = [f"{row.unit.unit_id}/{row.prompt.task}" for row in rows]
+        grammars = self._grammars.processors([row.prompt.task for row in rows], padded)
+        over = [*self._eos_ids, self._pad_id]
+        loops = RowLoops(padded, len(rows) if generation.stop_loops else 0, over)
+        stopping = [RowLimits(padded, limits), *([loops] if loops.at else [])]
         output = self._model.generate(
             **inputs,
             do_sample=False,
             max_new_tokens=int(limits.max()),
-            repetition_penalty=self._generation.repetition_penalty,
-            logits_processor=row_processors(self._generation, names, self._device),
-            stopping_criteria=StoppingCriteriaList([RowLimits(padded, limits)]),
+            repetition_penalty=generation.repetition_penalty,
+            logits_processor=row_processors(generation, names, padded, self._device, grammars),
+            stopping_criteria=StoppingCriteriaList(stopping),
         )
         answers = []
-        for row, ids, tokens in zip(rows, output[:, padded:].tolist(), fed, strict=True):
+        for k, (row, ids) in enumerate(zip(rows, output[:, padded:].tolist(), strict=True)):
             kept, reason = _until_stop(ids, row.max_new_tokens, self._eos_ids)
+            if loops.at and (at := loops.at[k]) is not None and at <= len(kept):
+                kept, reason = ids[:at], "loop"
             answers.append(
                 RawAnswer(
                     task=row.prompt.task,
                     raw_text=self._prompter.decode(kept),
                     finish_reason=reason,
-                    num_prompt_tokens=int(tokens),
+                    num_prompt_tokens=int(fed[k]),
                     num_output_tokens=len(kept),
                     opens_reasoning=self._opens_reasoning,
                 )
             )
         return answers
 
-    def _inputs(
-        self, rows: list[_Sequence], vision: dict[str, BaseModelOutputWithDeepstackFeatures]
-    ) -> dict[str, Any]:
-        """Left-padded ids, their masks and types, and each row's grid and vision features."""
+    def _inputs(self, rows: list[_Sequence], vision: dict[str, list[Features]]) -> dict[str, Any]:
+        """Left-padded ids, their masks and types, and each row's grids and vision features."""
         longest = max(len(row.prompt.input_ids or ()) for row in rows)
         shape = (len(rows), longest)
         input_ids = torch.full(shape, self._pad_id, dtype=torch.long)
         attention_mask = torch.zeros(shape, dtype=torch.long)
         type_ids = torch.full(shape, TEXT, dtype=torch.long)
         grids: dict[str, list[Any]] = {"image": [], "video": []}
-        features: dict[str, list[BaseModelOutputWithDeepstackFeatures]] = {"image": [], "video": []}
+        features: dict[str, list[Features]] = {"image": [], "video": []}
         for k, row in enumerate(rows):
-            assert row.unit.media is not None and row.unit.sampling is not None
             ids = torch.tensor(row.prompt.input_ids, dtype=torch.long)
             input_ids[k, longest - len(ids) :] = ids
             attention_mask[k, longest - len(ids) :] = 1
-            kind = row.unit.media.media_type
-            type_ids[k][input_ids[k] == self._prompter.pad_ids[kind]] = _TYPE_IDS[kind]
-            grids[kind].append(row.unit.sampling.grid_thw)
-            features[kind].append(vision[row.unit.unit_id])
+            for kind, pad in self._prompter.pad_ids.items():
+                type_ids[k][input_ids[k] == pad] = _TYPE_IDS[kind]
+            for part, found in zip(row.unit.seen, vision.get(row.unit.unit_id, ()), strict=True):
+                grids[part.media.media_type].append(part.sampling.grid_thw)
+                features[part.media.media_type].append(found)
         inputs: dict[str, Any] = {
             "input_ids": input_ids.to(self._device),
             "attention_mask": attention_mask.to(self._device),
             "mm_token_type_ids": type_ids.to(self._device),
-            "mm_encoder_outputs": {
-                kind: _joined(found) for kind, found in features.items() if found
-            },
         }
-        for kind, found in grids.items():
-            if found:
-                inputs[f"{kind}_grid_thw"] = torch.tensor(found, device=self._device)
+        if any(features.values()):
+            inputs["mm_encoder_outputs"] = {
+                kind: _joined(of_kind) for kind, of_kind in features.items() if of_kind
+            }
+        for kind, sizes in grids.items():
+            if sizes:
+                inputs[f"{kind}_grid_thw"] = torch.tensor(sizes, device=self._device)
         return inputs
 
 
@@ -272,61 +296,10 @@ def _mismatch(prompt: Prompt, tokens: int) -> UnitError:
     )
 
 
-def unit_pixels(unit: PreparedUnit) -> torch.Tensor:
-    """The unit's frames, ``uint8 [T, H, W, 3]``."""
-    sampling = unit.sampling
-    assert sampling is not None and unit.frame_data is not None
-    shape = (sampling.num_frames, sampling.resized_height, sampling.resized_width, 3)
-    # torch wants a writable buffer; nothing writes to it.
-    return torch.from_numpy(np.frombuffer(bytearray(unit.frame_data), np.uint8).reshape(shape))
-
-
-def patches(pixels: torch.Tensor) -> torch.Tensor:
-    """Cut frames into the vision tower's rows and normalise them, on the device of ``pixels``.
-
-    pixels: uint8 [T, H, W, 3]; T is 1 (an image: its frame is used twice) or even.
-    Returns float32 [T/2 * H/16 * W/16, 1536].
-    """
-    return normalise(patchify(pixels))
-
-
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """Take uint8 0..255 to float32 -1..1."""
-    return (pixels.to(torch.float32) * (1 / 255) - PIXEL_MEAN) / PIXEL_STD
-
-
-def patchify(pixels: torch.Tensor) -> torch.Tensor:
-    """Cut frames [T, H, W, 3] into rows [T/2 * H/16 * W/16, 1536] of the same dtype.
-
-    A row is 3 channels x 2 frames x 16 x 16; rows are ordered (t, h/2, w/2, 2, 2) over the grid.
-
-    Source: ``Qwen2VLImageProcessor.patchify`` of transformers, which tests compare with.
-    """
-    if pixels.shape[0] == 1:
-        pixels = pixels.expand(TEMPORAL_PATCH_SIZE, -1, -1, -1)
-    frames, height, width, channels = pixels.shape
-    side = PATCH_SIZE * MERGE_SIZE
-    values = pixels.reshape(
-        frames // TEMPORAL_PATCH_SIZE,
-        TEMPORAL_PATCH_SIZE,
-        height // side,
-        MERGE_SIZE,
-        PATCH_SIZE,
-        width // side,
-        MERGE_SIZE,
-        PATCH_SIZE,
-        channels,
-    )
-    rows = values.permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
-    return rows.reshape(-1, channels * TEMPORAL_PATCH_SIZE * PATCH_SIZE**2)
-
-
-def _joined(
-    features: list[BaseModelOutputWithDeepstackFeatures],
-) -> BaseModelOutputWithDeepstackFeatures:
-    """Features of several rows, in order, in the form the model takes."""
+def _joined(features: list[Features]) -> Features:
+    """Features of several images or videos, in order, in the form the model takes."""
     layers = range(len(features[0].deepstack_features or ()))
-    return BaseModelOutputWithDeepstackFeatures(
+    return Features(
         pooler_output=tuple(f.pooler_output[0] for f in features),
         deepstack_features=[
             tuple(f.deepstack_features[layer][0] for f in features) for layer in layers
@@ -364,6 +337,7 @@ def _load(model: Model, device: torch.device) -> Any:
         loaded = AutoModelForImageTextToText.from_pretrained(
             model.source,
             revision=model.revision,
+            config=load_config(model.source, model.revision, model.yarn),
             dtype=dtype,
             attn_implementation=model.attn_implementation,
         )

@@ -7,7 +7,8 @@ from schemas.task import AnswerStatus, Parsed, Question, Task, View
 
 
 def _prompt(question: Question, media_type: str) -> str:
-    return question.prompt or f"Describe this {media_type} in detail."
+    how = "in one sentence" if question.style == "short" else "in detail"
+    return question.prompt or f"Describe this {media_type} {how}."
 
 
 def _parse(answer: str, question: Question, view: View) -> Parsed:

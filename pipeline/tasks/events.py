@@ -7,17 +7,22 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.tasks.intervals import (
+    INTERVAL_KEYS,
+    START_KEYS,
+    clamp_interval,
+    clock,
+    interval_fields,
+    interval_of,
+)
 from pipeline.tasks.read_json import JsonObject, conclude, fenced, first_of, read_json, text_of
-from pipeline.tasks.times import clamp_seconds, read_interval, read_seconds
+from pipeline.tasks.times import read_interval
 from schemas.task import Parsed, Question, Task, View
 
 _PROMPT = (
     "Localize the events in the video, in order. Output the start and end time of each event and "
     "describe it in a sentence. Provide the result in JSON format with 'mm:ss.ff' for times."
 )
-_START_KEYS = ("start", "start_time", "start_seconds", "begin")
-_END_KEYS = ("end", "end_time", "end_seconds", "stop")
-_INTERVAL_KEYS = ("timestamp", "timestamps", "time", "time_range", "interval")
 _CAPTION_KEYS = ("caption", "description", "event", "text", "label")
 _MAX_DEPTH = 4
 
@@ -41,15 +46,7 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
         if interval is None or caption is None:
             notes[f"left out: no {'times' if interval is None else 'caption'}"] += 1
             continue
-        start, end = sorted(interval)
-        if start != interval[0]:
-            notes["start and end swapped"] += 1
-        event = {
-            "start_seconds": clamp_seconds(start, view, notes),
-            "end_seconds": clamp_seconds(end, view, notes),
-            "caption": caption,
-        }
-        events.append(event)
+        events.append({**clamp_interval(interval, view, notes), "caption": caption})
     return conclude(reading, events, num_seen, notes)
 
 
@@ -61,7 +58,7 @@ def _events(
         for item in value:
             yield from _events(item, notes, depth + 1)
     elif isinstance(value, dict) and _is_event(value):
-        yield _interval(value, notes), first_of(value, _CAPTION_KEYS, notes)
+        yield interval_of(value, notes), first_of(value, _CAPTION_KEYS, notes)
     elif isinstance(value, dict):
         # As pairs: two events at the same time are two members with the same key.
         pairs = value.pairs if isinstance(value, JsonObject) else tuple(value.items())
@@ -80,7 +77,7 @@ def _events(
 
 def _is_event(item: dict[str, Any]) -> bool:
     """Tell an event from an object around a list of events, which may have a caption as well."""
-    if any(key in item for key in (*_START_KEYS, *_INTERVAL_KEYS)):
+    if any(key in item for key in (*START_KEYS, *INTERVAL_KEYS)):
         return True
     return any(key in item for key in _CAPTION_KEYS) and not any(
         isinstance(member, list | dict) for member in item.values()
@@ -93,30 +90,9 @@ def _may_hold_events(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-def _interval(item: dict[str, Any], notes: Counter[str]) -> tuple[float, float] | None:
-    """Return an event's start and end in seconds; None if they cannot be read."""
-    if any(key in item for key in _START_KEYS):
-        start = read_seconds(first_of(item, _START_KEYS, notes))
-        end = read_seconds(first_of(item, _END_KEYS, notes))
-        return None if start is None or end is None else (start, end)
-    value = first_of(item, _INTERVAL_KEYS, notes)
-    interval, instant = read_interval(value), read_seconds(value)
-    if instant is not None:
-        notes["one time taken for both start and end"] += 1
-        return instant, instant
-    if interval is not None:
-        notes["start and end read from one value"] += 1
-    return interval
-
-
-_SECONDS = {"description": "PTS in the media", "unit": "s"}
 _CAPTION = {"description": "what happens then"}
 _EVENT = pa.struct(
-    [
-        pa.field("start_seconds", pa.float64(), nullable=False, metadata=_SECONDS),
-        pa.field("end_seconds", pa.float64(), nullable=False, metadata=_SECONDS),
-        pa.field("caption", pa.string(), nullable=False, metadata=_CAPTION),
-    ]
+    [*interval_fields(), pa.field("caption", pa.string(), nullable=False, metadata=_CAPTION)]
 )
 
 
@@ -124,16 +100,9 @@ def _write(value: list[dict[str, Any]], question: Question, view: View) -> str:
     """Write the object form; as text, since two events may have the same times."""
     members = []
     for event in value:
-        times = f"{_clock(event['start_seconds'])} - {_clock(event['end_seconds'])}"
+        times = f"{clock(event['start_seconds'])} - {clock(event['end_seconds'])}"
         members.append(f'"{times}": {json.dumps(event["caption"], ensure_ascii=False)}')
     return fenced("{" + ", ".join(members) + "}")
-
-
-def _clock(seconds: float) -> str:
-    """``mm:ss.ff``, as the prompt asks for; minutes may be over 59."""
-    hundredths = round(max(seconds, 0.0) * 100)
-    minutes, rest = divmod(hundredths, 6000)
-    return f"{minutes:02d}:{rest // 100:02d}.{rest % 100:02d}"
 
 
 TASK = Task(

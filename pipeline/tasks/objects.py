@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from pipeline.tasks.boxes import box_column, read_named_boxes, write_named_boxes
+from pipeline.tasks.boxes import BOX
+from pipeline.tasks.named_places import place_column, read_named_places, write_named_places
 from schemas.task import Parsed, Question, Task, View
 
 _IMAGE_FORMAT = "Report bbox coordinates in JSON format."
@@ -25,9 +26,10 @@ def _prompt(question: Question, media_type: str) -> str:
 
 def _parse(answer: str, question: Question, view: View) -> Parsed:
     """Read ``[{"bbox_2d": [..], "label": ..}]``; absent categories are simply not listed."""
-    return read_named_boxes(
+    return read_named_places(
         answer,
         view,
+        BOX,
         text_name="label",
         text_keys=("label", "name", "category", "text"),
         text_if_missing=question.labels[0] if len(question.labels) == 1 else None,
@@ -36,14 +38,14 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
 
 def _write(value: list[dict[str, Any]], question: Question, view: View) -> str:
     asked = [e for e in value if not question.labels or e["label"] in question.labels]
-    return write_named_boxes(asked, view, text_name="label", text_key="label")
+    return write_named_places(asked, view, BOX, text_name="label", text_key="label")
 
 
 TASK = Task(
     name="objects",
     version=1,
     media_types=frozenset({"image", "video"}),
-    column=box_column("objects", "label", needs_box=True, description="things and where they are"),
+    column=place_column("objects", BOX, "label", description="things and where they are"),
     prompt=_prompt,
     parse=_parse,
     write=_write,

@@ -12,15 +12,15 @@ from typing import Any
 from schemas.task import View
 
 # 12.5 | 12.5 seconds | <12.5 seconds> | 00:23.00 | 1:02:03.5; a decimal comma as in subtitles
-_TIME = (
+TIME = (
     r"<?\s*(?:(?:(\d{1,9}):)?(\d{1,9}):)?(\d{1,9}(?:[.,]\d{0,9})?)"
     r"\s*(?:s|secs?|seconds?)?\s*>?"
 )
 _ROUNDING_SECONDS = 0.051  # the model sees times with one decimal, and answers alike
 _MAX_CHARS = 64  # keeps backtracking on hostile text short
-_TIME_PATTERN = re.compile(_TIME, re.ASCII | re.IGNORECASE)
+_TIME_PATTERN = re.compile(TIME, re.ASCII | re.IGNORECASE)
 _INTERVAL_PATTERN = re.compile(
-    rf"\[?\s*{_TIME}\s*(?:-+>?|–|—|→|~|,|to)\s*{_TIME}\s*\]?", re.ASCII | re.IGNORECASE
+    rf"\[?\s*{TIME}\s*(?:-+>?|–|—|→|~|,|to)\s*{TIME}\s*\]?", re.ASCII | re.IGNORECASE
 )
 
 

@@ -107,6 +107,8 @@ def faults_pixels(found: Sequence[Marks], width: int, height: int) -> list[str]:
             scaled = [_to_1000(n, side) for n, side in _with_sides(place, width, height)]
             if wrong := _outside(place, width, height):
                 fault: str | None = f"{wrong[0]:g} is outside the {width} x {height} pixels"
+            elif len(place) == 4 and max(place) <= 1 and min(width, height) > 1:
+                fault = "is it in 0..1? it must be in pixels"
             elif (fault := _shape_fault(place)) is None and (fault := _shape_fault(scaled)):
                 fault = f"in 0..1000 it would be {_brief(scaled)}: {fault}"
             if fault:
@@ -134,7 +136,7 @@ def _rewritten(value: str, width: int, height: int) -> str:
 
 
 def _to_1000(pixels: float, side: int) -> int:
-    """As ``pipeline.tasks.boxes.write_named_boxes`` does."""
+    """As ``pipeline.tasks.boxes.BOX.write`` does."""
     return min(max(round(pixels * 1000 / side), 0), 1000)
 
 

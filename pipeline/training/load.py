@@ -7,21 +7,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.checkpoint import load_config
 from pipeline.training.optimizer import choose_parameters, with_lora
 from schemas.errors import ModelError
-from schemas.finetune import FinetuneJob, Lora, TrainedModel, Yarn
+from schemas.finetune import FinetuneJob, Lora, TrainedModel
 
 # Everything of a published checkpoint but its weights.
 _FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
-def attention(model: TrainedModel, *, has_gpu: bool) -> str:
-    """The attention implementation that ``auto`` means here."""
+def attention(model: TrainedModel, *, has_gpu: bool, is_bf16: bool) -> str:
+    """The attention implementation that ``auto`` means here.
+
+    is_bf16: it computes in bfloat16, without which FlashAttention cannot.
+    """
     import importlib.util
 
     if model.attn_implementation != "auto":
         return model.attn_implementation
-    is_there = has_gpu and importlib.util.find_spec("flash_attn") is not None
+    is_there = has_gpu and is_bf16 and importlib.util.find_spec("flash_attn") is not None
     return "flash_attention_2" if is_there else "sdpa"
 
 
@@ -31,15 +35,13 @@ def load_model(job: FinetuneJob, attn_implementation: str) -> nn.Module:
     Raises:
         ModelError: it cannot be loaded.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     spec = job.model
     try:
-        config: Any = AutoConfig.from_pretrained(spec.source, revision=spec.revision)
-        if spec.yarn is not None:
-            stretch_context(config, spec.yarn)
+        config = load_config(spec.source, spec.revision, spec.yarn)
         model: nn.Module = AutoModelForImageTextToText.from_pretrained(
             spec.source,
             revision=spec.revision,
@@ -55,27 +57,26 @@ def load_model(job: FinetuneJob, attn_implementation: str) -> nn.Module:
     return model
 
 
-def stretch_context(config: Any, yarn: Yarn) -> None:
-    """Set YaRN in a checkpoint's configuration; what it says of M-RoPE stays."""
-    text = config.text_config
-    original = yarn.original_max_position_embeddings or text.max_position_embeddings
-    text.rope_parameters = {
-        **text.rope_parameters,
-        "rope_type": "yarn",
-        "factor": yarn.factor,
-        "original_max_position_embeddings": original,
-    }
-    text.max_position_embeddings = int(original * yarn.factor)
-
-
-def export(model: Any, source: str, revision: str | None, lora: Lora | None, folder: Path) -> None:
+def export(
+    model: Any,
+    source: str,
+    revision: str | None,
+    lora: Lora | None,
+    folder: Path,
+    *,
+    has_weights: bool = True,
+) -> None:
     """Write a checkpoint in the published layout: weights, tokenizer, template, processors.
 
     With adapters: merged into the weights, or apart (``adapter_config.json`` beside their weights).
+    has_weights: the model has all of them; else they, and the configuration, are there already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in _source_files(source, revision):
-        shutil.copy(path, folder / path.name)
+        if has_weights or not (folder / path.name).exists():
+            shutil.copy(path, folder / path.name)
+    if not has_weights:
+        return
     if lora is not None and lora.merge:
         model = model.merge_and_unload()
     # A checkpoint of several files has an index, which must not outlive its files.

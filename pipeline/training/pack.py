@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.budget import MERGE_SIZE, PATCH_SIZE
-from pipeline.engines.transformers import patchify
+from pipeline.engines.patches import patchify
 from pipeline.prompt import IMAGE, Vision
 from pipeline.training.sample import IGNORED, ROOT, Picture, Sample
 

@@ -15,9 +15,9 @@ from pipeline.storage import Storage, join, shown
 from schemas.conversation import Conversation, DataProblem, ProblemType, Turn
 from schemas.errors import ManifestError
 from schemas.finetune import DataSpec
-from schemas.job import TaskSpec
 from schemas.manifest import MEDIA_TYPES, MediaItem, default_media_id, guess_media_type
-from schemas.task import Question, View
+from schemas.task import View
+from schemas.task_spec import TaskSpec, asked_questions
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _TAG = re.compile(r"(<image>|<video>)")
@@ -26,6 +26,8 @@ _COLUMNS = (
     *("width", "height", "start_seconds", "end_seconds"),
 )
 """What is read of a table, beside the columns of the tasks."""
+_SLACK_PIXELS = 1.0  # annotation tools round up, or count pixels from 1
+_ROW = "reelscribe_row"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 Example = Conversation | DataProblem
@@ -161,8 +163,8 @@ def _turn(turn: Any, media: dict[str, list[MediaItem]], ordered: list[MediaItem]
     if role is None or not isinstance(text, str):
         raise _RowError(
             ProblemType.BAD_ROW,
-            f"a turn needs `from` (human, gpt or system) and `value` (text), got from "
-            f"{said_by!r:.40}",
+            "a turn needs `from` (human, gpt or system) and `value` (text), got from "
+            f"{said_by!r:.40} and a value that is {_kind(text)}",
         )
     if _SURROGATE.search(text):
         raise _RowError(ProblemType.BAD_ROW, "a text has half a character (a lone surrogate)")
@@ -178,6 +180,11 @@ def _turn(turn: Any, media: dict[str, list[MediaItem]], ordered: list[MediaItem]
         elif piece.strip():
             parts.append(piece.strip())  # as the reference does: "<image>\nWhat is this?"
     return Turn(role=role, parts=tuple(parts))
+
+
+def _kind(value: Any) -> str:
+    kinds = {str: "text", list: "a list", dict: "an object", type(None): "missing"}
+    return kinds.get(type(value), "no text")
 
 
 def _check_turns(turns: list[Turn]) -> None:
@@ -202,7 +209,8 @@ def _read_annotations(spec: DataSpec, storage: Storage) -> Iterator[Example]:
     if "uri" not in columns:
         raise ManifestError(f"{name} has no column uri; it has {columns}")
     base = media_base(spec)
-    for k, row in enumerate(table, start=1):
+    for row in table:
+        k = row[_ROW]
         for task in spec.tasks:
             if row[task.name] is None:
                 continue
@@ -211,7 +219,7 @@ def _read_annotations(spec: DataSpec, storage: Storage) -> Iterator[Example]:
                 yield _answered(row, task, base, origin)
             except _RowError as error:
                 yield DataProblem(origin=origin, type=error.type, message=str(error))
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 # The table may be anyone's, its columns of any type.
                 message = f"{task.name} does not have the column's form: {error!r}"
                 yield DataProblem(origin=origin, type=ProblemType.BAD_ROW, message=message)
@@ -220,6 +228,7 @@ def _read_annotations(spec: DataSpec, storage: Storage) -> Iterator[Example]:
 def _query(spec: DataSpec, storage: Storage) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows that ``where`` selects, as DuckDB reads the condition, in the table's order."""
     import duckdb
+    import pyarrow as pa
     import pyarrow.dataset as ds
 
     assert spec.annotations is not None
@@ -233,6 +242,8 @@ def _query(spec: DataSpec, storage: Storage) -> tuple[list[dict[str, Any]], list
         raise ManifestError(f"{name} does not exist, or holds no Parquet files") from None
     except (OSError, ValueError) as error:
         raise ManifestError(f"{name} is not a Parquet table: {error}") from None
+    # What is told of a row names its place in the table, whatever `where` selects.
+    annotations = annotations.append_column(_ROW, pa.array(range(1, annotations.num_rows + 1)))
     if spec.where is not None:
         with duckdb.connect() as connection:
             connection.execute("SET enable_external_access = false")
@@ -244,8 +255,9 @@ def _query(spec: DataSpec, storage: Storage) -> tuple[list[dict[str, Any]], list
             except duckdb.Error as error:
                 raise ManifestError(f"where: {error}") from None
     names = annotations.column_names
-    needed = {*_COLUMNS, *(task.name for task in spec.tasks)}
-    return annotations.select([n for n in names if n in needed]).to_pylist(), names
+    needed = {*_COLUMNS, _ROW, *(task.name for task in spec.tasks)}
+    rows = annotations.select([n for n in names if n in needed]).to_pylist()
+    return rows, [name for name in names if name != _ROW]
 
 
 def _parquet_files(uri: str, storage: Storage) -> list[str]:
@@ -300,10 +312,12 @@ def _answered(row: dict[str, Any], task: TaskSpec, base: str, origin: str) -> Co
         kinds = " or ".join(sorted(definition.media_types))
         raise _RowError(ProblemType.BAD_ROW, f"{task.name} is asked of {kinds} only")
     value = row[task.name]
-    has_boxes = isinstance(value, list) and any(e.get("box") for e in value)
-    if has_boxes and not (facts.width and facts.height):
-        raise _RowError(ProblemType.BAD_ROW, "boxes need the media's width and height")
-    question = Question(task=task.name, labels=task.labels, prompt=task.prompt)
+    places = list(_places(value))
+    if places and not (facts.width and facts.height):
+        raise _RowError(ProblemType.BAD_ROW, "boxes and points need the media's width and height")
+    _check_places(places, facts)
+    # As the annotate job asks it.
+    (question,) = asked_questions([task])
     view = View(
         media_type=facts.media_type,
         width=facts.width,
@@ -313,7 +327,11 @@ def _answered(row: dict[str, Any], task: TaskSpec, base: str, origin: str) -> Co
     )
     answer = definition.write(value, question, view)
     if not answer.strip():
-        raise _RowError(ProblemType.NO_ANSWER, f"{task.name} is empty")
+        raise _RowError(
+            ProblemType.NO_ANSWER,
+            f"{task.name} is empty: give it what the model is to say, such as 'There is no text.', "
+            "or null to leave it out",
+        )
     frames = tuple(_absolute(frame, base) for frame in facts.frames)
     uri = frames[0] if frames else _absolute(row["uri"], base)
     item = MediaItem(
@@ -328,6 +346,31 @@ def _answered(row: dict[str, Any], task: TaskSpec, base: str, origin: str) -> Co
     asked = Turn(role="user", parts=(0, definition.prompt(question, facts.media_type)))
     said = Turn(role="assistant", parts=(answer,))
     return Conversation(origin=origin, media=(item,), turns=(asked, said))
+
+
+def _places(value: Any) -> Iterator[dict[str, float]]:
+    """The boxes and points in pixels in a task's answer, at any depth."""
+    if isinstance(value, dict):
+        for key, member in value.items():
+            if key in ("box", "point") and isinstance(member, dict):
+                yield member
+            else:
+                yield from _places(member)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _places(item)
+
+
+def _check_places(places: list[dict[str, float]], facts: _Facts) -> None:
+    """Refuse what lies outside the picture: cut to it, it would teach a wrong place."""
+    sides = {"x": facts.width, "y": facts.height}
+    for place in places:
+        if any(not -_SLACK_PIXELS <= at <= sides[k[0]] + _SLACK_PIXELS for k, at in place.items()):
+            raise _RowError(
+                ProblemType.BAD_BOX,
+                f"{[round(at, 1) for at in place.values()]} is outside of the {facts.width} x "
+                f"{facts.height} pixels that the row gives its media",
+            )
 
 
 def _folder(uri: str) -> str:

@@ -1,6 +1,7 @@
 """The training loop of one worker: transformers' Trainer on samples that the pipeline prepares."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,11 +12,11 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from pipeline.engines.transformers import normalise
+from pipeline.engines.patches import normalise
 from pipeline.prompt import Prompter
 from pipeline.storage import Storage
 from pipeline.training.load import attention, load_model
-from pipeline.training.optimizer import make_optimizer
+from pipeline.training.optimizer import cpu_has_bf16, make_optimizer
 from pipeline.training.pack import Batch, blank, collate, pack
 from pipeline.training.sample import IGNORED, Preparer, Sample
 from schemas.conversation import Conversation, DataProblem, ProblemType
@@ -31,17 +32,24 @@ Prepared = list[Sample | DataProblem]
 class Samples(Dataset[Prepared]):
     """Groups of conversations, prepared when they are asked for, in whichever process asks.
 
-    A group is one sample, or several where its conversations together are too long.
+    A group is one sample, or several where its conversations together are too long. Behind the
+    last come empty ones, up to a multiple of what all workers take at a time: Trainer would repeat
+    samples there.
     """
 
-    def __init__(self, groups: Sequence[Group], job: FinetuneJob, storage: Storage) -> None:
+    def __init__(
+        self, groups: Sequence[Group], job: FinetuneJob, storage: Storage, multiple: int = 1
+    ) -> None:
         self._groups, self._job, self._storage = groups, job, storage
+        self._num = -(-len(groups) // multiple) * multiple
         self._preparer: Preparer | None = None
 
     def __len__(self) -> int:
-        return len(self._groups)
+        return self._num
 
     def __getitem__(self, k: int) -> Prepared:
+        if k >= len(self._groups):
+            return []
         if self._preparer is None:
             self._preparer = Preparer(self._job, self._storage)
         return self._prepare(self._preparer, self._groups[k])
@@ -169,7 +177,7 @@ class _Log(TrainerCallback):
         if not state.is_world_process_zero or not self._path.exists():
             return
         lines = self._path.read_text().splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        kept = [line for line in lines if _step(line) <= state.global_step]
         self._path.write_text("".join(line + "\n" for line in kept if state.global_step))
 
     def on_log(
@@ -183,6 +191,14 @@ class _Log(TrainerCallback):
         self._tell(entry)
 
 
+def _step(line: str) -> float:
+    """The step of a line of the log; a line that was cut off when the disk was full has none."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 def make_trainer(
     job: FinetuneJob,
     *,
@@ -191,6 +207,7 @@ def make_trainer(
     storage: Storage,
     folder: Path,
     checkpoints: Path,
+    use_gpu: bool | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     tell: Callable[[dict[str, Any]], None] = lambda entry: None,
 ) -> Trainer:
@@ -198,20 +215,25 @@ def make_trainer(
 
     folder: where metrics.jsonl, tensorboard/ and failed_samples-*.jsonl are written.
     checkpoints: where the Trainer keeps its checkpoints.
+    use_gpu: whether this worker was given one; default: if there is one.
 
     Raises:
         ModelError: the checkpoint cannot be loaded.
         JobFileError: TrainingArguments refuse a setting.
     """
     rank = int(os.environ.get("RANK", "0"))
-    attn = attention(job.model, has_gpu=torch.cuda.is_available())
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    use_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
+    is_bf16 = uses_bf16(job, use_gpu)
+    attn = attention(job.model, has_gpu=use_gpu, is_bf16=is_bf16 or job.model.dtype == "bfloat16")
     if attn == "flash_attention_2":
         train = [(conversation,) for group in train for conversation in group]
         validation = [(conversation,) for group in validation for conversation in group]
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     set_seed(job.training.seed)  # adapters begin with random weights
     model = load_model(job, attn)
-    samples = Samples(train, job, storage)
+    multiple = job.training.per_device_train_batch_size * world_size if world_size > 1 else 1
+    samples = Samples(train, job, storage, multiple)
     collator = Collator(
         job,
         Prompter(job.model.source, job.model.revision),
@@ -221,15 +243,25 @@ def make_trainer(
     return _Trainer(
         job,
         model=model,
-        args=_arguments(job, checkpoints, has_validation=bool(validation)),
+        args=arguments(job, checkpoints, has_validation=bool(validation), use_gpu=use_gpu),
         data_collator=collator,
         train_dataset=samples,
-        eval_dataset=Samples(validation, job, storage) if validation else None,
+        eval_dataset=Samples(validation, job, storage, multiple) if validation else None,
         callbacks=[_Log(folder / "metrics.jsonl", tell), *callbacks],
     )
 
 
-def _arguments(job: FinetuneJob, folder: Path, *, has_validation: bool) -> TrainingArguments:
+def uses_bf16(job: FinetuneJob, use_gpu: bool) -> bool:
+    """Whether it computes in bfloat16: as the job says, else where the device can."""
+    if job.training.bf16 == "auto":
+        return torch.cuda.is_bf16_supported() if use_gpu else cpu_has_bf16()
+    return job.training.bf16
+
+
+def arguments(
+    job: FinetuneJob, folder: Path, *, has_validation: bool, use_gpu: bool
+) -> TrainingArguments:
+    """The Trainer's own settings: the job's, and what it passes on."""
     spec = job.training
     names = TrainingArguments.__dataclass_fields__
     new = "activation_checkpointing"  # its name in later versions, which warn of the older one
@@ -246,7 +278,7 @@ def _arguments(job: FinetuneJob, folder: Path, *, has_validation: bool) -> Train
             "max_grad_norm": spec.max_grad_norm,
             "warmup_steps": spec.warmup_steps,
             "lr_scheduler_type": spec.lr_scheduler_type,
-            "bf16": spec.bf16,
+            "bf16": uses_bf16(job, use_gpu),
             recompute: spec.gradient_checkpointing,
             "logging_steps": spec.logging_steps,
             "save_strategy": "steps",
@@ -262,7 +294,7 @@ def _arguments(job: FinetuneJob, folder: Path, *, has_validation: bool) -> Train
             "label_names": ["labels"],
             "report_to": ["tensorboard"],
             "disable_tqdm": True,
-            "use_cpu": not torch.cuda.is_available(),
+            "use_cpu": not use_gpu,
             **job.trainer,
         }
     )
