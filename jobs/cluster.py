@@ -106,7 +106,8 @@ def pools(job: Job) -> Pools:
     have = ray.cluster_resources()
     if job.model.device == "cuda" and have.get("GPU", 0.0) < 1:
         raise ResourceError("model.device is cuda, but the cluster has no GPU: set auto or cpu")
-    gpus = 0.0 if job.model.device == "cpu" else have.get("GPU", 0.0)
+    needs_none = job.model.device == "cpu" or job.model.engine == "simulated"
+    gpus = 0.0 if needs_none else have.get("GPU", 0.0)
     return fit_pools(job.resources, have.get("CPU", 0.0), gpus)
 
 

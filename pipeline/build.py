@@ -15,10 +15,10 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -31,7 +31,7 @@ from pipeline.storage import Storage
 from pipeline.summary import Note, Summariser, summary_job
 from pipeline.write import RunKey, annotation_row, write_part
 from schemas.errors import ErrorRecord, ErrorType, ResourceError, UnitError
-from schemas.job import Job
+from schemas.job import Generation, Job
 from schemas.manifest import MediaItem
 from schemas.unit import (
     ANSWERED,
@@ -198,21 +198,40 @@ class Prepare:
         return dataclasses.replace(prompt, input_ids=tuple(ids))
 
 
+class Engine(Protocol):
+    """What answers units: it has loaded all it needs."""
+
+    def generate(
+        self, units: Sequence[PreparedUnit], generation: Generation | None = None
+    ) -> list[AnsweredUnit]:
+        """Answer every prompt of every unit, in order; generation: instead of the job's."""
+        ...
+
+
 class Generate:
     """Stage: frames and token ids in, raw answers out. Holds the model."""
 
     def __init__(self, job: Job, code: str) -> None:
         check_code(code)
+        self._questions = {question.task: question for question in job.questions()}
+        self._generation = job.generation
+        self._engine: Engine
+        self._broken: tuple[type[Exception], ...]
+        if job.model.engine == "simulated":
+            from pipeline.engines.simulated import SimulatedEngine
+
+            self._engine, self._broken = SimulatedEngine(job), ()
+            return
         import torch
 
         from pipeline.engines.transformers import TransformersEngine
 
         on_cpu = not torch.cuda.is_available()
         threads = max(1, int(job.resources.cpus_per_replica)) if on_cpu else None
-        self._broken = torch.AcceleratorError
-        self._questions = {question.task: question for question in job.questions()}
-        self._generation = job.generation
-        self._engine = TransformersEngine(job, num_threads=threads)
+        self._engine, self._broken = (
+            TransformersEngine(job, num_threads=threads),
+            (torch.AcceleratorError,),
+        )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Answer a batch of units."""

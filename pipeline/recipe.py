@@ -21,6 +21,7 @@ def recipe(job: Job, model_identity: str) -> dict[str, Any]:
                 mode="json",
                 include={"engine", "dtype", "attn_implementation", "max_model_len", "yarn"},
             ),
+            **_simulated(job),
         },
         "tasks": {
             question.task: {
@@ -42,6 +43,13 @@ def recipe(job: Job, model_identity: str) -> dict[str, Any]:
         "generation": job.generation.model_dump(mode="json", exclude=_idle_generation(job)),
         "layout": PAIR_LAYOUT,
     }
+
+
+def _simulated(job: Job) -> dict[str, Any]:
+    """Of the simulated engine what its answers follow from: not how long they take."""
+    if job.model.engine != "simulated":
+        return {}
+    return {"simulated": job.model.simulated.model_dump(mode="json", include={"output_tokens"})}
 
 
 def _idle_sampling(job: Job) -> set[str]:

@@ -15,6 +15,7 @@ from pydantic import (
 from schemas.errors import JobFileError
 from schemas.job_errors import explain
 from schemas.section import Section
+from schemas.simulated import Simulated
 from schemas.task import Question
 from schemas.task_spec import TaskSpec, as_task, asked_questions
 from schemas.yaml_file import read_mapping
@@ -74,7 +75,10 @@ class Model(Section):
         description="A LoRA adapter for it, as `reelscribe finetune` or peft writes it: hub id or "
         "local folder.",
     )
-    engine: Literal["transformers"] = Field("transformers", description="What runs the model.")
+    engine: Literal["transformers", "simulated"] = Field(
+        "transformers",
+        description="What runs the model; simulated: nothing does, but it takes as long.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of weights and activations; auto: as the checkpoint says."
     )
@@ -92,6 +96,9 @@ class Model(Section):
     )
     yarn: Yarn | None = Field(
         None, description="A context longer than the checkpoint's own, to a million tokens."
+    )
+    simulated: Simulated = Field(
+        default_factory=Simulated, description="With engine simulated: what it pretends to be."
     )
 
 

@@ -210,6 +210,14 @@ class AnsweredUnit(Unit):
     answers: tuple[RawAnswer, ...] = ()
     engine_seconds: float = 0.0
 
+    @classmethod
+    def of(cls, unit: PreparedUnit, answers: tuple[RawAnswer, ...] = ()) -> Self:
+        """A prepared unit with its answers, without frames and token ids."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        kept = {f.name: getattr(unit, f.name) for f in dataclasses.fields(unit) if f.name in names}
+        prompts = tuple(dataclasses.replace(p, input_ids=None) for p in unit.prompts)
+        return cls(**(kept | {"prompts": prompts, "answers": answers}))
+
 
 def to_table(rows: Iterable[Any], schema: pa.Schema) -> pa.Table:
     """Write dataclass rows as an Arrow table with exactly ``schema``."""

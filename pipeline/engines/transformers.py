@@ -98,11 +98,13 @@ class TransformersEngine:
             torch.AcceleratorError: the device is broken; the actor must be replaced.
         """
         answered: dict[int, AnsweredUnit] = {
-            k: _answered(unit) for k, unit in enumerate(units) if unit.status == UnitStatus.FAILED
+            k: AnsweredUnit.of(unit)
+            for k, unit in enumerate(units)
+            if unit.status == UnitStatus.FAILED
         }
         for k, unit in enumerate(units):
             if k not in answered and (error := _token_mismatch(unit)):
-                answered[k] = _answered(unit.failed(ErrorRecord.from_error("engine", error)))
+                answered[k] = AnsweredUnit.of(unit.failed(ErrorRecord.from_error("engine", error)))
         todo = [k for k in range(len(units)) if k not in answered]
         for batch in self._batches(units, todo):
             self._run(units, batch, answered, generation or self._generation)
@@ -159,14 +161,14 @@ class TransformersEngine:
             for k, raw in zip(batch, answers, strict=True):
                 share = seconds * units[k].predicted_cost / total
                 answered[k] = dataclasses.replace(
-                    _answered(units[k]), answers=tuple(raw), engine_seconds=share
+                    AnsweredUnit.of(units[k], tuple(raw)), engine_seconds=share
                 )
             return
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         if len(batch) == 1:
             failed = units[batch[0]].failed(ErrorRecord.from_error("engine", problem))
-            answered[batch[0]] = _answered(failed)
+            answered[batch[0]] = AnsweredUnit.of(failed)
             return
         middle = len(batch) // 2
         self._run(units, batch[:middle], answered, generation)
@@ -305,13 +307,6 @@ def _joined(features: list[Features]) -> Features:
             tuple(f.deepstack_features[layer][0] for f in features) for layer in layers
         ],
     )
-
-
-def _answered(unit: PreparedUnit) -> AnsweredUnit:
-    names = {field.name for field in dataclasses.fields(AnsweredUnit)}
-    kept = {f.name: getattr(unit, f.name) for f in dataclasses.fields(unit) if f.name in names}
-    prompts = tuple(dataclasses.replace(p, input_ids=None) for p in unit.prompts)
-    return AnsweredUnit(**(kept | {"prompts": prompts}))
 
 
 def _until_stop(ids: list[int], limit: int, eos_ids: list[int]) -> tuple[list[int], str]:
