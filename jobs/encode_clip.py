@@ -1,5 +1,6 @@
 """Encode pictures as a real clip with PyAV: codec, container, frame times, rotation, sound."""
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -110,6 +111,8 @@ def encode_clip(
             ticks.append(round((seconds + Fraction(start_seconds)) / time_base))
             frame.pts, frame.time_base = ticks[-1], time_base
             packets += video.encode(frame.reformat(format=pix_fmt, interpolation=EXACT_SCALING))
+            if n == 0 and codec == "libsvtav1":
+                _give_back_priority()
         packets += video.encode(None)
         _set_durations(packets, ticks, round(1 / fps / time_base), last_frame_seconds)
         if audio is not None:
@@ -118,6 +121,15 @@ def encode_clip(
             container.mux(packet)
     if rotation:
         _set_rotation(path, rotation)
+
+
+def _give_back_priority() -> None:
+    """Undo what SVT-AV1 does as root: it takes real-time priority for the process, whose later
+    threads and children inherit it and starve everything else on the machine.
+    """
+    for thread in Path("/proc/self/task").glob("*"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
 
 
 def _set_durations(

@@ -1,6 +1,7 @@
 """The archive is what the other tests stand on, so ffprobe, which did not write it, looks at it."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -179,6 +180,14 @@ def test_transparent_clip_keeps_its_alpha(archive: Path) -> None:
     alpha = first.to_ndarray(format="rgba")[..., 3]
     assert (alpha == 0).mean() > 0.5
     assert alpha[centre(star["box"])].min() == 255
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_OTHER"), reason="schedulers are Linux's")
+def test_av1_leaves_no_priority_that_others_would_starve_under(tmp_path: Path) -> None:
+    before = os.sched_getscheduler(0)
+    encode_clip(tmp_path / "a.mp4", [np.zeros((64, 64, 3), np.uint8)] * 4, codec="libsvtav1")
+    threads = Path("/proc/self/task").glob("*")
+    assert {os.sched_getscheduler(int(thread.name)) for thread in threads} == {before}
 
 
 @needs_ffprobe
