@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-model test lint bench docs clean ffmpeg
+.PHONY: help demo demo-model test lint bench docs clean ffmpeg browser
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -24,7 +24,7 @@ help: ## list the targets
 demo: $(VENV)/installed ffmpeg ## install, render a small archive, annotate it, print the rows
 	$(BIN)/reelscribe demo $(DEMO)
 
-test: $(VENV)/installed-test ffmpeg ## install, and run the tests
+test: $(VENV)/installed-test ffmpeg browser ## install, and run the tests
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/installed-lint ## ruff (lint and format) and mypy
@@ -79,3 +79,9 @@ ffmpeg:
 	@PATH="$$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -q libavcodec.so && command -v ffprobe >/dev/null \
 		|| scripts/apt-install ffmpeg \
 		|| echo 'FFmpeg is not installed and cannot be installed here: videos are decoded by PyAV, with the same frames and times'
+
+# The report is looked at in a real browser; without one those tests are skipped, and say so.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+		|| scripts/apt-install chromium chromium-driver \
+		|| echo 'Chromium is not installed and cannot be installed here: tests of the report in a browser are skipped'

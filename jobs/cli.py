@@ -296,6 +296,57 @@ def evaluate(
         sys.exit(1)
 
 
+def _table_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what commands that read a table have in common: which rows, and where the storage is."""
+    options = [
+        click.argument("annotations", metavar="RUN|OUTPUT"),
+        click.option("--recipe", "recipe_id", help="Id of the recipe; default: the newest run's."),
+        click.option("--run", "run_id", metavar="RUN_ID", help="Take the recipe of this run."),
+        click.option("--endpoint-url", help="Of an S3 that is not Amazon's."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command()
+@_table_options
+@click.option(
+    "--output", "-o", help="An .html file, or a folder.  [default: report.html, or report for many]"
+)
+@click.option(
+    "--gold", metavar="GOLD", help="As of `evaluate`: compares, and shows the worst first."
+)
+@click.option(
+    "--frames",
+    type=click.IntRange(1),
+    default=12,
+    show_default=True,
+    help="At most, of each media.",
+)
+@click.option(
+    "--pixels",
+    type=click.IntRange(32, 4096),
+    default=448,
+    show_default=True,
+    help="Longer side of a frame.",
+)
+def report(
+    annotations: str, *, frames: int, pixels: int, endpoint_url: str | None, **options: Any
+) -> None:
+    """Make a page of the results: frames, boxes, events, answers, errors, charts.
+
+    RUN|OUTPUT is the output of `reelscribe annotate`, a run's folder in it, or a Parquet file. The
+    frames are those that the model saw, decoded again from the media. The page works offline.
+    """
+    from jobs import report as job
+    from pipeline.storage import Storage
+
+    looks = job.Looks(frames=frames, longest=pixels)
+    storage = Storage({"s3": {"endpoint_url": endpoint_url}} if endpoint_url else {})
+    job.run(annotations, **options, looks=looks, storage=storage, console=_console())
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 

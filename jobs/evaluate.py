@@ -88,7 +88,7 @@ def run(
     Raises:
         UserError: annotations or gold do not serve, or a task, slice or figure is unknown.
     """
-    _check_libraries()
+    check_libraries()
     for option, file in (("--json", json_file), ("--markdown", markdown_file)):
         if file:
             check_output(option, file, (annotations, gold))
@@ -100,9 +100,11 @@ def run(
             raise UserError(f"{shown(gold)}: a column {column!r} judges nothing; is it {near[0]}?")
     table = read_annotations(
         annotations,
-        {row.media_id for row in judged.rows if row.media_id is not None},
-        {row.uri for row in judged.rows if row.media_id is None and row.uri is not None},
         storage,
+        named=(
+            {row.media_id for row in judged.rows if row.media_id is not None},
+            {row.uri for row in judged.rows if row.media_id is None and row.uri is not None},
+        ),
         recipe_id=recipe_id,
         run_id=run_id,
     )
@@ -178,7 +180,7 @@ def _score(task: str, pairs: Sequence[Pair]) -> Score:
         Case(
             gold=pair.gold.answers[task],
             predicted=pair.row[task] if pair.row and state in _READ else None,
-            pts_seconds=_pts_seconds(pair.row),
+            pts_seconds=pts_seconds(pair.row),
         )
         for pair, state in zip(pairs, states, strict=True)
     ]
@@ -190,14 +192,15 @@ def _score(task: str, pairs: Sequence[Pair]) -> Score:
     )
 
 
-def _pts_seconds(row: Row | None) -> tuple[float, ...]:
+def pts_seconds(row: Row | None) -> tuple[float, ...]:
+    """PTS of the frames that the model saw; empty for images, and where there is no row."""
     sampling = (row or {}).get("sampling") or {}
     return tuple(sampling.get("pts_seconds") or ())
 
 
 def _num_timeless(pair: Pair) -> int:
     """Count gold's boxes in a video that do not say when: they match no box that does."""
-    if not pair.row or not _pts_seconds(pair.row):
+    if not pair.row or not pts_seconds(pair.row):
         return 0
     elements = [e for task in ("objects", "text_spans") for e in pair.gold.answers.get(task, ())]
     return sum(element["pts_seconds"] is None for element in elements)
@@ -275,7 +278,12 @@ def _check_name(kind: str, name: str, known: Iterable[str]) -> None:
     raise UserError(f"unknown {kind} {name!r}{hint} Known are {', '.join(names[:20])}{more}")
 
 
-def _check_libraries() -> None:
+def check_libraries() -> None:
+    """Check that what the metrics need is installed.
+
+    Raises:
+        UserError: says what is missing, and how to install it.
+    """
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"evaluate needs {', '.join(missing)}: pip install 'reelscribe[evaluate]'")

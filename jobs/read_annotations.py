@@ -1,4 +1,4 @@
-"""Read the rows of an annotation table that gold may judge: one recipe, the latest content."""
+"""Read the rows of an annotation table: those of one recipe, and of the latest content."""
 
 import json
 import re
@@ -35,7 +35,7 @@ _RANKS = {UnitStatus.OK: 0, UnitStatus.PARTIAL: 1, UnitStatus.FAILED: 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Annotations:
-    """The rows of one recipe whose media gold names.
+    """The rows of one recipe: all, or those of named media.
 
     run_ids: those that wrote the rows of the recipe. chosen: how it was chosen, if there was a
     choice. num_rows: rows of the recipe, with or without gold. num_superseded: rows left out since
@@ -61,30 +61,33 @@ class _Part:
 
 def read_annotations(
     uri: str,
-    media_ids: Collection[str],
-    uris: Collection[str],
     storage: Storage,
     *,
+    named: tuple[Collection[str], Collection[str]] | None = None,
     recipe_id: str | None = None,
     run_id: str | None = None,
 ) -> Annotations:
-    """Read the rows of the media with these ids or uris.
+    """Read the rows of one recipe.
 
-    uri: an output folder, an annotations folder, or a Parquet file.
+    uri: an output folder, a run's folder in it, an annotations folder, or a Parquet file.
+    named: ids and uris of the media that are wanted, and of these only the columns that gold is
+        compared with; None: all rows, with all columns.
     recipe_id, run_id: which recipe, or whose; without them, that of the newest run.
 
     Raises:
         UserError: there is no such table, recipe or run, or no telling which is the newest.
     """
+    uri, run_of_folder = output_and_run(uri)
+    run_id = run_id or run_of_folder
     files = parquet_files(uri, storage)
     if not files:
         raise UserError(
             f"there are no annotations below {shown(uri)}: give the output folder of "
             "`reelscribe annotate`, or a Parquet file"
         )
-    wanted = pa.array(sorted(media_ids), pa.string()), pa.array(sorted(uris), pa.string())
+    wanted = named and tuple(pa.array(sorted(names), pa.string()) for names in named)
     with ThreadPoolExecutor(16) as pool:
-        parts = list(pool.map(lambda file: _read_part(file, *wanted, storage), files))
+        parts = list(pool.map(lambda file: _read_part(file, wanted, storage), files))
     counts: Counter[tuple[str, str]] = Counter()
     for part in parts:
         counts.update(part.counts)
@@ -109,6 +112,12 @@ def read_annotations(
     )
 
 
+def output_and_run(uri: str) -> tuple[str, str | None]:
+    """Split the uri of a run's folder into the output folder and the run's id."""
+    found = re.fullmatch(r"(.+)/runs/([^/]+)/?", uri)
+    return (found[1], found[2]) if found else (uri, None)
+
+
 def parquet_files(uri: str, storage: Storage) -> list[str]:
     """List the Parquet files of a table: an output folder, a folder of Parquet, or one file."""
     for folder in (join(uri, "annotations"), uri):
@@ -126,9 +135,9 @@ def parquet_files(uri: str, storage: Storage) -> list[str]:
     return [uri] if uri.lower().endswith(".parquet") else []
 
 
-def _read_part(file: str, media_ids: pa.Array, uris: pa.Array, storage: Storage) -> _Part:
+def _read_part(file: str, wanted: tuple[pa.Array, ...] | None, storage: Storage) -> _Part:
     try:
-        table = read_parquet(file, storage, _COLUMNS)
+        table = read_parquet(file, storage, _COLUMNS if wanted else None)
     except FileNotFoundError:
         raise UserError(f"there is no file {shown(file)}") from None
     except pa.ArrowInvalid as error:
@@ -139,12 +148,15 @@ def _read_part(file: str, media_ids: pa.Array, uris: pa.Array, storage: Storage)
             f"{shown(file)} is not an annotation table: it has no {' and no '.join(missing)}"
         )
     groups = table.group_by(["run_id", "recipe_id"]).aggregate([([], "count_all")]).to_pylist()
-    named = pc.or_(
-        pc.is_in(table["media_id"], value_set=media_ids), pc.is_in(table["uri"], value_set=uris)
-    )
     first = table.select(["media_id", "uri"]).slice(0, 3).to_pylist()
+    if wanted:
+        ids, uris = (
+            pc.is_in(table[name], value_set=names)
+            for name, names in zip(("media_id", "uri"), wanted, strict=True)
+        )
+        table = table.filter(pc.or_(ids, uris))
     return _Part(
-        table=table.filter(named),
+        table=table,
         counts=Counter({(g["run_id"], g["recipe_id"]): g["count_all"] for g in groups}),
         examples=[(row["media_id"], row["uri"]) for row in first],
     )
@@ -205,7 +217,7 @@ def _latest(rows: list[Row], began: Callable[[str], str]) -> list[Row]:
     latest: list[Row] = []
     for found in by_media.values():
         # Media that could not be read had no version, so its unit had another id than it has now.
-        read = [row for row in found if row["media"]] or found
+        read = [row for row in found if row["media"] or row.get("parts")] or found
         if len({_content(row) for row in read}) > 1:
             content = _content(max(read, key=lambda row: began(row["run_id"])))
             read = [row for row in read if _content(row) == content]

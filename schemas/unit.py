@@ -230,14 +230,15 @@ def from_table(table: pa.Table, cls: type[Any] = Unit) -> list[Any]:
 
 
 def _media(fields: dict[str, Any]) -> Media:
-    intrinsics = fields.pop("intrinsics")
-    return Media(**fields, intrinsics=Intrinsics(**intrinsics) if intrinsics else None)
+    intrinsics = fields.get("intrinsics")
+    return Media(**fields | {"intrinsics": Intrinsics(**intrinsics) if intrinsics else None})
 
 
-def _part(row: dict[str, Any]) -> Part:
+def part_from(row: dict[str, Any]) -> Part:
+    """Read a part from a row of PART, or from any row with ``uri``, ``media`` and ``sampling``."""
     return Part(
         uri=row["uri"],
-        frames=tuple(row["frames"] or ()),
+        frames=tuple(row.get("frames") or ()),
         media=_media(row["media"]),
         sampling=Sampling(**_tuples(row["sampling"])),
     )
@@ -247,7 +248,7 @@ def _unit(row: dict[str, Any], cls: type[Any]) -> Any:
     row["frames"] = tuple(row["frames"] or ())
     row["media"] = _media(row["media"]) if row["media"] else None
     row["sampling"] = Sampling(**_tuples(row["sampling"])) if row["sampling"] else None
-    row["parts"] = tuple(_part(part) for part in row["parts"] or ())
+    row["parts"] = tuple(part_from(part) for part in row["parts"] or ())
     row["prompts"] = tuple(Prompt(**_tuples(p)) for p in row["prompts"] or ())
     row["error"] = ErrorRecord(**row["error"]) if row["error"] else None
     if "answers" in row:
