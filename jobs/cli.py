@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from jobs.cli_results import COMMANDS
+from jobs.printable import console
 
+if TYPE_CHECKING:
     from schemas.job import Job
 
 MANIFEST_EXTENSIONS = (
@@ -90,7 +91,7 @@ def scan(prefix: str, output: str | None, glob: str, endpoint_url: str | None) -
     from pipeline.storage import Storage
 
     options = {"s3": {"endpoint_url": endpoint_url}} if endpoint_url else {}
-    job.run(prefix, glob, output, Storage(options), _console())
+    job.run(prefix, glob, output, Storage(options), console())
 
 
 def _job_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -125,7 +126,7 @@ def plan(**options: Any) -> None:
     """
     from jobs import plan as job
 
-    job.run(_load(**options), _console())
+    job.run(_load(**options), console())
 
 
 @main.command()
@@ -142,7 +143,7 @@ def annotate(**options: Any) -> None:
     """
     from jobs import annotate as job
 
-    job.run(_load(**options), _console())
+    job.run(_load(**options), console())
 
 
 @main.command()
@@ -159,7 +160,7 @@ def finetune(job_file: Path, assignments: tuple[str, ...]) -> None:
     from jobs import finetune as job
     from schemas.finetune import load_finetune_job
 
-    job.run(load_finetune_job(job_file, dict(map(_assignment, assignments))), _console())
+    job.run(load_finetune_job(job_file, dict(map(_assignment, assignments))), console())
 
 
 @main.command()
@@ -214,7 +215,7 @@ def check_dataset(
     overrides |= {"model.max_model_len": max_model_len} if max_model_len is not None else {}
     names = [name for text in tasks for name in _names(text)]
     finetune_job = job.load(source, overrides, media_folder=media_folder, tasks=names)
-    if job.run(finetune_job, **options, console=_console()):
+    if job.run(finetune_job, **options, console=console()):
         sys.exit(1)
 
 
@@ -228,7 +229,7 @@ def demo(folder: Path) -> None:
     """
     from jobs import demo as job
 
-    job.run(folder, _console())
+    job.run(folder, console())
 
 
 @main.command()
@@ -289,62 +290,11 @@ def evaluate(
         fail_over=dict(map(_bar, fail_over)),
         **options,
         storage=Storage(storage_options),
-        console=_console(),
+        console=console(),
     )
     if missed:
         click.echo(f"error: figures that miss their bar: {'; '.join(missed)}", err=True)
         sys.exit(1)
-
-
-def _table_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add what commands that read a table have in common: which rows, and where the storage is."""
-    options = [
-        click.argument("annotations", metavar="RUN|OUTPUT"),
-        click.option("--recipe", "recipe_id", help="Id of the recipe; default: the newest run's."),
-        click.option("--run", "run_id", metavar="RUN_ID", help="Take the recipe of this run."),
-        click.option("--endpoint-url", help="Of an S3 that is not Amazon's."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-@main.command()
-@_table_options
-@click.option(
-    "--output", "-o", help="An .html file, or a folder.  [default: report.html, or report for many]"
-)
-@click.option(
-    "--gold", metavar="GOLD", help="As of `evaluate`: compares, and shows the worst first."
-)
-@click.option(
-    "--frames",
-    type=click.IntRange(1),
-    default=12,
-    show_default=True,
-    help="At most, of each media.",
-)
-@click.option(
-    "--pixels",
-    type=click.IntRange(32, 4096),
-    default=448,
-    show_default=True,
-    help="Longer side of a frame.",
-)
-def report(
-    annotations: str, *, frames: int, pixels: int, endpoint_url: str | None, **options: Any
-) -> None:
-    """Make a page of the results: frames, boxes, events, answers, errors, charts.
-
-    RUN|OUTPUT is the output of `reelscribe annotate`, a run's folder in it, or a Parquet file. The
-    frames are those that the model saw, decoded again from the media. The page works offline.
-    """
-    from jobs import report as job
-    from pipeline.storage import Storage
-
-    looks = job.Looks(frames=frames, longest=pixels)
-    storage = Storage({"s3": {"endpoint_url": endpoint_url}} if endpoint_url else {})
-    job.run(annotations, **options, looks=looks, storage=storage, console=_console())
 
 
 def _names(text: str) -> list[str]:
@@ -357,13 +307,6 @@ def _bar(text: str) -> tuple[str, float]:
         return name.strip(), float(bar)
     except ValueError:
         raise click.UsageError(f"a bar is such as caption.exact=0.9, got {text!r}") from None
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    # A log file has no width: tables need not fold as they would in a narrow terminal.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def _load(
@@ -405,6 +348,9 @@ def _assignment(text: str) -> tuple[str, Any]:
     except (yaml.YAMLError, ValueError):
         raise click.UsageError(f"--set {key}: the value is not valid YAML, quote it") from None
 
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 if __name__ == "__main__":
     main(prog_name="reelscribe")
