@@ -13,6 +13,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 
 from jobs.tiny_checkpoint import write_tiny_checkpoint
 from pipeline.build import Prepare, code_digest
+from pipeline.engines.batches import num_tokens
 from pipeline.engines.patches import patches, seen_pixels
 from pipeline.engines.sampling import loop_start
 from pipeline.engines.transformers import TransformersEngine
@@ -113,9 +114,7 @@ def test_token_budget_forms_the_batches_and_changes_nothing(engine, units, check
     tight = TransformersEngine(small, num_threads=2)
     sizes = []
     original = tight._answer
-    tight._answer = lambda rows, *rest: (
-        sizes.append(len(rows) * max(r.num_tokens for r in rows)) or original(rows, *rest)
-    )
+    tight._answer = lambda roots, *rest: sizes.append(num_tokens(roots)) or original(roots, *rest)
     assert texts(tight.generate(units)) == texts(engine.generate(units))
     assert len(sizes) > 3
     assert max(sizes) <= 600
@@ -142,14 +141,14 @@ def test_a_token_mismatch_is_that_units_error_and_no_others(engine, units):
 
 def test_what_reaches_the_model_is_counted_on_the_tensor(engine, units, monkeypatch):
     """An engine that dropped a token on the way must not go unnoticed."""
-    original = engine._inputs
+    original = engine._prefix
 
-    def lossy(rows, vision):
-        inputs = original(rows, vision)
-        inputs["attention_mask"][0, -1] = 0
-        return inputs
+    def lossy(*args):
+        prefix = original(*args)
+        prefix.mask[0, -1] = False
+        return prefix
 
-    monkeypatch.setattr(engine, "_inputs", lossy)
+    monkeypatch.setattr(engine, "_prefix", lossy)
     (answered,) = engine.generate([units[0]])
     assert answered.error.type == "token_mismatch"
 
@@ -194,7 +193,6 @@ def test_an_answer_ends_at_the_end_of_the_turn(engine, units, checkpoint: Path, 
     ids = answers[0]
     ending = TransformersEngine(job(checkpoint), num_threads=2)
     ending._eos_ids = [ids[4]]
-    ending._model.generation_config.eos_token_id = [ids[4]]
     stopped = ending.generate([units[0]])[0].answers[0]
     assert stopped.finish_reason == "stop"
     assert stopped.num_output_tokens == ids.index(ids[4]) + 1
@@ -227,7 +225,7 @@ def test_out_of_memory_halves_the_batch_and_then_is_a_row(engine, units, monkeyp
     original = engine._generate
 
     def scarce(batch, *rest):
-        if len(batch) > 2 or any(unit.unit_id == units[3].unit_id for unit in batch):
+        if len(batch) > 2 or any(roots[0].unit is units[3] for roots in batch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return original(batch, *rest)
 

@@ -14,6 +14,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from transformers import LogitsProcessor
 
+from pipeline.engines.sampling import RowProcessor
 from pipeline.parse import TASKS
 from schemas.errors import JobFileError
 from schemas.job import Job
@@ -84,7 +85,7 @@ class Grammars:
         return [RowGrammars(matchers, padded, self._end_id, self._reasons)]
 
 
-class RowGrammars(LogitsProcessor):
+class RowGrammars(RowProcessor):
     """Rules out, row by row, the tokens that a grammar does not allow next."""
 
     def __init__(
@@ -122,3 +123,8 @@ class RowGrammars(LogitsProcessor):
                 allowed[row] = np.unpackbits(bits, bitorder="little")[: allowed.shape[1]]
         ruled_out = torch.from_numpy(~allowed).to(scores.device)
         return scores.masked_fill(ruled_out, float("-inf"))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone."""
+        self._matchers = [self._matchers[row] for row in rows]
+        self._begun = [self._begun[row] for row in rows]

@@ -1,14 +1,14 @@
 """Sampling and stopping row by row, so that an answer does not depend on the batch it is in."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
-    StoppingCriteria,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -16,47 +16,22 @@ from transformers import (
 
 from schemas.job import Generation
 
-
-class RowLimits(StoppingCriteria):
-    """Ends each row at its own max_new_tokens; tasks of one batch differ in it."""
-
-    def __init__(self, padded: int, limits: torch.Tensor) -> None:
-        self._padded = padded
-        self._limits = limits
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Tell for each row whether it has ended: bool [rows]."""
-        return input_ids.shape[1] - self._padded >= self._limits
-
-
 MIN_LOOP_TOKENS = 64
 MAX_LOOP_PERIOD = 128
 MIN_LOOP_COPIES = 4
 _LOOKS_EVERY = 16
 
 
-class RowLoops(StoppingCriteria):
-    """Ends each row that only repeats itself, such as the same line of text without end.
+def loop_end(said: Sequence[int]) -> int | None:
+    """How many tokens of an answer to keep if it only repeats itself, such as one line of text.
 
-    at: for each row, how many generated tokens are kept: up to the end of the first copy of what is
-        repeated, and None for rows that do not loop.
+    Those up to the end of the first copy of what is repeated. None: it does not, or it is not yet
+    time to look again.
     """
-
-    def __init__(self, padded: int, num_rows: int, over: Collection[int]) -> None:
-        """padded: length of the prompts. over: tokens after which a row has ended."""
-        self._padded, self._over = padded, frozenset(over)
-        self.at: list[int | None] = [None] * num_rows
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Tell for each row whether it has ended: bool [rows]."""
-        length = input_ids.shape[1] - self._padded
-        if length >= MIN_LOOP_TOKENS and length % _LOOKS_EVERY == 0:
-            longest = MAX_LOOP_PERIOD * MIN_LOOP_COPIES
-            tails = input_ids[:, self._padded :][:, -longest:].tolist()
-            for row, tail in enumerate(tails):
-                if self.at[row] is None and tail[-1] not in self._over:
-                    self.at[row] = loop_start(tail, length)
-        return torch.tensor([at is not None for at in self.at], device=input_ids.device)
+    length = len(said)
+    if length < MIN_LOOP_TOKENS or length % _LOOKS_EVERY:
+        return None
+    return loop_start(said[-MAX_LOOP_PERIOD * MIN_LOOP_COPIES :], length)
 
 
 def loop_start(tail: Sequence[int], length: int) -> int | None:
@@ -76,7 +51,25 @@ def loop_start(tail: Sequence[int], length: int) -> int | None:
     return None
 
 
-class RowSampler(LogitsProcessor):
+class RowProcessor(LogitsProcessor):
+    """One that has a state for each row of its batch."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone: the others have ended."""
+        raise NotImplementedError
+
+
+class RowProcessors(LogitsProcessorList):
+    """All that turns a batch's scores into those whose best token is the next."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone."""
+        for processor in self:
+            if isinstance(processor, RowProcessor):
+                processor.keep(rows)
+
+
+class RowSampler(RowProcessor):
     """Samples each row with its own random stream, so that an answer does not depend on its batch.
 
     Adding Gumbel noise and taking the best token is sampling from the softmax (Gumbel-max trick).
@@ -91,6 +84,10 @@ class RowSampler(LogitsProcessor):
         for row, stream in zip(noise, self._streams, strict=True):
             row.exponential_(generator=stream)
         return scores - noise.log()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone."""
+        self._streams = [self._streams[row] for row in rows]
 
 
 class PresencePenalty(LogitsProcessor):
@@ -114,18 +111,20 @@ def row_processors(
     padded: int,
     device: torch.device,
     grammars: Sequence[LogitsProcessor] = (),
-) -> LogitsProcessorList:
+) -> RowProcessors:
     """What turns a batch's scores into those whose best token is the next.
 
     rows: what names each row of the batch; with the job's seed it seeds the row's stream.
     padded: length of the prompts. grammars: what rules tokens out, before any is drawn.
     """
     processors: list[Any] = []
+    if generation.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(generation.repetition_penalty))
     if generation.presence_penalty:
         processors.append(PresencePenalty(generation.presence_penalty, padded))
     processors += grammars
     if generation.temperature == 0:
-        return LogitsProcessorList(processors)
+        return RowProcessors(processors)
     processors.append(TemperatureLogitsWarper(generation.temperature))
     if generation.top_k:
         processors.append(TopKLogitsWarper(generation.top_k))
@@ -135,4 +134,4 @@ def row_processors(
         int.from_bytes(hashlib.sha256(f"{generation.seed}/{row}".encode()).digest()[:7])
         for row in rows
     ]
-    return LogitsProcessorList([*processors, RowSampler(seeds, device)])
+    return RowProcessors([*processors, RowSampler(seeds, device)])

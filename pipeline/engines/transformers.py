@@ -1,61 +1,39 @@
-"""The reference engine: transformers' own model, in left-padded batches formed by token budget.
+"""The reference engine: transformers' own model, in batches formed by token budget.
 
-One vision encode for each unit, however many tasks ask about it. Frames stay uint8 until they are
-on the device; normalisation and patches happen there.
+One vision encode and one prefill of it for each unit, however many tasks ask about it. Frames stay
+uint8 until they are on the device; normalisation and patches happen there.
 """
 
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForImageTextToText,
-    GenerationConfig,
-    StoppingCriteriaList,
-)
+from transformers import AutoModelForImageTextToText
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     BaseModelOutputWithDeepstackFeatures as Features,
 )
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline.checkpoint import load_config
+from pipeline.engines.batches import Branch, Root, num_tokens, roots_of, split, unit_batches
+from pipeline.engines.branches import Branches, Prefix, Said, say
 from pipeline.engines.grammar import Grammars
 from pipeline.engines.patches import patches, seen_pixels
-from pipeline.engines.sampling import RowLimits, RowLoops, row_processors
-from pipeline.prompt import IMAGE, TEXT, VIDEO, Prompter
+from pipeline.engines.sampling import row_processors
+from pipeline.positions import token_types
+from pipeline.prompt import Prompter
 from schemas.errors import ErrorRecord, ErrorType, ModelError, UnitError
 from schemas.job import Generation, Job, Model
-from schemas.task import Question
 from schemas.unit import AnsweredUnit, PreparedUnit, Prompt, RawAnswer, UnitStatus
 
 logger = logging.getLogger(__name__)
 
 
-_TYPE_IDS = {"image": IMAGE, "video": VIDEO}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sequence:
-    """One prompt of one unit: a row of a batch."""
-
-    unit: PreparedUnit
-    prompt: Prompt
-    max_new_tokens: int
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt.input_ids or ()) + self.max_new_tokens
-
-
 class TransformersEngine:
-    """Generates answers with a Qwen3-VL checkpoint, dense or MoE, on one device.
-
-    Not safe for threads: the model keeps the position offsets of its current batch as state.
-    """
+    """Generates answers with a Qwen3-VL checkpoint, dense or MoE, on one device."""
 
     def __init__(self, job: Job, *, num_threads: int | None = None) -> None:
         """Load the checkpoint.
@@ -68,12 +46,13 @@ class TransformersEngine:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self._generation = job.generation
-        self._questions: dict[str, Question] = {q.task: q for q in job.questions()}
+        self._max_new_tokens = {q.task: q.max_new_tokens for q in job.questions()}
         self._max_batch_tokens = job.resources.max_batch_tokens
         self._prompter = Prompter(job.model.source, job.model.revision)
         self._opens_reasoning = self._prompter.opens_reasoning
         self._device = _device(job.model)
         self._model = _load(job.model, self._device)
+        self._attn_implementation = job.model.attn_implementation
         self._eos_ids = _eos_ids(self._model, self._prompter)
         self._pad_id = int(self._prompter.tokenizer.pad_token_id or 0)
         self._grammars = Grammars(
@@ -81,10 +60,6 @@ class TransformersEngine:
             self._prompter.tokenizer,
             self._model.config.text_config.vocab_size,
             reasons=self._opens_reasoning,
-        )
-        # The checkpoint's own generation settings must not leak into the job's.
-        self._model.generation_config = GenerationConfig(
-            eos_token_id=self._eos_ids, pad_token_id=self._pad_id
         )
 
     def generate(
@@ -105,35 +80,19 @@ class TransformersEngine:
         for k, unit in enumerate(units):
             if k not in answered and (error := _token_mismatch(unit)):
                 answered[k] = AnsweredUnit.of(unit.failed(ErrorRecord.from_error("engine", error)))
-        todo = [k for k in range(len(units)) if k not in answered]
-        for batch in self._batches(units, todo):
-            self._run(units, batch, answered, generation or self._generation)
+        roots = {
+            k: roots_of(unit, self._max_new_tokens, self._prompter.pad_ids.values())
+            for k, unit in enumerate(units)
+            if k not in answered
+        }
+        for batch in unit_batches(roots, self._max_batch_tokens):
+            self._run(units, roots, batch, answered, generation or self._generation)
         return [answered[k] for k in range(len(units))]
-
-    def _batches(self, units: Sequence[PreparedUnit], todo: list[int]) -> Iterator[list[int]]:
-        """Group units of similar length, so that rows x longest row is within the token budget."""
-        sequences = {k: self._sequences(units[k]) for k in todo}
-        longest = {k: max(s.num_tokens for s in sequences[k]) for k in todo}
-        batch: list[int] = []
-        rows = 0
-        for k in sorted(todo, key=lambda k: -longest[k]):
-            rows += len(sequences[k])
-            if batch and rows * longest[batch[0]] > self._max_batch_tokens:
-                yield batch
-                batch, rows = [], len(sequences[k])
-            batch.append(k)
-        if batch:
-            yield batch
-
-    def _sequences(self, unit: PreparedUnit) -> list[_Sequence]:
-        return [
-            _Sequence(unit=unit, prompt=p, max_new_tokens=self._questions[p.task].max_new_tokens)
-            for p in unit.prompts
-        ]
 
     def _run(
         self,
         units: Sequence[PreparedUnit],
+        roots: Mapping[int, list[Root]],
         batch: list[int],
         answered: dict[int, AnsweredUnit],
         generation: Generation,
@@ -141,7 +100,7 @@ class TransformersEngine:
         """Run a batch; if it fails, its halves; a unit that fails alone becomes an error row."""
         started = time.perf_counter()
         try:
-            answers = self._generate([units[k] for k in batch], generation)
+            answers = self._generate([roots[k] for k in batch], generation)
         except torch.OutOfMemoryError as error:
             problem = UnitError(
                 ErrorType.OUT_OF_MEMORY,
@@ -160,8 +119,9 @@ class TransformersEngine:
             total = sum(units[k].predicted_cost for k in batch) or 1.0
             for k, raw in zip(batch, answers, strict=True):
                 share = seconds * units[k].predicted_cost / total
+                in_order = tuple(raw[prompt.task] for prompt in units[k].prompts)
                 answered[k] = dataclasses.replace(
-                    AnsweredUnit.of(units[k], tuple(raw)), engine_seconds=share
+                    AnsweredUnit.of(units[k], in_order), engine_seconds=share
                 )
             return
         if self._device.type == "cuda":
@@ -171,29 +131,35 @@ class TransformersEngine:
             answered[batch[0]] = AnsweredUnit.of(failed)
             return
         middle = len(batch) // 2
-        self._run(units, batch[:middle], answered, generation)
-        self._run(units, batch[middle:], answered, generation)
+        self._run(units, roots, batch[:middle], answered, generation)
+        self._run(units, roots, batch[middle:], answered, generation)
 
     @torch.inference_mode()
-    def _generate(self, units: list[PreparedUnit], generation: Generation) -> list[list[RawAnswer]]:
-        """Answer units in one batch, or in several where the prompts of one are over the budget."""
-        vision = {unit.unit_id: self._encode(unit) for unit in units if unit.seen}
-        rows = [s for unit in units for s in self._sequences(unit)]
-        batches = list(self._split(rows)) if len(units) == 1 else [rows]
-        flat = [a for batch in batches for a in self._answer(batch, vision, generation)]
-        raw = iter(flat)
-        return [[next(raw) for _ in unit.prompts] for unit in units]
+    def _generate(
+        self, units: Sequence[Sequence[Root]], generation: Generation
+    ) -> list[dict[str, RawAnswer]]:
+        """Answer units, each given by its roots, in one batch: answers by task."""
+        encoded = [self._encode(roots[0].unit) for roots in units]
+        features = [found for roots, found in zip(units, encoded, strict=True) for _ in roots]
+        flat = [root for roots in units for root in roots]
+        if num_tokens(flat) > self._max_batch_tokens:  # then it is one unit, alone
+            pieces = (
+                self._pieces(root, found, generation)
+                for root, found in zip(flat, features, strict=True)
+            )
+            return [{raw.task: raw for some in pieces for raw in some}]
+        found = iter(self._answer(flat, self._prefix(flat, features), generation))
+        return [{raw.task: raw for _ in roots for raw in next(found)} for roots in units]
 
-    def _split(self, rows: list[_Sequence]) -> Iterator[list[_Sequence]]:
-        """Cut the prompts of one unit into batches within the token budget, one at the least."""
-        batch: list[_Sequence] = []
-        for row in rows:
-            longest = max(s.num_tokens for s in [*batch, row])
-            if batch and (len(batch) + 1) * longest > self._max_batch_tokens:
-                yield batch
-                batch = []
-            batch.append(row)
-        yield batch
+    def _pieces(
+        self, root: Root, features: Sequence[Features], generation: Generation
+    ) -> list[RawAnswer]:
+        """Answers to a root's branches, as many together as the token budget allows."""
+        prefix = self._prefix([root], [features])
+        pieces = [
+            dataclasses.replace(root, branches=some) for some in split(root, self._max_batch_tokens)
+        ]
+        return [raw for piece in pieces for raw in self._answer([piece], prefix, generation)[0]]
 
     def _encode(self, unit: PreparedUnit) -> list[Features]:
         """Features of what a unit sees, in order: encoded once, used by all its prompts."""
@@ -205,80 +171,83 @@ class TransformersEngine:
             features.append(encode(patches(pixels.to(self._device)), grid, return_dict=True))
         return features
 
-    def _answer(
-        self,
-        rows: list[_Sequence],
-        vision: dict[str, list[Features]],
-        generation: Generation,
-    ) -> list[RawAnswer]:
-        inputs = self._inputs(rows, vision)
-        fed = inputs["attention_mask"].sum(dim=1).tolist()
-        for row, tokens in zip(rows, fed, strict=True):  # what the plan promised, on the tensor
-            if tokens != row.prompt.num_prompt_tokens:
-                raise _mismatch(row.prompt, tokens)
-        limits = torch.tensor([row.max_new_tokens for row in rows], device=self._device)
-        padded = inputs["input_ids"].shape[1]
-        names = [f"{row.unit.unit_id}/{row.prompt.task}" for row in rows]
-        grammars = self._grammars.processors([row.prompt.task for row in rows], padded)
-        over = [*self._eos_ids, self._pad_id]
-        loops = RowLoops(padded, len(rows) if generation.stop_loops else 0, over)
-        stopping = [RowLimits(padded, limits), *([loops] if loops.at else [])]
-        output = self._model.generate(
-            **inputs,
-            do_sample=False,
-            max_new_tokens=int(limits.max()),
-            repetition_penalty=generation.repetition_penalty,
-            logits_processor=row_processors(generation, names, padded, self._device, grammars),
-            stopping_criteria=StoppingCriteriaList(stopping),
+    def _prefix(self, roots: Sequence[Root], features: Sequence[Sequence[Features]]) -> Prefix:
+        """Run what prompts share through the model, with what its images and videos look like."""
+        by_kind: dict[str, list[Features]] = {}
+        for root, found in zip(roots, features, strict=True):
+            for part, of_part in zip(root.unit.seen, found, strict=True):
+                by_kind.setdefault(part.media.media_type, []).append(of_part)
+        return Prefix(
+            self._model,
+            [root.prefix for root in roots],
+            [token_types(root.prefix, self._prompter.pad_ids) for root in roots],
+            [[part.sampling.grid_thw for part in root.unit.seen] for root in roots],
+            {kind: _joined(of_kind) for kind, of_kind in by_kind.items()},
+            self._pad_id,
         )
-        answers = []
-        for k, (row, ids) in enumerate(zip(rows, output[:, padded:].tolist(), strict=True)):
-            kept, reason = _until_stop(ids, row.max_new_tokens, self._eos_ids)
-            if loops.at and (at := loops.at[k]) is not None and at <= len(kept):
-                kept, reason = ids[:at], "loop"
-            answers.append(
-                RawAnswer(
-                    task=row.prompt.task,
-                    raw_text=self._prompter.decode(kept),
-                    finish_reason=reason,
-                    num_prompt_tokens=int(fed[k]),
-                    num_output_tokens=len(kept),
-                    opens_reasoning=self._opens_reasoning,
-                )
-            )
-        return answers
 
-    def _inputs(self, rows: list[_Sequence], vision: dict[str, list[Features]]) -> dict[str, Any]:
-        """Left-padded ids, their masks and types, and each row's grids and vision features."""
-        longest = max(len(row.prompt.input_ids or ()) for row in rows)
-        shape = (len(rows), longest)
-        input_ids = torch.full(shape, self._pad_id, dtype=torch.long)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
-        type_ids = torch.full(shape, TEXT, dtype=torch.long)
-        grids: dict[str, list[Any]] = {"image": [], "video": []}
-        features: dict[str, list[Features]] = {"image": [], "video": []}
-        for k, row in enumerate(rows):
-            ids = torch.tensor(row.prompt.input_ids, dtype=torch.long)
-            input_ids[k, longest - len(ids) :] = ids
-            attention_mask[k, longest - len(ids) :] = 1
-            for kind, pad in self._prompter.pad_ids.items():
-                type_ids[k][input_ids[k] == pad] = _TYPE_IDS[kind]
-            for part, found in zip(row.unit.seen, vision.get(row.unit.unit_id, ()), strict=True):
-                grids[part.media.media_type].append(part.sampling.grid_thw)
-                features[part.media.media_type].append(found)
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids.to(self._device),
-            "attention_mask": attention_mask.to(self._device),
-            "mm_token_type_ids": type_ids.to(self._device),
-        }
-        if any(features.values()):
-            inputs["mm_encoder_outputs"] = {
-                kind: _joined(of_kind) for kind, of_kind in features.items() if of_kind
-            }
-        for kind, sizes in grids.items():
-            if sizes:
-                inputs[f"{kind}_grid_thw"] = torch.tensor(sizes, device=self._device)
-        return inputs
+    def _answer(
+        self, roots: Sequence[Root], prefix: Prefix, generation: Generation
+    ) -> list[list[RawAnswer]]:
+        """The answers to each root's branches."""
+        branches = Branches(
+            self._model,
+            prefix,
+            [[branch.suffix for branch in root.branches] for root in roots],
+            self._pad_id,
+            self._attn_implementation,
+        )
+        rows = [(root, branch) for root in roots for branch in root.branches]
+        shared = [
+            n for n, root in zip(prefix.num_tokens, roots, strict=True) for _ in root.branches
+        ]
+        fed = [a + b for a, b in zip(shared, branches.num_suffix_tokens, strict=True)]
+        for (_, branch), tokens in zip(rows, fed, strict=True):  # what the plan promised
+            if tokens != branch.prompt.num_prompt_tokens:
+                raise _mismatch(branch.prompt, tokens)
+        tasks = [branch.prompt.task for _, branch in rows]
+        prompts = self._penalised(rows, generation)
+        padded = prompts.shape[1]
+        said = say(
+            branches,
+            row_processors(
+                generation,
+                [f"{root.unit.unit_id}/{branch.prompt.task}" for root, branch in rows],
+                padded,
+                self._device,
+                self._grammars.processors(tasks, padded),
+            ),
+            prompts,
+            [branch.max_new_tokens for _, branch in rows],
+            self._eos_ids,
+            stop_loops=generation.stop_loops,
+        )
+        answers = iter(map(self._raw_answer, tasks, fed, said))
+        return [[next(answers) for _ in root.branches] for root in roots]
+
+    def _penalised(
+        self, rows: Sequence[tuple[Root, Branch]], generation: Generation
+    ) -> torch.Tensor:
+        """The prompts that a repetition penalty reads, int64 [rows, L]; L is 0 where there is none.
+
+        Padded with a token that the prompt has anyway: padding must not be penalised.
+        """
+        if generation.repetition_penalty == 1:
+            return torch.zeros((len(rows), 0), dtype=torch.long, device=self._device)
+        prompts = [root.prefix + branch.suffix for root, branch in rows]
+        longest = max(map(len, prompts))
+        padded = [ids[:1] * (longest - len(ids)) + ids for ids in prompts]
+        return torch.tensor(padded, device=self._device)
+
+    def _raw_answer(self, task: str, num_prompt_tokens: int, said: Said) -> RawAnswer:
+        return RawAnswer(
+            task=task,
+            raw_text=self._prompter.decode(said.ids),
+            finish_reason=said.finish_reason,
+            num_prompt_tokens=num_prompt_tokens,
+            num_output_tokens=len(said.ids),
+            opens_reasoning=self._opens_reasoning,
+        )
 
 
 def _token_mismatch(unit: PreparedUnit) -> UnitError | None:
@@ -309,12 +278,11 @@ def _joined(features: list[Features]) -> Features:
     )
 
 
-def _until_stop(ids: list[int], limit: int, eos_ids: list[int]) -> tuple[list[int], str]:
-    """Generated ids up to and with the end of the turn, or as many as were allowed."""
-    for k, token in enumerate(ids[:limit]):
-        if token in eos_ids:
-            return ids[: k + 1], "stop"
-    return ids[:limit], "length"
+def _answered(unit: PreparedUnit) -> AnsweredUnit:
+    names = {field.name for field in dataclasses.fields(AnsweredUnit)}
+    kept = {f.name: getattr(unit, f.name) for f in dataclasses.fields(unit) if f.name in names}
+    prompts = tuple(dataclasses.replace(p, input_ids=None) for p in unit.prompts)
+    return AnsweredUnit(**(kept | {"prompts": prompts}))
 
 
 def _device(model: Model) -> torch.device:
