@@ -48,7 +48,7 @@ def main() -> None:
         }
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps({"rounds": rounds, "over_one_task": measured}, indent=2) + "\n")
-    print(f"tasks: time over that of one task, one thread, median of {rounds}")
+    print(f"tasks: CPU seconds over those of one task, one thread, median of {rounds}")
     for name, ratios in measured.items():
         three, apart = (
             "{median:.2f} ({least:.2f} to {most:.2f})".format(**ratios[way])
@@ -98,13 +98,13 @@ def measure(
     engines = {name: TransformersEngine(asked, num_threads=1) for name, asked in jobs.items()}
 
     def run(name: str, paths: list[Path]) -> float:
-        """Seconds of decoding, prompting and answering, planning left out."""
+        """CPU seconds of decoding, prompting and answering, planning left out."""
         items = [MediaItem(media_id=str(path), uri=str(path)) for path in paths]
         units = Planner(jobs[name], 262_144, Storage()).plan(items)
         prepare = Prepare(jobs[name], Storage(), code_digest())
-        started = time.perf_counter()
+        started = time.process_time()
         answered = engines[name].generate([prepare.prepare(unit) for unit in units])
-        spent = time.perf_counter() - started
+        spent = time.process_time() - started
         for unit in answered:
             assert unit.error is None, unit.error
             assert {a.num_output_tokens for a in unit.answers} == {output_tokens}

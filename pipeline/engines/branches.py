@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from pipeline.engines.attention import RoomyLayer
 from pipeline.engines.sampling import RowProcessors, loop_end
 from pipeline.positions import Grid, mrope_positions
 
@@ -99,10 +100,8 @@ class Branches:
         """
         self._model = model
         self._takes = attn_implementation
-        self._cache = DynamicCache(config=model.config.get_text_config())
-        for mine, shared in zip(self._cache.layers, prefix.cache.layers, strict=True):
-            mine.lazy_initialization(shared.keys, shared.values)
-            mine.keys, mine.values = shared.keys, shared.values
+        self._cache = DynamicCache()
+        self._cache.layers = [RoomyLayer(of.keys, of.values) for of in prefix.cache.layers]
         seen, nexts = prefix.mask, prefix.next_positions
         device = seen.device
         if attn_implementation == "flash_attention_2":  # knows no mask: each branch has a root
@@ -168,8 +167,7 @@ class Branches:
         needed = self._mask.any(dim=0).any(dim=0).nonzero().flatten()
         self._mask = self._mask[:, :, needed]
         for layer in self._cache.layers:
-            layer.keys = layer.keys[roots].index_select(2, needed)
-            layer.values = layer.values[roots].index_select(2, needed)
+            layer.select(roots, needed)
 
     def _run(
         self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, ends: Any

@@ -18,6 +18,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 from transformers.utils.logging import disable_progress_bar
 
 from pipeline.checkpoint import load_config
+from pipeline.engines.attention import GROUPED
 from pipeline.engines.batches import Branch, Root, num_tokens, roots_of, split, unit_batches
 from pipeline.engines.branches import Branches, Prefix, Said, say
 from pipeline.engines.grammar import Grammars
@@ -302,13 +303,19 @@ def _load(model: Model, device: torch.device) -> Any:
             revision=model.revision,
             config=load_config(model.source, model.revision, model.yarn),
             dtype=dtype,
-            attn_implementation=model.attn_implementation,
+            attn_implementation=_attention(model),
         )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"cannot load {model.source}: {error}") from None
     if model.adapter is not None:
         loaded = _adapted(loaded, model.adapter)
     return loaded.to(device).eval()
+
+
+def _attention(model: Model) -> str | dict[str, str]:
+    if model.attn_implementation != "sdpa":
+        return model.attn_implementation
+    return {"": "sdpa", "text_config": GROUPED, "vision_config": "sdpa"}
 
 
 def _adapted(loaded: Any, adapter: str) -> Any:

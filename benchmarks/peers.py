@@ -1,0 +1,213 @@
+"""What a user would write instead: loops over transformers, run by ``bench_peers.py``.
+
+    python benchmarks/peers.py one-by-one|batched|engine REQUEST.json
+
+A contender loads the model, answers the files of the request, then those of its second list, which
+is steady state, and prints what it took as JSON. ``engine`` is this project's engine by itself, on
+units that are decoded before the clock starts: the limit of the pipeline.
+
+qwen-vl-utils needs torchvision, which does not load beside a CPU build of torch; its rules are
+followed here by its own means: torchcodec for the frames, at full size, evenly spaced indices, and
+torch's bicubic resize with antialias.
+"""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT)]
+BATCH_PROMPTS = 16
+FACTOR = 32
+
+
+def smart_resize(height: int, width: int, least: int, most: int) -> tuple[int, int]:
+    """Sides in multiples of 32 with an area between least and most, as the reference has it."""
+    h, w = (max(FACTOR, round(side / FACTOR) * FACTOR) for side in (height, width))
+    if h * w > most:
+        shrink = math.sqrt(height * width / most)
+        h, w = (math.floor(side / shrink / FACTOR) * FACTOR for side in (height, width))
+    elif h * w < least:
+        grow = math.sqrt(least / (height * width))
+        h, w = (math.ceil(side * grow / FACTOR) * FACTOR for side in (height, width))
+    return h, w
+
+
+class Loop:
+    """transformers' processor and generate, as their documentation shows."""
+
+    def __init__(self, request: dict[str, Any], batch_prompts: int) -> None:
+        import torch
+        from transformers import (
+            AutoModelForImageTextToText,
+            AutoTokenizer,
+            Qwen3VLProcessor,
+        )
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+            Qwen2VLImageProcessorPil,
+        )
+        from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+        class Processor(Qwen3VLProcessor):  # type: ignore[misc]
+            """Without torchvision: frames are of their size and RGB already."""
+
+            def check_argument_for_proper_class(self, name: str, argument: Any) -> None:
+                pass
+
+        source = request["model"]
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
+        self.processor = Processor(
+            image_processor=Qwen2VLImageProcessorPil.from_pretrained(source),
+            tokenizer=tokenizer,
+            video_processor=Qwen3VLVideoProcessor.from_pretrained(source),
+            chat_template=tokenizer.chat_template,
+        )
+        self.torch = torch
+        self.model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
+        self.request, self.batch_prompts = request, batch_prompts
+
+    def answer(self, paths: list[str]) -> list[dict[str, list[Any]]]:
+        """Texts and lengths of each file's answers, by question."""
+        done: list[dict[str, list[Any]]] = []
+        files = max(1, self.batch_prompts // len(self.request["prompts"]["image"]))
+        if self.batch_prompts == 1:
+            files = 1
+        for start in range(0, len(paths), files):
+            media = [self.load(path) for path in paths[start : start + files]]
+            asked = [
+                (seen, prompt) for seen in media for prompt in self.request["prompts"][seen[0]]
+            ]
+            said: list[Any] = []
+            for k in range(0, len(asked), self.batch_prompts):
+                said += self.generate(asked[k : k + self.batch_prompts])
+            each = len(said) // len(media)
+            for k in range(len(media)):
+                texts, lengths = zip(*said[k * each : (k + 1) * each], strict=True)
+                done.append({"texts": list(texts), "lengths": list(lengths)})
+        return done
+
+    def load(self, path: str) -> tuple[str, Any, Any]:
+        """An image, or a video's frames and metadata."""
+        budget = self.request["budget"]
+        if path.endswith(".jpg"):
+            from PIL import Image
+
+            image = Image.open(path).convert("RGB")
+            least, most = (tokens * FACTOR**2 for tokens in budget["image_tokens"])
+            height, width = smart_resize(image.height, image.width, least, most)
+            return "image", image.resize((width, height), Image.Resampling.BICUBIC), None
+        from torchcodec.decoders import VideoDecoder
+
+        decoder = VideoDecoder(path)
+        fps, total = float(decoder.metadata.average_fps), len(decoder)
+        count = min(max(2 * round(total / fps * self.request["fps"] / 2), 4), total)
+        indices = self.torch.linspace(0, total - 1, count).round().long().tolist()
+        frames = decoder.get_frames_at(indices=indices).data
+        least, each = (tokens * FACTOR**2 for tokens in budget["frame_tokens"])
+        most = max(min(each, budget["unit_tokens"] * FACTOR**2 / count * 2), int(1.05 * least))
+        size = smart_resize(frames.shape[2], frames.shape[3], least, int(most))
+        frames = self.torch.nn.functional.interpolate(
+            frames.float(), size=size, mode="bicubic", antialias=True
+        )
+        frames = frames.round().clamp(0, 255).to(self.torch.uint8)
+        metadata = {"fps": fps, "frames_indices": indices, "total_num_frames": total}
+        return "video", frames, metadata
+
+    def generate(self, asked: list[tuple[Any, str]]) -> list[tuple[str, int]]:
+        """Text and length of the answer to each prompt about its image or video."""
+        texts = []
+        for (kind, _, _), prompt in asked:
+            content = [{"type": kind}, {"type": "text", "text": prompt}]
+            texts.append(
+                self.processor.apply_chat_template(
+                    [{"role": "user", "content": content}],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+            )
+        images = [seen for (kind, seen, _), _ in asked if kind == "image"]
+        videos = [(seen, metadata) for (kind, seen, metadata), _ in asked if kind == "video"]
+        inputs = self.processor(
+            text=texts,
+            images=images or None,
+            videos=[frames for frames, _ in videos] or None,
+            video_metadata=[metadata for _, metadata in videos] or None,
+            do_resize=False,
+            padding=True,
+            return_tensors="pt",
+            videos_kwargs={
+                "do_sample_frames": False,
+                "do_convert_rgb": False,
+                "do_rescale": False,
+                "do_normalize": False,
+                "cap_pixels_per_frame": False,
+            },
+        )
+        if videos:  # what torchvision would do
+            inputs["pixel_values_videos"] = inputs["pixel_values_videos"].float() / 127.5 - 1
+        with self.torch.inference_mode():
+            output = self.model.generate(
+                **inputs, max_new_tokens=self.request["max_new_tokens"], do_sample=False
+            )
+        new = output[:, inputs["input_ids"].shape[1] :]
+        padding = self.processor.tokenizer.pad_token_id
+        lengths = [int((row != padding).sum()) for row in new]
+        said = self.processor.batch_decode(new, skip_special_tokens=True)
+        return list(zip(said, lengths, strict=True))
+
+
+class Engine:
+    """This project's engine, on units that are ready."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        from pipeline.build import Prepare, code_digest
+        from pipeline.engines.transformers import TransformersEngine
+        from pipeline.plan import Planner
+        from pipeline.storage import Storage
+        from schemas.job import check_job
+
+        self.job = check_job(request["job"], "bench")
+        self.engine = TransformersEngine(self.job, num_threads=1)
+        self.planner = Planner(self.job, 262_144, Storage())
+        self.prepare = Prepare(self.job, Storage(), code_digest())
+        self.seconds = 0.0
+
+    def answer(self, paths: list[str]) -> list[dict[str, list[Any]]]:
+        """Texts and lengths of each file's answers; ``seconds`` of the engine alone."""
+        from schemas.manifest import MediaItem
+
+        units = self.planner.plan([MediaItem(media_id=path, uri=path) for path in paths])
+        prepared = [self.prepare.prepare(unit) for unit in units]
+        started = time.perf_counter()
+        answered = self.engine.generate(prepared)
+        self.seconds = time.perf_counter() - started
+        return [
+            {
+                "texts": [a.raw_text for a in unit.answers],
+                "lengths": [a.num_output_tokens for a in unit.answers],
+            }
+            for unit in answered
+        ]
+
+
+def main() -> None:
+    """Run one contender."""
+    name, request = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
+    if name == "engine":
+        contender: Any = Engine(request)
+    else:
+        contender = Loop(request, 1 if name == "one-by-one" else BATCH_PROMPTS)
+    first = contender.answer(request["first"])
+    started = time.perf_counter()
+    second = contender.answer(request["second"])
+    seconds = time.perf_counter() - started
+    if name == "engine":
+        seconds = contender.seconds
+    print(json.dumps({"steady_seconds": seconds, "first": first, "second": second}))
+
+
+if __name__ == "__main__":
+    main()
