@@ -1,4 +1,4 @@
-"""Find 60 events in a film of three hours, of variable frame rate, by the demo's model.
+"""Find the events in a film of hours, of variable frame rate, by the demo's model.
 
 The film is rendered once (a minute or two), then annotated in windows that overlap. Of each event
 that happened, the stitched list must have one whose begin and end are within half a second; what
@@ -84,7 +84,7 @@ def render(film: list[Chapter], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default=str(ROOT / "jobs" / "demo_model"))
-    parser.add_argument("--events", type=int, default=60)
+    parser.add_argument("--events", type=int, default=6)
     options = parser.parse_args()
     film = chapters(options.events)
     folder = OUT / f"film-{options.events}"

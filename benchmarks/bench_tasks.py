@@ -22,11 +22,11 @@ QUESTIONS = {
     "ocr": "Read all the text that can be seen, line by line, as it is written there.",
     "custom": "Report where each thing is, as a JSON list of labels and bounding boxes.",
 }
-ROUNDS = 5
+ROUNDS = 3
 SIZES = {  # name: media type, width, height, seconds, how many, most vision tokens
-    "images, 1,600 vision tokens": ("image", 1280, 1280, 0.0, 4, 1600),
-    "clips, 2,400 vision tokens": ("video", 640, 480, 8.0, 3, 2400),
-    "small images, 256 vision tokens": ("image", 512, 512, 0.0, 12, 256),
+    "images, 1,600 vision tokens": ("image", 1280, 1280, 0.0, 2, 1600),
+    "clips, 2,400 vision tokens": ("video", 640, 480, 8.0, 2, 2400),
+    "small images, 256 vision tokens": ("image", 512, 512, 0.0, 8, 256),
 }
 OUTPUT_TOKENS = (16, 32)
 

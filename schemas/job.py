@@ -276,7 +276,10 @@ class Resources(Section):
     )
     cpus_per_replica: float = Field(1.0, gt=0, description="Ray CPUs of an engine actor.")
     max_batch_tokens: int = Field(
-        16384, ge=256, description="Prompt and answer tokens of one engine batch, padding included."
+        16384,
+        ge=256,
+        description="Prompt and answer tokens of one engine batch, padding included; what the "
+        "tasks of a unit share counts once.",
     )
     units_per_file: int = Field(
         64,

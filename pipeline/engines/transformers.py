@@ -279,13 +279,6 @@ def _joined(features: list[Features]) -> Features:
     )
 
 
-def _answered(unit: PreparedUnit) -> AnsweredUnit:
-    names = {field.name for field in dataclasses.fields(AnsweredUnit)}
-    kept = {f.name: getattr(unit, f.name) for f in dataclasses.fields(unit) if f.name in names}
-    prompts = tuple(dataclasses.replace(p, input_ids=None) for p in unit.prompts)
-    return AnsweredUnit(**(kept | {"prompts": prompts}))
-
-
 def _device(model: Model) -> torch.device:
     if model.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
