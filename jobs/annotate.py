@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 import time
-from collections import Counter
 from typing import Any
 
 import pyarrow as pa
@@ -55,8 +54,8 @@ def run(job: Job, console: Console) -> Run:
         plan = make_plan(opened, console)
         print_plan(plan, opened, console)
         rows = settle(committed(job.output, current.key.recipe_id, opened.storage), opened.storage)
-        done = [row["unit_id"] for row in rows if not _tried_again(row, current)]
-        todo = plan.filter(pc.invert(pc.is_in(plan["unit_id"], pa.array(done, pa.string()))))
+        done = rows["unit_id"].filter(pc.invert(_tried_again(rows, current)))
+        todo = plan.filter(pc.invert(pc.is_in(plan["unit_id"], done)))
         if todo.num_rows < plan.num_rows:
             ready = plan.num_rows - todo.num_rows
             console.print(f"{ready:,} units are done already, {todo.num_rows:,} to do")
@@ -79,9 +78,11 @@ def _write_items(opened: Opened, plan: pa.Table, console: Console) -> None:
         console.print(Text(f"{written:,} videos as a whole: {table}"), soft_wrap=True)
 
 
-def _tried_again(row: dict[str, Any], run: Run) -> bool:
+def _tried_again(rows: pa.Table, run: Run) -> pa.ChunkedArray:
     """Whether a row of an earlier run failed by something that may have passed."""
-    return bool(row["error"]) and row["error"]["type"] in PASSING and row["run_id"] != run.run_id
+    kinds = pc.struct_field(rows["error"], "type")
+    passing = pc.is_in(kinds, pa.array(sorted(PASSING), pa.string()))
+    return pc.and_(passing, pc.not_equal(rows["run_id"], run.run_id))
 
 
 def block_cost(units: pa.Table, pools: Pools, max_batch_tokens: int) -> float:
@@ -158,9 +159,8 @@ def _finish(opened: Opened, run: Run, plan: pa.Table, seconds: float, console: C
     """Check that every unit has exactly one row, close the run, and print what came out."""
     storage = opened.storage
     rows = settle(committed(opened.job.output, run.key.recipe_id, storage), storage)
-    planned = set(plan["unit_id"].to_pylist())
-    rows = [row for row in rows if row["unit_id"] in planned]
-    if missing := len(planned) - len(rows):
+    rows = rows.filter(pc.is_in(rows["unit_id"], plan["unit_id"]))
+    if missing := plan.num_rows - rows.num_rows:
         raise ResourceError(
             f"{run.run_id}: {missing} units have no row yet; run the same command again"
         )
@@ -171,23 +171,34 @@ def _finish(opened: Opened, run: Run, plan: pa.Table, seconds: float, console: C
     return finished
 
 
-def _counts(rows: list[dict[str, Any]], run: Run) -> dict[str, Any]:
+def _counts(rows: pa.Table, run: Run) -> dict[str, Any]:
     """What the rows of a run's units come to; each unit has one."""
-    responses = [response for row in rows for response in row["responses"]]
-    seen = [part for row in rows for part in (row, *(row.get("parts") or ())) if part["sampling"]]
-    decoders = [part["sampling"]["decoder"] for part in seen]
+    responses = pc.list_flatten(rows["responses"])
+    parts = pc.list_flatten(rows["parts"])
+    sampled = [rows["sampling"], pc.struct_field(parts, "sampling")]
+    decoders = [_tally(pc.struct_field(sampling, "decoder")) for sampling in sampled]
+
+    def total(values: pa.ChunkedArray) -> Any:
+        return pc.sum(values).as_py() or 0
+
     return {
-        "units": len(rows),
-        "units_of_earlier_runs": sum(row["run_id"] != run.run_id for row in rows),
-        "status": dict(Counter(row["status"] for row in rows)),
-        "errors": dict(Counter(row["error"]["type"] for row in rows if row["error"])),
-        "answers": dict(Counter(response["status"] for response in responses)),
-        "decoders": dict(Counter(decoder for decoder in decoders if decoder)),
-        "prompt_tokens": sum(r["num_prompt_tokens"] or 0 for r in responses),
-        "output_tokens": sum(r["num_output_tokens"] or 0 for r in responses),
-        "decode_seconds": round(sum(row["timings"]["decode_seconds"] for row in rows), 3),
-        "engine_seconds": round(sum(row["timings"]["engine_seconds"] for row in rows), 3),
+        "units": rows.num_rows,
+        "units_of_earlier_runs": total(pc.not_equal(rows["run_id"], run.run_id)),
+        "status": _tally(rows["status"]),
+        "errors": _tally(pc.struct_field(rows["error"], "type")),
+        "answers": _tally(pc.struct_field(responses, "status")),
+        "decoders": {k: sum(of.get(k, 0) for of in decoders) for k in {*decoders[0], *decoders[1]}},
+        "prompt_tokens": total(pc.struct_field(responses, "num_prompt_tokens")),
+        "output_tokens": total(pc.struct_field(responses, "num_output_tokens")),
+        "decode_seconds": round(total(pc.struct_field(rows["timings"], "decode_seconds")), 3),
+        "engine_seconds": round(total(pc.struct_field(rows["timings"], "engine_seconds")), 3),
     }
+
+
+def _tally(values: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value comes; nulls are left out."""
+    counts = pc.value_counts(values.drop_null())
+    return {found["values"]: found["counts"] for found in counts.to_pylist()}
 
 
 def _print_run(run: Run, opened: Opened, console: Console) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 
 from jobs.cluster import actor_errors, connected, pools
@@ -33,6 +34,7 @@ ITEMS_PER_FILE = 1024
 _COLUMNS = (
     "unit_id", "media_id", "media", "run_id", "uri", "status", "sampling.start_seconds",
     "sampling.end_seconds", "sampling.sample_fps", "caption", "events", "attributes",
+    "parts.list.element.uri",
 )  # fmt: skip
 
 
@@ -54,13 +56,13 @@ def write_items(opened: Opened, plan: pa.Table, console: Console) -> int:
     }
     items_id = _hash(json.dumps(settings, sort_keys=True))[:16]
     folder = join(job.output, "items")
-    planned = set(plan["unit_id"].to_pylist())
     rows = settle(committed(job.output, key.recipe_id, storage, _COLUMNS), storage)
+    is_video = pc.equal(pc.struct_field(rows["media"], "media_type"), "video")
+    is_planned = pc.is_in(rows["unit_id"], plan["unit_id"])
     videos: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        if row["unit_id"] in planned and (row["media"] or {}).get("media_type") == "video":
-            videos[row["media_id"]].append(row)
-    done = {r["item_id"] for r in read_parts(folder, items_id, storage, ["item_id"])}
+    for row in rows.filter(pc.and_(is_planned, is_video)).to_pylist():
+        videos[row["media_id"]].append(row)
+    done = set(read_parts(folder, items_id, storage, ["item_id"], ITEM)["item_id"].to_pylist())
     ids = {
         media: _hash(items_id, *sorted(unit["unit_id"] for unit in units))[:24]
         for media, units in videos.items()

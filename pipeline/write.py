@@ -181,36 +181,51 @@ COUNTED = (
 
 def committed(
     output: str, recipe_id: str, storage: Storage, columns: Sequence[str] = COUNTED
-) -> list[dict[str, Any]]:
+) -> pa.Table:
     """Read which units have a row under a recipe, from any run, and how it came out.
 
-    Each is a row of the table with few of its columns, and ``file``, the uri of its part.
+    Few columns of the table, and ``file``, the uri of each row's part. They stay in Arrow: a
+    million rows as Python objects would be gigabytes of the driver's memory.
 
     Raises:
         StorageError: the storage refused or failed.
     """
-    return read_parts(join(output, "annotations"), recipe_id, storage, columns)
+    return read_parts(join(output, "annotations"), recipe_id, storage, columns, ANNOTATION)
 
 
 def read_parts(
-    folder: str, recipe_id: str, storage: Storage, columns: Sequence[str]
-) -> list[dict[str, Any]]:
+    folder: str, recipe_id: str, storage: Storage, columns: Sequence[str], schema: pa.Schema
+) -> pa.Table:
     """Read some columns of all parts under a recipe, and ``file``, the uri of each row's part.
+
+    schema: of the parts.
 
     Raises:
         StorageError: the storage refused or failed.
     """
     files = storage.list_files(folder, f"*/part-*-{recipe_id}-*.parquet")
 
-    def read(file: dict[str, Any]) -> list[dict[str, Any]]:
-        rows = read_parquet(file["uri"], storage, list(columns)).to_pylist()
-        return [row | {"file": file["uri"]} for row in rows]
+    def read(file: dict[str, Any]) -> pa.Table:
+        return _with_file(read_parquet(file["uri"], storage, list(columns)), file["uri"])
 
+    buffer = io.BytesIO()
+    pq.write_table(schema.empty_table(), buffer)
+    empty = _with_file(pq.ParquetFile(buffer).read(columns=list(columns)), "")
     with ThreadPoolExecutor(16) as pool:
-        return [row for rows in pool.map(read, files) for row in rows]
+        # Tables of before may lack a column.
+        tables = [empty, *pool.map(read, files)]
+    return pa.concat_tables(tables, promote_options="default").unify_dictionaries()
 
 
-def settle(rows: list[dict[str, Any]], storage: Storage) -> list[dict[str, Any]]:
+def _with_file(table: pa.Table, uri: str) -> pa.Table:
+    places = pa.array([0] * table.num_rows, pa.int32())
+    return table.append_column("file", pa.DictionaryArray.from_arrays(places, [uri]))
+
+
+_RANKS = {UnitStatus.OK: 0, UnitStatus.PARTIAL: 1, UnitStatus.FAILED: 2}
+
+
+def settle(rows: pa.Table, storage: Storage) -> pa.Table:
     """Leave one row for each unit, the best, where runs beside each other wrote several.
 
     rows: what ``committed`` read. The choice follows from the rows alone, so that two drivers make
@@ -221,21 +236,28 @@ def settle(rows: list[dict[str, Any]], storage: Storage) -> list[dict[str, Any]]
     Raises:
         StorageError: the storage refused or failed.
     """
-    ranks = {UnitStatus.OK: 0, UnitStatus.PARTIAL: 1, UnitStatus.FAILED: 2}
+    counts = pc.value_counts(rows["unit_id"])
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    is_read = _is_read(rows)
+    # Media that could not be read had no version, so its unit had another id than it has now.
+    read = pc.unique(rows["media_id"].filter(is_read))
+    replaced = pc.and_(pc.invert(is_read), pc.is_in(rows["media_id"], read))
+    doubtful = pc.or_(pc.is_in(rows["unit_id"], repeated), replaced)
+    places = pc.indices_nonzero(doubtful)
+    if not len(places):
+        return rows
+    few = rows.select(["unit_id", "status", "file"]).take(places).to_pylist()
     best: dict[str, tuple[int, str]] = {}
-    for row in rows:
-        rank = (ranks[row["status"]], row["file"])
+    for row in few:
+        rank = (_RANKS[row["status"]], row["file"])
         best[row["unit_id"]] = min(best.get(row["unit_id"], rank), rank)
-    read = {row["media_id"] for row in rows if _is_read(row)}
-
-    def stays(row: dict[str, Any]) -> bool:
-        # Media that could not be read had no version, so its unit had another id than it has now.
-        replaced = not _is_read(row) and row["media_id"] in read
-        return best[row["unit_id"]][1] == row["file"] and not replaced
-
+    stays = [
+        best[row["unit_id"]][1] == row["file"] and not is_replaced
+        for row, is_replaced in zip(few, replaced.take(places).to_pylist(), strict=True)
+    ]
     losers: dict[str, list[str]] = {}
-    for row in rows:
-        if not stays(row):
+    for row, stay in zip(few, stays, strict=True):
+        if not stay:
             losers.setdefault(row["file"], []).append(row["unit_id"])
     for file, ids in losers.items():
         table = read_parquet(file, storage)
@@ -245,12 +267,14 @@ def settle(rows: list[dict[str, Any]], storage: Storage) -> list[dict[str, Any]]
             name = part_name(kept["unit_id"].to_pylist(), first["run_id"], first["recipe_id"])
             write_parquet(kept, f"{file.rpartition('/')[0]}/{name}", storage)
         storage.remove(file)
-    return [row for row in rows if stays(row)]
+    lost = places.filter(pc.invert(pa.array(stays)))
+    return rows.filter(pc.invert(pc.is_in(pa.array(range(rows.num_rows), pa.uint64()), lost)))
 
 
-def _is_read(row: dict[str, Any]) -> bool:
+def _is_read(rows: pa.Table) -> pa.ChunkedArray:
     """Whether the media of a row could be read. Tables of before have no column ``parts``."""
-    return bool(row["media"] or row.get("parts"))
+    has_parts = pc.fill_null(pc.greater(pc.list_value_length(rows["parts"]), 0), False)
+    return pc.or_(pc.is_valid(rows["media"]), has_parts)
 
 
 def write_json(content: dict[str, Any], uri: str, storage: Storage) -> None:

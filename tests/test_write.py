@@ -163,10 +163,27 @@ def test_what_is_committed_is_counted_from_the_files(tmp_path: Path):
     other = RunKey(run_id="test-20261122-abc", recipe_id="r2", run_date="2026-11-22")
     write_part(rows("z"), str(tmp_path), other, Storage())
     found = committed(str(tmp_path), "r1", Storage())
-    assert sorted(row["unit_id"] for row in found) == ["a", "b", "c"]
-    assert {row["status"] for row in found} == {"ok"}
-    assert {row["sampling"]["decoder"] for row in found} == {"pyav"}
-    assert all(r["num_output_tokens"] == 7 for row in found for r in row["responses"])
+    assert sorted(found["unit_id"].to_pylist()) == ["a", "b", "c"]
+    assert set(found["status"].to_pylist()) == {"ok"}
+    assert {sampling["decoder"] for sampling in found["sampling"].to_pylist()} == {"pyav"}
+    responses = found["responses"].to_pylist()
+    assert all(r["num_output_tokens"] == 7 for of_row in responses for r in of_row)
+    assert {len(file.split("/part-")) for file in found["file"].to_pylist()} == {2}
+    assert settle(found, Storage()) == found
+    nothing = committed(str(tmp_path), "none", Storage())
+    assert (nothing.num_rows, nothing.schema) == (0, found.schema)
+
+
+def test_a_table_of_before_may_lack_a_column(tmp_path: Path):
+    write_part(rows("a"), str(tmp_path), KEY, Storage())
+    (file,) = tmp_path.rglob("*.parquet")
+    pq.write_table(pq.read_table(file).drop_columns(["parts"]), file)
+    write_part(rows("b"), str(tmp_path), KEY, Storage())
+    found = committed(str(tmp_path), "r1", Storage())
+    assert sorted(zip(found["unit_id"].to_pylist(), found["parts"].to_pylist(), strict=True)) == [
+        ("a", None),
+        ("b", []),
+    ]
     assert settle(found, Storage()) == found
 
 
@@ -181,13 +198,13 @@ def test_of_two_rows_of_a_unit_the_better_one_stays(tmp_path: Path):
     write_part(rows("b", "c"), str(tmp_path), later, Storage())
     write_part(rows("c"), str(tmp_path), KEY, Storage())
     stay = settle(committed(str(tmp_path), "r1", Storage()), Storage())
-    assert sorted((row["unit_id"], row["status"]) for row in stay) == [
+    assert sorted((row["unit_id"], row["status"]) for row in stay.to_pylist()) == [
         ("a", "ok"),
         ("b", "ok"),
         ("c", "ok"),
     ]
     again = committed(str(tmp_path), "r1", Storage())
-    assert sorted(row["unit_id"] for row in again) == ["a", "b", "c"]
+    assert sorted(again["unit_id"].to_pylist()) == ["a", "b", "c"]
     assert settle(again, Storage()) == again
     table = ds.dataset(tmp_path / "annotations", partitioning="hive").to_table()
     assert sorted(table["unit_id"].to_pylist()) == ["a", "b", "c"]
@@ -199,7 +216,7 @@ def test_media_that_could_be_read_later_replace_their_error_row(tmp_path: Path):
     write_part([annotation_row(gone, QUESTIONS, KEY)], str(tmp_path), KEY, Storage())
     write_part(rows("with version"), str(tmp_path), KEY, Storage())
     stay = settle(committed(str(tmp_path), "r1", Storage()), Storage())
-    assert [row["unit_id"] for row in stay] == ["with version"]
+    assert stay["unit_id"].to_pylist() == ["with version"]
     assert len(list(tmp_path.rglob("*.parquet"))) == 1
 
 
