@@ -10,12 +10,14 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.text import Text
 
+from jobs.blocks import at_most, in_blocks
 from jobs.cluster import actor_errors, connected, pools
+from jobs.cost import Work
 from jobs.items import write_items
 from jobs.plan import Opened, make_plan, open_job, print_plan
 from jobs.progress import Progress, print_summary
 from jobs.runs import Run
-from pipeline.build import Pools, build_annotate
+from pipeline.build import build_annotate
 from pipeline.decode import torchcodec_problem
 from pipeline.storage import join
 from pipeline.write import committed, settle
@@ -25,10 +27,6 @@ from schemas.unit import UnitStatus
 
 _FILES_PER_RUN = 16
 """A small run commits at least about so many files, so that its progress can be seen."""
-
-_BLOCKS_PER_REPLICA = 32
-_BLOCK_UNITS = 256
-_BLOCK_BYTES = 1 << 29
 
 
 def run(job: Job, console: Console) -> Run:
@@ -61,12 +59,13 @@ def run(job: Job, console: Console) -> Run:
             console.print(f"{ready:,} units are done already, {todo.num_rows:,} to do")
         if todo.num_rows:
             units_per_file = min(job.resources.units_per_file, -(-plan.num_rows // _FILES_PER_RUN))
-            blocks = in_blocks(todo, block_cost(todo, fitted, job.resources.max_batch_tokens))
+            work = Work(todo, current.cost)
+            blocks = in_blocks(todo, work.costs, fitted, job.resources.max_batch_tokens)
             fitted = at_most(fitted, len(blocks))
             dataset = build_annotate(
                 blocks, job, current.key, opened.storage, fitted, units_per_file
             )
-            _follow(dataset, todo, console)
+            current = dataclasses.replace(current, cost=_follow(dataset, work, console))
         finished = _finish(opened, current, plan, time.monotonic() - started, console)
         _write_items(opened, plan, console)
     return finished
@@ -85,74 +84,27 @@ def _tried_again(rows: pa.Table, run: Run) -> pa.ChunkedArray:
     return pc.and_(passing, pc.not_equal(rows["run_id"], run.run_id))
 
 
-def block_cost(units: pa.Table, pools: Pools, max_batch_tokens: int) -> float:
-    """Cost of a piece of the plan: some engine batches, and pieces enough for every actor."""
-    cost = float(pc.sum(units["predicted_cost"]).as_py())
-    usual = max(cost / (_BLOCKS_PER_REPLICA * pools.replicas), 2.0 * max_batch_tokens)
-    return min(usual, cost / (2 * pools.decoders))
-
-
-def at_most(pools: Pools, blocks: int) -> Pools:
-    """No more actors than pieces of work: the others would only load the model."""
-    return dataclasses.replace(
-        pools, decoders=min(pools.decoders, blocks), replicas=min(pools.replicas, blocks)
-    )
-
-
-def in_blocks(units: pa.Table, target_cost: float) -> list[pa.Table]:
-    """Cut the plan, longest first, into pieces of about ``target_cost``; a large unit is alone.
-
-    A piece holds at most 256 units and half a gigabyte of frames.
-    """
-    costs, frames = units["predicted_cost"].to_pylist(), frame_bytes(units)
-    blocks, start, cost, size = [], 0, 0.0, 0
-    for k, unit_cost in enumerate(costs):
-        full = cost + unit_cost > target_cost or size + frames[k] > _BLOCK_BYTES
-        if k > start and (full or k - start >= _BLOCK_UNITS):
-            blocks.append(units.slice(start, k - start))
-            start, cost, size = k, 0.0, 0
-        cost, size = cost + unit_cost, size + frames[k]
-    blocks.append(units.slice(start))
-    return blocks
-
-
-def frame_bytes(units: pa.Table) -> list[int]:
-    """Bytes of each unit's frames, ``uint8 [T, H, W, 3]``; 0 where there are none."""
-    sides = [
-        pc.cast(pc.struct_field(units["sampling"], name), pa.int64())
-        for name in ("num_frames", "resized_height", "resized_width")
-    ]
-    pixels = pc.fill_null(pc.multiply(pc.multiply(sides[0], sides[1]), sides[2]), 0)
-    of_parts = [
-        sum(
-            part["sampling"]["num_frames"]
-            * part["sampling"]["resized_height"]
-            * part["sampling"]["resized_width"]
-            for part in parts or ()
-        )
-        for parts in units["parts"].to_pylist()
-    ]
-    return [3 * (own + parts) for own, parts in zip(pixels.to_pylist(), of_parts, strict=True)]
-
-
-def _follow(dataset: Any, todo: pa.Table, console: Console) -> None:
-    """Run the chain, showing progress by what was committed."""
-    total_cost = float(pc.sum(todo["predicted_cost"]).as_py())
+def _follow(dataset: Any, work: Work, console: Console) -> dict[str, float]:
+    """Run the chain, showing progress by what was committed; returns what work costs."""
     with (
-        Progress(console, "annotating", total_units=todo.num_rows, total_cost=total_cost) as bar,
+        Progress(
+            console, "annotating", total_units=work.num_units, total_cost=work.total_cost
+        ) as bar,
         actor_errors(),
     ):
         bar.status("starting decoders and engines")
-        for batch in dataset.iter_batches(
+        for rows in dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):
-            rows = batch.to_pylist()
             bar.advance(
-                units=len(rows),
-                cost=sum(row["predicted_cost"] for row in rows),
-                failed=sum(row["status"] == UnitStatus.FAILED for row in rows),
-                tokens=sum(row["num_output_tokens"] for row in rows),
+                units=rows.num_rows,
+                cost=work.done(rows),
+                failed=pc.sum(pc.equal(rows["status"], UnitStatus.FAILED)).as_py(),
+                tokens=pc.sum(rows["num_output_tokens"]).as_py(),
             )
+            if work.learnt():
+                bar.recost(done=work.done_cost, total=work.total_cost)
+    return work.seconds_each
 
 
 def _finish(opened: Opened, run: Run, plan: pa.Table, seconds: float, console: Console) -> Run:

@@ -167,6 +167,14 @@ class Progress:
             self._bars.start_task(task)
             self._bars.update(task, completed=min(self._cost, self._total_cost))
 
+    def recost(self, *, done: float, total: float) -> None:
+        """Go on with other costs, once it is known what units cost: those done, and all."""
+        self._cost, self._total_cost, self._by_cost = done, total, True
+        self._recent = Recent(self._clock)
+        self._recent.add(self._cost, self._tokens)
+        if self._bars:
+            self._bars.update(self._bars.task_ids[0], completed=done, total=total)
+
     def state(self) -> str:
         """Describe the state in one line, as it is shown."""
         parts = [self._status] if self._status else []

@@ -29,6 +29,8 @@ class Run:
     """One execution of a plan; killed and resumed, it stays the same run.
 
     status: ``running`` until every unit has its row, then ``complete``.
+    cost: engine seconds of each of ``jobs.cost.FEATURES``; of a new run those of the latest run of
+        the same model; empty where there is none.
     """
 
     run_id: str
@@ -40,6 +42,7 @@ class Run:
     created_at: str
     starts: int = 0
     seconds: float = 0.0
+    cost: dict[str, float] = field(default_factory=dict)
     counts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -81,7 +84,8 @@ def open_run(
         "recipe": recipe_id(recipe),
         "schema_version": str(SCHEMA_VERSION),
     }
-    earlier = [run for run in _runs(job, storage) if run.name == job.name]
+    runs = _runs(job, storage)
+    earlier = [run for run in runs if run.name == job.name]
     for run in earlier:
         if run.fingerprint == fingerprint:
             return run, []
@@ -95,6 +99,7 @@ def open_run(
         fingerprint=fingerprint,
         recipe=recipe,
         created_at=now.isoformat(timespec="seconds"),
+        cost=_known_cost(recipe, runs),
     )
     if not earlier:
         return fresh, []
@@ -104,6 +109,12 @@ def open_run(
     if latest.fingerprint["schema_version"] != str(SCHEMA_VERSION):
         changed.append("schema_version")
     return fresh, [f"{name} differs from {latest.run_id}" for name in changed]
+
+
+def _known_cost(recipe: dict[str, Any], runs: list[Run]) -> dict[str, float]:
+    """What the latest run of the same model learnt of its costs."""
+    known = [run for run in runs if run.cost and run.recipe.get("model") == recipe["model"]]
+    return max(known, key=lambda run: run.created_at).cost if known else {}
 
 
 def _runs(job: Job, storage: Storage) -> list[Run]:

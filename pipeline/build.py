@@ -57,10 +57,14 @@ COMMITTED = pa.schema(
         pa.field("unit_id", pa.string(), nullable=False),
         pa.field("status", pa.string(), nullable=False),
         pa.field("predicted_cost", pa.float64(), nullable=False),
+        pa.field("num_vision_tokens", pa.int64(), nullable=False),
+        pa.field("num_prompt_tokens", pa.int64(), nullable=False),
+        pa.field("num_answers", pa.int64(), nullable=False),
         pa.field("num_output_tokens", pa.int64(), nullable=False),
+        pa.field("engine_seconds", pa.float64(), nullable=False),
     ]
 )
-"""What comes back to the driver of each committed unit: enough to show progress."""
+"""What comes back to the driver of each committed unit: enough to show progress and learn costs."""
 
 _NOTE = pa.struct(
     [
@@ -271,11 +275,19 @@ class Commit:
                 "unit_id": unit.unit_id,
                 "status": row["status"],
                 "predicted_cost": unit.predicted_cost,
+                "num_vision_tokens": _vision_tokens(unit) if unit.answers else 0,
+                "num_prompt_tokens": sum(answer.num_prompt_tokens for answer in unit.answers),
+                "num_answers": len(unit.answers),
+                "engine_seconds": unit.engine_seconds,
                 "num_output_tokens": sum(answer.num_output_tokens for answer in unit.answers),
             }
             for unit, row in zip(units, rows, strict=True)
         ]
         return pa.Table.from_pylist(account, schema=COMMITTED)
+
+
+def _vision_tokens(unit: Unit) -> int:
+    return sum(part.sampling.num_vision_tokens for part in unit.seen)
 
 
 class Summarise:

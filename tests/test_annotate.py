@@ -12,7 +12,6 @@ from collections import Counter
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -325,33 +324,6 @@ def test_killed_and_run_again_every_unit_has_one_row(
     (run_json,) = tmp_path.glob("runs/*/run.json")
     assert json.loads(run_json.read_text())["starts"] == 2
     assert not list(tmp_path.glob("annotations/*/.pending*"))
-
-
-def planned(costs: list[float], side: int = 32) -> pa.Table:
-    sampling = {"num_frames": 2, "resized_height": side, "resized_width": side}
-    return pa.table(
-        {
-            "unit_id": [str(k) for k in range(len(costs))],
-            "predicted_cost": costs,
-            "sampling": [sampling if cost else None for cost in costs],
-            "parts": [[] for _ in costs],
-        }
-    )
-
-
-def test_blocks_hold_every_unit_once_and_cost_about_the_same():
-    units = planned([900.0, *[100.0] * 50, *[10.0] * 200, *[0.0] * 300])
-    blocks = annotate.in_blocks(units, 400)
-    assert pa.concat_tables(blocks) == units
-    costs = [sum(block["predicted_cost"].to_pylist()) for block in blocks]
-    assert costs[0] == 900  # over the target, and alone
-    assert all(300 < cost <= 400 for cost in costs[1:-2])
-    assert max(block.num_rows for block in blocks) <= 256
-
-
-def test_blocks_are_bounded_by_the_bytes_of_their_frames():
-    units = planned([1.0] * 10, side=8192)  # 400 MB each
-    assert [block.num_rows for block in annotate.in_blocks(units, 1e9)] == [1] * 10
 
 
 def test_one_more_item_is_one_more_row(archive: Path, checkpoint: Path, tmp_path: Path):

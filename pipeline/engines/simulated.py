@@ -87,6 +87,7 @@ class EngineTimes:
     per_prompt_token: float
     per_step: float
     per_cached_token: float
+    max_num_seqs: int
 
     @classmethod
     def of(cls, spec: Simulated) -> "EngineTimes":
@@ -108,7 +109,22 @@ class EngineTimes:
             ),
             per_step=seconds(spec.seconds_per_step, traffic * 2 * size.parameters),
             per_cached_token=seconds(spec.seconds_per_cached_token, traffic * size.cache_bytes),
+            max_num_seqs=spec.max_num_seqs,
         )
+
+    def seconds(self, unit: AnsweredUnit) -> float:
+        """Seconds that a unit adds to the work of an engine that is always full.
+
+        Continuous batching: ``max_num_seqs`` answers share each step, whatever unit they are of.
+        """
+        vision = sum(part.sampling.num_vision_tokens for part in unit.seen)
+        total = vision * self.per_vision_token
+        for raw in unit.answers:
+            written, read = raw.num_output_tokens, raw.num_prompt_tokens
+            total += read * self.per_prompt_token
+            total += written * self.per_step / self.max_num_seqs
+            total += written * (read + written / 2) * self.per_cached_token
+        return total
 
 
 class SimulatedEngine:
@@ -125,27 +141,15 @@ class SimulatedEngine:
     ) -> list[AnsweredUnit]:
         """Answer every prompt of every unit; units come back in order, failed ones as they were."""
         answered = [self._answered(unit) for unit in units]
-        seconds = [self._alone(unit) for unit in answered]
-        # Written side by side, the step's share of an answer is small, unless it is the longest.
-        outputs = [raw.num_output_tokens for unit in answered for raw in unit.answers]
-        steps = max(max(outputs, default=0), -(-sum(outputs) // self._spec.max_num_seqs))
-        written = steps * self._times.per_step
-        time.sleep(sum(seconds) + written)
-        total = sum(outputs) or 1
-        return [
-            dataclasses.replace(
-                unit,
-                engine_seconds=own
-                + written * sum(raw.num_output_tokens for raw in unit.answers) / total,
-            )
-            for unit, own in zip(answered, seconds, strict=True)
-        ]
+        time.sleep(sum(unit.engine_seconds for unit in answered))
+        return answered
 
     def _answered(self, unit: PreparedUnit) -> AnsweredUnit:
-        answers: tuple[RawAnswer, ...] = ()
-        if unit.status != UnitStatus.FAILED:
-            answers = tuple(self._answer(unit, prompt) for prompt in unit.prompts)
-        return AnsweredUnit.of(unit, answers=answers)
+        if unit.status == UnitStatus.FAILED:
+            return AnsweredUnit.of(unit)
+        answers = tuple(self._answer(unit, prompt) for prompt in unit.prompts)
+        answered = AnsweredUnit.of(unit, answers)
+        return dataclasses.replace(answered, engine_seconds=self._times.seconds(answered))
 
     def _answer(self, unit: PreparedUnit, prompt: Prompt) -> RawAnswer:
         question = self._questions[prompt.task]
@@ -157,18 +161,4 @@ class SimulatedEngine:
             finish_reason="stop",
             num_prompt_tokens=len(prompt.input_ids or ()),
             num_output_tokens=max(1, min(tokens, question.max_new_tokens)),
-        )
-
-    def _alone(self, unit: AnsweredUnit) -> float:
-        """Seconds that a unit takes for itself: its pixels, its prompts, its cache."""
-        vision = sum(part.sampling.num_vision_tokens for part in unit.seen) if unit.answers else 0
-        prompts = sum(raw.num_prompt_tokens for raw in unit.answers)
-        cached = sum(
-            raw.num_output_tokens * (raw.num_prompt_tokens + raw.num_output_tokens / 2)
-            for raw in unit.answers
-        )
-        return (
-            vision * self._times.per_vision_token
-            + prompts * self._times.per_prompt_token
-            + cached * self._times.per_cached_token
         )
