@@ -1,11 +1,14 @@
-"""How time and memory grow with the number of units: planning, annotating, going on.
+"""How time and the driver's memory grow with the number of units: planning, annotating, going on.
 
-The whole pipeline with the simulated engine, which takes no time here, and one tiny image under as
-many ids: what is left is the cost of orchestration. Each size runs in a process of its own, on one
-machine; the driver is what does not spread over a cluster.
+Each size runs in a process of its own, on one machine, in one of two ways.
 
-    python benchmarks/bench_growth.py                   1,000 and 10,000 units
-    python benchmarks/bench_growth.py 100000 1000000    as many units as given
+stages         the whole pipeline: one tiny image under as many ids, really planned, decoded,
+               prompted, parsed and written; the simulated engine takes no time.
+orchestration  the stages' actors make rows by copying one: what is left is what does not spread
+               over a cluster, the driver's work, and Ray's.
+
+    python benchmarks/bench_growth.py                             the short form
+    python benchmarks/bench_growth.py orchestration 1000000       any size, by one way
 """
 
 import json
@@ -19,38 +22,43 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-SIZES = [1_000, 10_000]
+SHORT = [("stages", 1_000), ("orchestration", 10_000), ("orchestration", 50_000)]
 OUT = ROOT / "build" / "bench" / "growth.json"
 
 
 def main() -> None:
     from jobs.tiny_checkpoint import write_tiny_checkpoint
 
-    sizes = [int(size) for size in sys.argv[1:]] or SIZES
+    runs = [(sys.argv[1], int(size)) for size in sys.argv[2:]] or SHORT
     results = []
     with tempfile.TemporaryDirectory() as folder:
         write_tiny_checkpoint(Path(folder) / "checkpoint")
-        for size in sizes:
-            command = [sys.executable, __file__, "--child", folder, str(size)]
+        for way, size in runs:
+            command = [sys.executable, __file__, "--child", folder, way, str(size)]
             environment = os.environ | {"RAY_ADDRESS": "local"}
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
             results.append(json.loads(done.stdout.decode().splitlines()[-1]))
             print(_line(results[-1]), flush=True)
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps({"cpus": os.cpu_count(), "sizes": results}, indent=2))
+    OUT.write_text(json.dumps({"cpus": os.cpu_count(), "runs": results}, indent=2))
     print(f"  -> {OUT}")
 
 
 def _line(found: dict) -> str:
     steps = ", ".join(
-        f"{name} {step['seconds']:.1f} s ({1000 * step['driver_cpu_seconds'] / found['units']:.2f} "
-        "ms/unit of the driver)"
+        f"{name} {step['seconds']:.1f} s (driver's CPU {step['driver_cpu_seconds']:.1f} s)"
         for name, step in found["steps"].items()
     )
-    return f"growth: {found['units']:>9,} units: {steps}; driver {found['driver_mib']:,} MiB"
+    return f"growth: {found['way']}, {found['units']:,} units: {steps}; driver {_memory(found)}"
 
 
-def child(folder: Path, size: int) -> None:
+def _memory(found: dict) -> str:
+    return (
+        f"{found['driver_mib']:,} MiB at most, {found['driver_own_mib']:,} MiB its own at the end"
+    )
+
+
+def child(folder: Path, way: str, size: int) -> None:
     """Plan, annotate and go on with ``size`` units; prints the figures as JSON."""
     import io
 
@@ -72,19 +80,21 @@ def child(folder: Path, size: int) -> None:
     pq.write_table(pa.table({"uri": uris, "media_id": ids}), folder / f"{size}.parquet")
     job = check_job(
         {
-            "name": f"growth-{size}",
+            "name": f"growth-{way}-{size}",
             "input": {"manifest": str(folder / f"{size}.parquet")},
-            "output": str(folder / f"out-{size}"),
+            "output": str(folder / f"out-{way}-{size}"),
             "model": {
                 "source": str(folder / "checkpoint"),
                 "engine": "simulated",
                 "simulated": {"speed": 1e9},
             },
             "tasks": ["caption"],
-            "resources": {"cpus_per_replica": 0.5, "cpus_per_decoder": 1, "units_per_file": 1024},
+            "resources": {"cpus_per_replica": 0.5, "units_per_file": 256},
         },
         "the benchmark",
     )
+    if way == "orchestration":
+        copy_rows(job, folder)
     steps = {}
 
     def timed(name, work):
@@ -104,12 +114,83 @@ def child(folder: Path, size: int) -> None:
     saved.write_text(saved.read_text().replace('"complete"', '"running"', 1))
     again = timed("go on", lambda: annotate.run(job, quiet()))
     assert again.counts["units"] == size, again.counts
+    status = Path("/proc/self/status").read_text()
+    own = int(status.split("RssAnon:")[1].split()[0]) // 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(json.dumps({"units": size, "steps": steps, "driver_mib": peak}))
+    figures = {"driver_mib": peak, "driver_own_mib": own}
+    print(json.dumps({"way": way, "units": size, "steps": steps} | figures))
+
+
+def copy_rows(job, folder: Path) -> None:
+    """Put stages in the place of the real ones that copy the row that those made of one item."""
+    import hashlib
+
+    import pyarrow as pa
+
+    from pipeline import build
+    from pipeline.storage import Storage
+    from pipeline.write import ANNOTATION, RunKey, annotation_row, part_name, write_parquet
+    from schemas.manifest import MediaItem
+    from schemas.unit import ANSWERED, PREPARED, UNIT, AnsweredUnit, from_table
+
+    storage, code = Storage(), build.code_digest()
+    item = MediaItem(media_id="one", uri=str(folder / "tiny.png"))
+    planned = build.Plan(job, 262_144, storage, code)({"item": [item]})
+    (prepared,) = build.Prepare(job, storage, code)(planned)
+    answered = build.Generate(job, code)(prepared)
+    (unit,) = from_table(answered, AnsweredUnit)
+    questions = {question.task: question for question in job.questions()}
+    key = RunKey(run_id="none", recipe_id="none", run_date="none")
+    row = pa.Table.from_pylist([annotation_row(unit, questions, key)], schema=ANNOTATION)
+
+    def copies(one: pa.Table, schema: pa.Schema, **columns) -> pa.Table:
+        count = len(columns["unit_id"])
+        table = one.take(pa.array([0] * count))
+        for name, values in columns.items():
+            at = schema.get_field_index(name)
+            table = table.set_column(at, schema.field(at), pa.array(values, pa.string()))
+        return table.cast(schema)
+
+    class Plan:
+        def __init__(self, *args) -> None:
+            pass
+
+        def __call__(self, batch) -> pa.Table:
+            media = [item.media_id for item in batch["item"]]
+            ids = [hashlib.sha256(name.encode()).hexdigest()[:24] for name in media]
+            return copies(planned, UNIT, unit_id=ids, media_id=media)
+
+    class Prepare(Plan):
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            return copies(prepared, PREPARED, unit_id=batch["unit_id"].combine_chunks())
+
+    class Generate(Plan):
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            return copies(answered, ANSWERED, unit_id=batch["unit_id"].combine_chunks())
+
+    class Commit(Plan):
+        def __init__(self, job, key, storage, code) -> None:
+            self.job, self.key, self.storage = job, key, storage
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            ids, n = batch["unit_id"].to_pylist(), batch.num_rows
+            names = {"run_id": [self.key.run_id] * n, "recipe_id": [self.key.recipe_id] * n}
+            table = copies(row, ANNOTATION, unit_id=ids, media_id=ids, **names)
+            place = f"{self.job.output}/annotations/run_date={self.key.run_date}/"
+            name = part_name(ids, self.key.run_id, self.key.recipe_id)
+            write_parquet(table, place + name, self.storage)
+            account = {"status": ["ok"] * n, "unit_id": ids} | {
+                field.name: pa.array([1] * n).cast(field.type)
+                for field in build.COMMITTED
+                if field.name not in ("status", "unit_id")
+            }
+            return pa.table(account).select(build.COMMITTED.names).cast(build.COMMITTED)
+
+    build.Plan, build.Prepare, build.Generate, build.Commit = Plan, Prepare, Generate, Commit
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        child(Path(sys.argv[2]), int(sys.argv[3]))
+        child(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
     else:
         main()
