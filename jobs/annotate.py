@@ -50,10 +50,13 @@ def run(job: Job, console: Console) -> Run:
     with connected(console):
         fitted = pools(job)
         plan = make_plan(opened, console)
+        opened = dataclasses.replace(opened, items=[])  # a driver may hold a million
         print_plan(plan, opened, console)
         rows = settle(committed(job.output, current.key.recipe_id, opened.storage), opened.storage)
         done = rows["unit_id"].filter(pc.invert(_tried_again(rows, current)))
-        todo = plan.filter(pc.invert(pc.is_in(plan["unit_id"], done)))
+        todo = plan
+        if len(done):
+            todo = plan.filter(pc.invert(pc.is_in(plan["unit_id"], done)))
         if todo.num_rows < plan.num_rows:
             ready = plan.num_rows - todo.num_rows
             console.print(f"{ready:,} units are done already, {todo.num_rows:,} to do")

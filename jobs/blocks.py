@@ -38,7 +38,8 @@ def in_blocks(units: pa.Table, costs: Costs, pools: Pools, max_batch_tokens: int
     frames, and there are two pieces or more for every actor.
     """
     order = np.argsort(-costs, kind="stable")
-    units, costs = units.take(pa.array(order)), costs[order]
+    if (np.diff(order) != 1).any():  # else it is the plan's own order: no copy
+        units, costs = units.take(pa.array(order)), costs[order]
     tokens, frames = units["predicted_cost"].to_numpy(), frame_bytes(units)
     left = float(costs.sum())
     usual = left / (_BLOCKS_PER_REPLICA * pools.replicas)

@@ -118,7 +118,7 @@ class PartSettings:
     resized_width: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)  # a driver may hold a million
 class MediaItem:
     """One manifest row, checked; or an image or video of its messages, with settings.
 

@@ -1,0 +1,126 @@
+"""How much of the object store a run takes, whatever is the slow part: the decoders or the engine.
+
+The whole pipeline on images of 3 MB of pixels each, several times as much in all as the object
+store holds, with a simulated engine that is far slower than the decoders, and one that is far
+faster. Nothing may be spilled to disk.
+
+    python benchmarks/bench_flow.py [--units N]
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+NUM_UNITS = 500
+STORE_BYTES = 600 << 20
+SIDE = 1024
+WAYS = {"slow engine": 0.03, "slow decoders": 0.0}
+"""Seconds of the engine for a unit; decoding one takes about as long on one core."""
+OUT = ROOT / "build" / "bench" / "flow.json"
+
+
+def main() -> None:
+    from jobs.tiny_checkpoint import write_tiny_checkpoint
+
+    units = int(sys.argv[sys.argv.index("--units") + 1]) if "--units" in sys.argv else NUM_UNITS
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_tiny_checkpoint(Path(folder) / "checkpoint")
+        for way in WAYS:
+            command = [sys.executable, __file__, "--child", folder, way, str(units)]
+            environment = os.environ | {"RAY_ADDRESS": "local"}
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+            found = results[way] = json.loads(done.stdout.decode().splitlines()[-1])
+            figures = ", ".join(f"{name} {value:,}" for name, value in found.items())
+            print(f"flow: {way}: {figures}", flush=True)
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps(results, indent=2))
+    print(f"  -> {OUT}")
+
+
+def child(folder: Path, way: str, size: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+    from rich.console import Console
+
+    from jobs import annotate
+    from jobs.cluster import start_ray
+    from schemas.job import check_job
+
+    Image.new("RGB", (SIDE, SIDE), "teal").save(folder / "large.png")
+    rows = {"uri": ["large.png"] * size, "media_id": [f"item-{k}" for k in range(size)]}
+    pq.write_table(pa.table(rows), folder / "manifest.parquet")
+    tokens = SIDE * SIDE // 1024
+    times = {
+        "seconds_per_vision_token": WAYS[way] / tokens,
+        "seconds_per_prompt_token": 0,
+        "seconds_per_step": 0,
+        "seconds_per_cached_token": 0,
+    }
+    job = check_job(
+        {
+            "name": way.replace(" ", "-"),
+            "input": {"manifest": str(folder / "manifest.parquet")},
+            "output": str(folder / way.replace(" ", "-")),
+            "model": {
+                "source": str(folder / "checkpoint"),
+                "engine": "simulated",
+                "simulated": times,
+            },
+            "resources": {"cpus_per_replica": 0.5, "cpus_per_decoder": 0.5, "decoders": 2},
+        },
+        "the benchmark",
+    )
+    start_ray(num_cpus=2, object_store_memory=STORE_BYTES)
+    used, ended = [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            used.append(_store()["used"])
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    started = time.perf_counter()
+    run = annotate.run(job, Console(file=io.StringIO(), width=120))
+    seconds = time.perf_counter() - started
+    ended.set()
+    watcher.join()
+    assert run.counts["status"] == {"ok": size}, run.counts
+    print(
+        json.dumps(
+            {
+                "units": size,
+                "mib_of_pixels": size * SIDE * SIDE * 3 >> 20,
+                "store_mib": STORE_BYTES >> 20,
+                "most_used_mib": max(used) >> 20,
+                "spilled_mib": _store()["spilled"] >> 20,
+                "seconds": round(seconds, 1),
+            }
+        )
+    )
+
+
+def _store() -> dict[str, int]:
+    """Bytes used now, and spilled since the start, of the object stores of all nodes."""
+    import ray
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    address = ray.get_runtime_context().gcs_address
+    stats = get_memory_info_reply(get_state_from_address(address)).store_stats
+    return {"used": stats.object_store_bytes_used, "spilled": stats.spilled_bytes_total}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    else:
+        main()
