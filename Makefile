@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-model test lint bench docs clean ffmpeg browser
+.PHONY: help demo demo-model test lint bench soak docs clean ffmpeg browser
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ lint: $(VENV)/installed-lint ## ruff (lint and format) and mypy
 
 bench: $(VENV)/installed-test ffmpeg ## measure against peers and limits, into build/bench
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+soak: $(VENV)/installed-test ## annotate UNITS small units with the simulated engine, watching memory
+	$(BIN)/python benchmarks/soak.py $(UNITS)
 
 # Hours, not minutes; interrupted, it goes on. docs/demo-model.md has the figures to expect.
 demo-model: $(VENV)/installed-test ffmpeg ## train the demo's model from random weights, and evaluate it

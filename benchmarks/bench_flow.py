@@ -85,7 +85,7 @@ def child(folder: Path, way: str, size: int) -> None:
 
     def watch() -> None:
         while not ended.wait(0.5):
-            used.append(_store()["used"])
+            used.append(store()["used"])
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -102,14 +102,14 @@ def child(folder: Path, way: str, size: int) -> None:
                 "mib_of_pixels": size * SIDE * SIDE * 3 >> 20,
                 "store_mib": STORE_BYTES >> 20,
                 "most_used_mib": max(used) >> 20,
-                "spilled_mib": _store()["spilled"] >> 20,
+                "spilled_mib": store()["spilled"] >> 20,
                 "seconds": round(seconds, 1),
             }
         )
     )
 
 
-def _store() -> dict[str, int]:
+def store() -> dict[str, int]:
     """Bytes used now, and spilled since the start, of the object stores of all nodes."""
     import ray
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address

@@ -50,12 +50,14 @@ def start_ray(**options: Any) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
+    own = os.environ.get("RAY_ADDRESS", "") in ("", "local")
     try:
         with _without_stderr():
             ray.init(
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
+                # Of a Ray of our own; a cluster has the one that it was started with.
+                include_dashboard=False if own else None,
                 **options,
             )
     except (ConnectionError, RuntimeError) as error:
