@@ -1,5 +1,6 @@
 """Pieces of work: every unit once, and all engines end together."""
 
+import dataclasses
 import heapq
 
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 
 from jobs.blocks import at_most, frame_bytes, in_blocks
 from jobs.cost import FEATURES, Work, features, fit
+from jobs.runs import open_run
 from pipeline.build import COMMITTED, Pools
+from pipeline.storage import Storage
+from schemas.job import check_job
 from schemas.unit import UNIT, Media, Part, Prompt, Sampling, Unit, to_table
 
 
@@ -192,3 +196,15 @@ def test_a_run_learns_its_costs_and_the_next_one_begins_with_them():
     assert work.done_cost == pytest.approx(0.01 * sum(range(100, 1300, 10)), rel=0.02)
     following = Work(units, work.seconds_each)
     assert following.costs == pytest.approx(0.01 * np.arange(100, 4100, 10), rel=0.05, abs=0.1)
+
+
+def test_a_new_run_begins_with_what_the_latest_run_of_its_model_learnt(tmp_path):
+    job = check_job({"input": {"manifest": "m.jsonl"}, "output": str(tmp_path)}, "test")
+    storage = Storage()
+    small, large = {"model": {"weights": "a"}}, {"model": {"weights": "b"}}
+    first, _ = open_run(job, "one manifest", small, storage)
+    assert first.cost == {}
+    learnt = {"num_vision_tokens": 0.25, "num_prompt_tokens": 0.0, "num_answers": 1.5}
+    dataclasses.replace(first, cost=learnt, status="complete").save(job, storage)
+    assert open_run(job, "another manifest", small, storage)[0].cost == learnt
+    assert open_run(job, "another manifest", large, storage)[0].cost == {}
