@@ -2,7 +2,7 @@
 
 The whole pipeline on images of 3 MB of pixels each, several times as much in all as the object
 store holds, with a simulated engine that is far slower than the decoders, and one that is far
-faster. Nothing may be spilled to disk.
+faster. Nothing may be spilled to disk. And how soon the first row of the demo is there.
 
     python benchmarks/bench_flow.py [--units N]
 """
@@ -34,6 +34,8 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         write_tiny_checkpoint(Path(folder) / "checkpoint")
+        results["first row"] = first_row(Path(folder))
+        print("flow: first row: " + ", ".join(f"{k} {v}" for k, v in results["first row"].items()))
         for way in WAYS:
             command = [sys.executable, __file__, "--child", folder, way, str(units)]
             environment = os.environ | {"RAY_ADDRESS": "local"}
@@ -44,6 +46,34 @@ def main() -> None:
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(results, indent=2))
     print(f"  -> {OUT}")
+
+
+def first_row(folder: Path) -> dict[str, float]:
+    """Seconds from the command to the first committed row and to the end: demo archive, its model.
+
+    Everything starts cold: the command, Ray, the actors, the model.
+    """
+    from jobs.render_archive import render_archive
+
+    render_archive(folder / "archive")
+    command = [
+        *(sys.executable, "-m", "jobs.cli", "annotate", str(ROOT / "jobs/specs/demo.yaml")),
+        *("--input", str(folder / "archive"), "--output", str(folder / "first")),
+        *("--model", str(ROOT / "jobs/demo_model")),
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    started = time.perf_counter()
+    run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    found: dict[str, float] = {}
+    while run.poll() is None:
+        plan = next(folder.glob("first/runs/*/plan/*.parquet"), None)
+        row = next(folder.glob("first/annotations/*/part-*.parquet"), None)
+        for name, file in (("seconds_to_plan", plan), ("seconds_to_first_row", row)):
+            if file is not None and name not in found:
+                found[name] = round(time.perf_counter() - started, 1)
+        time.sleep(0.05)
+    assert run.returncode == 0, run.returncode
+    return found | {"seconds_to_end": round(time.perf_counter() - started, 1)}
 
 
 def child(folder: Path, way: str, size: int) -> None:
