@@ -1,4 +1,4 @@
-"""The commands that look at results: ``report``, ``export``, ``import-labels``."""
+"""The commands that look at results: ``report``, ``show``, ``export``, ``import-labels``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -59,6 +59,25 @@ def report(
     job.run(annotations, **options, looks=looks, storage=storage, console=console())
 
 
+@click.command()
+@_table_options
+@click.argument("unit", metavar="UNIT")
+@click.option("--contact-sheet", metavar="FILE.png", help="Write all frames as one picture.")
+@click.option(
+    "--what-the-model-saw", metavar="FOLDER", help="Write each frame, the very pixels, as PNG."
+)
+def show(annotations: str, unit: str, *, endpoint_url: str | None, **options: Any) -> None:
+    """Show one unit: facts, prompts, answers, and its frames as pictures.
+
+    UNIT is the begin of a unit's id, or the end of its uri.
+    """
+    from jobs import show as job
+    from pipeline.storage import Storage
+
+    storage = Storage({"s3": {"endpoint_url": endpoint_url}} if endpoint_url else {})
+    job.run(annotations, unit, **options, storage=storage, console=console())
+
+
 EXPORTS = (
     *("coco", "yolo", "webvtt", "srt", "conversations"),
     *("webdataset", "huggingface", "labelstudio"),
@@ -103,4 +122,4 @@ def import_labels(labels: str, output: str) -> None:
     job.import_labels(labels, output=output, storage=Storage(), console=console())
 
 
-COMMANDS = (report, export, import_labels)
+COMMANDS = (report, show, export, import_labels)

@@ -1,0 +1,124 @@
+"""The commands as functions, for notebooks and other programs: plan, annotate, read.
+
+    from jobs.api import annotate, plan, read
+
+A job is a job file's path, or the same as a mapping.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from rich.console import Console
+
+from jobs.read_annotations import read_annotations
+from pipeline.storage import Storage
+from pipeline.write import ANNOTATION
+from schemas.job import Job, check_job, load_job
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import ray.data
+
+JobLike = Job | str | Path | Mapping[str, Any]
+StorageOptions = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The rows of one recipe, one for each unit. docs/output-schema.md has their columns.
+
+    run_ids: the runs that wrote them.
+    """
+
+    table: pa.Table
+    recipe_id: str
+    run_ids: list[str]
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def to_arrow(self) -> pa.Table:
+        """The rows, in the output table's schema."""
+        return self.table
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """The rows; lists and structs are lists and dicts."""
+        frame: pd.DataFrame = self.table.to_pandas(maps_as_pydicts="lossy")
+        return frame
+
+    def to_ray(self) -> "ray.data.Dataset":
+        """The rows as a Ray Dataset; starts Ray where it does not run."""
+        import ray.data
+
+        return ray.data.from_arrow(self.table)
+
+
+def plan(job: JobLike, overrides: Mapping[str, Any] | None = None) -> pa.Table:
+    """Count a job's units and tokens, from headers: the plan's table, ``schemas.unit.UNIT``.
+
+    overrides: values that replace the job's, by dotted name: ``{"sampling.fps": 1}``.
+
+    Raises:
+        UserError: with one clear message.
+    """
+    from jobs import plan as command
+
+    return command.run(_job(job, overrides), Console(quiet=True))
+
+
+def annotate(
+    job: JobLike, overrides: Mapping[str, Any] | None = None, *, progress: bool = False
+) -> Results:
+    """Run a job, or go on where it was interrupted, and return what it wrote.
+
+    progress: print what ``reelscribe annotate`` prints.
+
+    Raises:
+        UserError: with one clear message.
+    """
+    from jobs import annotate as command
+
+    checked = _job(job, overrides)
+    finished = command.run(checked, Console(quiet=not progress))
+    recipe_id = finished.fingerprint["recipe"]
+    return read(checked.output, recipe_id=recipe_id, storage_options=checked.storage_options)
+
+
+def read(
+    output: str | Path,
+    *,
+    recipe_id: str | None = None,
+    run_id: str | None = None,
+    storage_options: StorageOptions | None = None,
+) -> Results:
+    """Read results: an output folder, a run's folder in it, or a Parquet file.
+
+    recipe_id, run_id: which recipe, or whose; without them, that of the newest run.
+
+    Raises:
+        UserError: there is no such table, recipe or run.
+    """
+    found = read_annotations(
+        str(output), Storage(storage_options), recipe_id=recipe_id, run_id=run_id
+    )
+    rows = sorted(
+        found.rows,
+        key=lambda row: (row["uri"], (row.get("sampling") or {}).get("start_seconds") or 0.0),
+    )
+    table = pa.Table.from_pylist(rows, schema=ANNOTATION)
+    return Results(table=table, recipe_id=found.recipe_id, run_ids=found.run_ids)
+
+
+def _job(job: JobLike, overrides: Mapping[str, Any] | None) -> Job:
+    if isinstance(job, Job):
+        if overrides:
+            raise TypeError("overrides replace values of a job file or a mapping, not of a Job")
+        return job
+    if isinstance(job, Mapping):
+        if overrides:
+            return load_job(None, {**job, **overrides})
+        return check_job(dict(job), "the job")
+    return load_job(Path(job), dict(overrides or {}))
