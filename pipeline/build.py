@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.decode import Frames, decode_unit
+from pipeline.isolate import Isolated, Limits
 from pipeline.parse import TASKS
-from pipeline.plan import Planner
+from pipeline.plan import PROBE_THREADS, Planner
 from pipeline.prompt import Prompter, Vision
 from pipeline.second_attempt import ask_again
 from pipeline.storage import Storage
@@ -120,7 +122,8 @@ class Plan:
 
     def __init__(self, job: Job, max_model_len: int, storage: Storage, code: str) -> None:
         check_code(code)
-        self._planner = Planner(job, max_model_len, storage)
+        isolated = Isolated("pipeline.choose", PROBE_THREADS)
+        self._planner = Planner(job, max_model_len, storage, isolated)
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
         """Plan a batch of media items."""
@@ -129,10 +132,11 @@ class Plan:
 
 
 class Prepare:
-    """Stage: units in, frames and token ids out. Full-size frames stay inside."""
+    """Stage: units in, frames and token ids out. Decodes in a child process."""
 
     def __init__(self, job: Job, storage: Storage, code: str) -> None:
         check_code(code)
+        self._isolated = Isolated("pipeline.decode")
         self._job = job
         self._storage = storage
         self._questions = {question.task: question for question in job.questions()}
@@ -155,6 +159,8 @@ class Prepare:
             prepared = self._prepare(waiting)
         except UnitError as error:
             problem = error
+        except ResourceError:  # the machine's fault, not the unit's
+            raise
         except Exception as error:  # the stage's boundary: hostile media costs its own row only
             logger.exception("decoding %s", unit.unit_id)
             problem = UnitError(
@@ -182,13 +188,18 @@ class Prepare:
             sampling=None if is_chat else parts[0].sampling,
             parts=parts if is_chat else (),
             prompts=tuple(self._prompt(unit, prompt, visions) for prompt in unit.prompts),
-            frame_data=b"".join(frames.pixels.tobytes() for frames in decoded),
+            frame_data=b"".join(np.ascontiguousarray(f.pixels).data for f in decoded),
             bytes_read=sum(read) if read else None,
         )
 
     def _decode(self, part: Part) -> Frames:
-        decoder = self._job.sampling.decoder
-        return decode_unit(part, self._storage, decoder=decoder, num_threads=self._num_threads)
+        decode = functools.partial(
+            decode_unit, decoder=self._job.sampling.decoder, num_threads=self._num_threads
+        )
+        start, end = part.sampling.start_seconds or 0.0, part.sampling.end_seconds or 0.0
+        limits = Limits.of(self._job.resources, more_seconds=10 * (end - start))
+        frames: Frames = self._isolated.call(decode, part, self._storage, limits=limits)
+        return frames
 
     def _prompt(self, unit: Unit, prompt: Prompt, visions: list[Vision]) -> Prompt:
         """A prompt with its token ids, which are as many as planned."""

@@ -64,6 +64,17 @@ class ErrorType(StrEnum):
         "The object is not the one that was planned.",
         "Scan again, or give the job another `name`: a new run plans it anew.",
     )
+    DECODE_TIMEOUT = (
+        "decode_timeout",
+        "The media was not read or decoded within its deadline.",
+        "Raise `resources.decode_timeout_seconds` if the file is sound, or replace it, and give "
+        "the job another `name`.",
+    )
+    DECODER_CRASHED = (
+        "decoder_crashed",
+        "The media ended the process that decoded it, twice.",
+        "Replace or transcode it; if other programs can read it, please report it.",
+    )
     STORAGE_FAILED = (
         "storage_failed",
         "The storage did not answer, after retries.",
@@ -101,6 +112,8 @@ PASSING = frozenset(
         ErrorType.MEDIA_MISSING,
         ErrorType.MEDIA_DENIED,
         ErrorType.MEDIA_CHANGED,
+        ErrorType.DECODE_TIMEOUT,
+        ErrorType.DECODER_CRASHED,
         ErrorType.STORAGE_FAILED,
         ErrorType.OUT_OF_MEMORY,
         ErrorType.ENGINE_FAILED,
@@ -134,15 +147,19 @@ class ResourceError(UserError):
 
 
 class UnitError(Exception):
-    """One unit cannot be done. The message shows the values and says what to do."""
+    """One unit cannot be done. The message shows the values and says what to do.
 
-    def __init__(self, error_type: ErrorType, message: str) -> None:
+    attempts: how often it was tried.
+    """
+
+    def __init__(self, error_type: ErrorType, message: str, attempts: int = 1) -> None:
         super().__init__(message)
         self.error_type = error_type
+        self.attempts = attempts
 
-    def __reduce__(self) -> tuple[type["UnitError"], tuple[ErrorType, str]]:
-        """Pickle with both arguments; the default would forget the type."""
-        return UnitError, (self.error_type, str(self))
+    def __reduce__(self) -> tuple[type["UnitError"], tuple[ErrorType, str, int]]:
+        """Pickle with all arguments; the default would forget the type."""
+        return UnitError, (self.error_type, str(self), self.attempts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +172,13 @@ class ErrorRecord:
     attempts: int = 1
 
     @classmethod
-    def from_error(cls, stage: str, error: UnitError, attempts: int = 1) -> "ErrorRecord":
+    def from_error(cls, stage: str, error: UnitError) -> "ErrorRecord":
         """Record ``error`` as it happened in ``stage``; very long messages are cut."""
         return cls(
-            stage=stage, type=error.error_type.value, message=str(error)[:2000], attempts=attempts
+            stage=stage,
+            type=error.error_type.value,
+            message=str(error)[:2000],
+            attempts=error.attempts,
         )
 
 

@@ -268,6 +268,19 @@ class Resources(Section):
         "auto", description="Decode actors; auto: one for each CPU that the engines leave."
     )
     cpus_per_decoder: float = Field(1.0, gt=0, description="Ray CPUs of a decode actor.")
+    decode_timeout_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="Deadline of reading one media item's header, and of decoding one unit, which "
+        "gets ten times the length of its video on top. What takes longer is stopped, and its row "
+        "says decode_timeout.",
+    )
+    decode_memory_gib: float = Field(
+        4.0,
+        gt=0,
+        description="Memory that a decoder may take, in GiB. What takes more is stopped, and its "
+        "row says media_too_large.",
+    )
     replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Engine actors; auto: one for each GPU, or one on the CPU."
     )

@@ -16,9 +16,10 @@ from PIL import Image
 
 from jobs.encode_clip import encode_clip
 from pipeline.build import Prepare, code_digest
+from pipeline.choose import planned_pts
 from pipeline.container import open_video
 from pipeline.decode import decode_unit
-from pipeline.plan import Planner, planned_pts
+from pipeline.plan import Planner
 from pipeline.probe import VideoProbe
 from pipeline.prompt import pair_seconds
 from pipeline.storage import Storage

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.build import stage
+from pipeline.choose import planned_pts
 from pipeline.container import open_video
-from pipeline.plan import PROBE_THREADS, planned_pts
+from pipeline.plan import PROBE_THREADS
 from pipeline.probe import VideoProbe
 from pipeline.prompt import TEXT, Vision
 from pipeline.storage import Storage

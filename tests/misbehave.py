@@ -1,0 +1,81 @@
+"""What a decoder may do to its process: functions for a child of ``pipeline.isolate`` to call."""
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.storage import MediaFile, Storage
+from schemas.errors import ErrorType, UnitError
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def crash() -> None:
+    faulthandler._sigsegv()
+
+
+def crash_once(marker: str) -> str:
+    if not os.path.exists(marker):
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "answered"
+
+
+def hang() -> None:
+    while True:
+        time.sleep(10)
+
+
+def hang_holding_the_interpreter() -> None:
+    """Never returns and lets no other thread of the process run, as broken C code may."""
+    sys.setswitchinterval(1e6)
+    while True:
+        pass
+
+
+def eat_memory() -> None:
+    eaten = []
+    while True:
+        eaten.append(np.ones(1 << 22))
+
+
+def frames(*shape: int) -> list[np.ndarray]:
+    numbers = np.arange(np.prod(shape), dtype=np.uint64).astype(np.uint8).reshape(shape)
+    return [numbers, numbers[:, ::2], np.empty((0, 3)), numbers + 1]
+
+
+def refuse(message: str) -> None:
+    raise UnitError(ErrorType.MEDIA_UNREADABLE, message)
+
+
+def after(seconds: float, answer: int) -> int:
+    time.sleep(seconds)
+    return answer
+
+
+class Trap(Storage):
+    """Storage in which some names end, stall or fill the process that opens them: a bad decoder."""
+
+    @contextlib.contextmanager
+    def open_media(self, uri: str, *, header_only: bool = False):
+        with super().open_media(uri, header_only=header_only) as opened:
+            self._spring(Path(uri).stem, opened, header_only)
+            yield opened
+
+    def _spring(self, name: str, opened: MediaFile, header_only: bool) -> None:
+        if name.endswith("plan") != header_only:
+            return
+        if "crash" in name:
+            crash()
+        if "hang" in name:
+            hang_holding_the_interpreter()
+        if "bomb" in name:
+            eat_memory()

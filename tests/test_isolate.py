@@ -1,0 +1,198 @@
+"""Decoders in processes of their own: crashes, hangs and bombs cost their own call, and no more."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL
+from misbehave import (
+    Trap,
+    after,
+    crash,
+    crash_once,
+    eat_memory,
+    frames,
+    hang,
+    hang_holding_the_interpreter,
+    pid,
+    refuse,
+)
+from rich.console import Console
+
+from jobs import annotate
+from pipeline.isolate import Isolated, Limits
+from pipeline.storage import Storage
+from pipeline.write import committed
+from schemas.errors import ErrorType, UnitError
+from schemas.job import check_job
+
+LIMITS = Limits(timeout_seconds=60, max_resident_bytes=1 << 30)
+SHORT = Limits(timeout_seconds=1, max_resident_bytes=1 << 30)
+
+
+def is_running(process_id: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process_id}/status").read_text()
+    except OSError:
+        return False
+
+
+def until(condition) -> None:
+    """Wait for what must happen, however slow the machine."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def isolated():
+    made = Isolated("misbehave")
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 3), (5, 777, 3), (20, 640, 512)])
+def test_arrays_come_back_as_they_are(isolated, shape):
+    for sent, came in zip(
+        frames(*shape), isolated.call(frames, *shape, limits=LIMITS), strict=True
+    ):
+        assert came.dtype == sent.dtype
+        assert np.array_equal(sent, came)
+
+
+def test_calls_share_a_child_that_is_another_process(isolated):
+    pids = {isolated.call(pid, limits=LIMITS) for _ in range(3)}
+    assert len(pids) == 1
+    assert pids != {os.getpid()}
+
+
+def test_what_it_raises_is_raised_here(isolated):
+    with pytest.raises(UnitError, match="no such luck") as caught:
+        isolated.call(refuse, "no such luck", limits=LIMITS)
+    assert caught.value.error_type == ErrorType.MEDIA_UNREADABLE
+    with pytest.raises(ZeroDivisionError) as divided:
+        isolated.call(divmod, 1, 0, limits=LIMITS)
+    assert "isolate.py" in divided.value.__notes__[0]
+
+
+def test_a_crash_costs_its_own_call(isolated):
+    before = isolated.call(pid, limits=LIMITS)
+    with pytest.raises(UnitError, match="process ended with SIGSEGV") as caught:
+        isolated.call(crash, limits=LIMITS)
+    assert caught.value.error_type == ErrorType.DECODER_CRASHED
+    assert caught.value.attempts == 2
+    assert isolated.call(pid, limits=LIMITS) != before
+
+
+def test_a_child_that_was_killed_is_no_fault_of_the_call(isolated, tmp_path):
+    assert isolated.call(crash_once, str(tmp_path / "marker"), limits=LIMITS) == "answered"
+    os.kill(isolated.call(pid, limits=LIMITS), signal.SIGKILL)
+    assert isolated.call(abs, -1, limits=LIMITS) == 1
+
+
+@pytest.mark.parametrize("function", [hang, hang_holding_the_interpreter])
+def test_a_hang_ends_at_its_deadline(isolated, function):
+    child = isolated.call(pid, limits=LIMITS)
+    isolated.call(abs, -1, limits=LIMITS)
+    with pytest.raises(UnitError, match=r"not done after 1 s; .*decode_timeout_seconds") as caught:
+        isolated.call(function, limits=SHORT)
+    assert caught.value.error_type == ErrorType.DECODE_TIMEOUT
+    assert not is_running(child)
+    assert isolated.call(abs, -1, limits=LIMITS) == 1
+
+
+def test_memory_is_bounded(isolated):
+    small = Limits(timeout_seconds=60, max_resident_bytes=300 << 20)
+    with pytest.raises(UnitError, match=r"GiB of memory, over resources\.decode_memory_gib") as was:
+        isolated.call(eat_memory, limits=small)
+    assert was.value.error_type == ErrorType.MEDIA_TOO_LARGE
+    assert isolated.call(abs, -1, limits=LIMITS) == 1
+
+
+@pytest.mark.parametrize("bad", [crash, hang])
+def test_of_calls_that_share_a_child_only_the_bad_one_fails(bad):
+    isolated = Isolated("misbehave", 4)
+    with ThreadPoolExecutor(4) as pool:
+        isolated.call(abs, -1, limits=LIMITS)  # it has started
+        lost = pool.submit(isolated.call, bad, limits=SHORT if bad is hang else LIMITS)
+        answers = [pool.submit(isolated.call, after, 0.3, k, limits=LIMITS) for k in range(12)]
+        assert [answer.result() for answer in answers] == list(range(12))
+        assert isinstance(lost.exception(), UnitError)
+        names = {crash: ErrorType.DECODER_CRASHED, hang: ErrorType.DECODE_TIMEOUT}
+        assert lost.exception().error_type == names[bad]
+    isolated.close()
+
+
+@pytest.mark.parametrize("busy", ["hang", "hang_holding_the_interpreter", None])
+def test_no_child_outlives_its_parent(busy, tmp_path):
+    """The parent is killed with SIGKILL, and its child is idle, waits, or never looks up again."""
+    doing = f"isolated.call(misbehave.{busy}, limits=limits)" if busy else "time.sleep(600)"
+    code = f"""
+import sys, time; sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
+import misbehave; from pipeline.isolate import Isolated, Limits
+limits = Limits(timeout_seconds=600, max_resident_bytes=1 << 40)
+isolated = Isolated("misbehave"); print(isolated.call(misbehave.pid, limits=limits), flush=True)
+{doing}
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    child = int(parent.stdout.readline())
+    assert is_running(child)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    until(lambda: not is_running(child))
+
+
+def test_a_child_outlives_the_thread_that_made_it(isolated):
+    found: list[int] = []
+    os.kill(isolated.call(pid, limits=LIMITS), signal.SIGKILL)
+    thread = threading.Thread(target=lambda: found.append(isolated.call(pid, limits=LIMITS)))
+    thread.start()
+    thread.join()
+    time.sleep(0.2)
+    assert isolated.call(pid, limits=LIMITS) == found[0]
+
+
+TRAPS = {
+    "crash plan.png": ErrorType.DECODER_CRASHED,
+    "crash decode.png": ErrorType.DECODER_CRASHED,
+    "hang decode.png": ErrorType.DECODE_TIMEOUT,
+    "bomb decode.png": ErrorType.MEDIA_TOO_LARGE,
+}
+
+
+def test_each_trap_costs_its_own_row(archive, checkpoint, ray_session, monkeypatch, tmp_path):
+    """A run over twelve sound images and four that end, stall or fill the process that has them."""
+    monkeypatch.setattr("jobs.plan.Storage", Trap)
+    source = (archive / "images" / "gray.jpg").read_bytes()
+    names = [*TRAPS, *(f"sound {k}.jpg" for k in range(12))]
+    for name in names:
+        path = tmp_path / "media" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(source)
+    spec = {
+        "input": {"scan": str(tmp_path / "media")},
+        "output": str(tmp_path / "output"),
+        "model": {"source": str(checkpoint)},
+        "resources": {"decode_timeout_seconds": 8, "decode_memory_gib": 0.5},
+    }
+    job = check_job(SMALL | spec, "test")
+    finished = annotate.run(job, Console(file=io.StringIO()))
+    rows = committed(job.output, finished.key.recipe_id, Storage(), ("uri", "status", "error"))
+    errors = {Path(row["uri"]).name: row["error"] for row in rows}
+    assert sorted(errors) == sorted(names)
+    for name, error in errors.items():
+        if name in TRAPS:
+            stage = "plan" if "plan" in name else "decode"
+            assert (error["type"], error["stage"]) == (TRAPS[name], stage)
+        else:
+            assert error is None
