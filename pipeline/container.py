@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import av
 from av.container import InputContainer
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from pipeline.storage import MediaFile
@@ -97,6 +98,14 @@ def header_end_seconds(container: InputContainer, stream: VideoStream) -> tuple[
         end = (max(container.start_time or 0, 0) + container.duration) / av.time_base
         return end, len(container.streams) == 1
     return None, False
+
+
+def quarter_turn(frame: VideoFrame) -> int:
+    """Counter-clockwise degrees (0, 90, 180, 270) that a frame's display matrix asks for.
+
+    Other angles are not turned: a matrix that is none comes of broken headers.
+    """
+    return int(frame.rotation % 360) if frame.rotation % 90 == 0 else 0
 
 
 def to_ticks(seconds: float, time_base: Fraction) -> int:

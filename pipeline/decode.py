@@ -29,6 +29,7 @@ from pipeline.container import (
     header_end_seconds,
     open_video,
     packet_times,
+    quarter_turn,
     to_ticks,
     unreadable,
 )
@@ -244,9 +245,9 @@ def _torchcodec_frames(
         if abs(frame.pts_seconds - float(pts[index] * stream.time_base)) > 1e-6:
             return None
         picture = Image.fromarray(frame.data.numpy())
+        if picture.size != (media.width, media.height):
+            return None  # it turns what PyAV does not, or the file changes its size
         pixels[k] = resize(picture, sampling.resized_height, sampling.resized_width)
-        if last is None:
-            _check_size(media, picture.width, picture.height)
         last = index
     return Frames(
         pixels=pixels,
@@ -381,5 +382,5 @@ def _upright_rgb(frame: Any, has_alpha: bool) -> Image.Image:
         90: Image.Transpose.ROTATE_90,
         180: Image.Transpose.ROTATE_180,
         270: Image.Transpose.ROTATE_270,
-    }.get(frame.rotation % 360)
+    }.get(quarter_turn(frame))
     return picture.transpose(turn) if turn is not None else picture

@@ -17,6 +17,7 @@ from pipeline.container import (
     displayed,
     header_end_seconds,
     packet_times,
+    quarter_turn,
     to_ticks,
     unreadable,
 )
@@ -71,7 +72,8 @@ class VideoProbe:
         self._cadence = self._index_cadence()
         self._known: list[int] = []
         self._known_until = self._begin_ticks - 1
-        turned = frame.rotation % 180 != 0
+        turn = quarter_turn(frame)
+        turned = turn in (90, 270)
         if frame.width * frame.height > MAX_FRAME_PIXELS:
             raise UnitError(
                 ErrorType.MEDIA_TOO_LARGE,
@@ -91,7 +93,7 @@ class VideoProbe:
             ),
             width=frame.height if turned else frame.width,
             height=frame.width if turned else frame.height,
-            rotation=-frame.rotation % 360,
+            rotation=-turn % 360,
             begin_seconds=float(self._begin_ticks * self._time_base),
             duration_seconds=self._duration(),
             average_fps=float(rate) if rate else None,

@@ -1,6 +1,5 @@
 """Decoders in processes of their own: crashes, hangs and bombs cost their own call, and no more."""
 
-import io
 import os
 import signal
 import subprocess
@@ -12,9 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL
 from misbehave import (
-    Trap,
     after,
     crash,
     crash_once,
@@ -25,14 +22,9 @@ from misbehave import (
     pid,
     refuse,
 )
-from rich.console import Console
 
-from jobs import annotate
 from pipeline.isolate import Isolated, Limits
-from pipeline.storage import Storage
-from pipeline.write import committed
 from schemas.errors import ErrorType, UnitError
-from schemas.job import check_job
 
 LIMITS = Limits(timeout_seconds=60, max_resident_bytes=1 << 30)
 SHORT = Limits(timeout_seconds=1, max_resident_bytes=1 << 30)
@@ -160,39 +152,3 @@ def test_a_child_outlives_the_thread_that_made_it(isolated):
     thread.join()
     time.sleep(0.2)
     assert isolated.call(pid, limits=LIMITS) == found[0]
-
-
-TRAPS = {
-    "crash plan.png": ErrorType.DECODER_CRASHED,
-    "crash decode.png": ErrorType.DECODER_CRASHED,
-    "hang decode.png": ErrorType.DECODE_TIMEOUT,
-    "bomb decode.png": ErrorType.MEDIA_TOO_LARGE,
-}
-
-
-def test_each_trap_costs_its_own_row(archive, checkpoint, ray_session, monkeypatch, tmp_path):
-    """A run over twelve sound images and four that end, stall or fill the process that has them."""
-    monkeypatch.setattr("jobs.plan.Storage", Trap)
-    source = (archive / "images" / "gray.jpg").read_bytes()
-    names = [*TRAPS, *(f"sound {k}.jpg" for k in range(12))]
-    for name in names:
-        path = tmp_path / "media" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(source)
-    spec = {
-        "input": {"scan": str(tmp_path / "media")},
-        "output": str(tmp_path / "output"),
-        "model": {"source": str(checkpoint)},
-        "resources": {"decode_timeout_seconds": 8, "decode_memory_gib": 0.5},
-    }
-    job = check_job(SMALL | spec, "test")
-    finished = annotate.run(job, Console(file=io.StringIO()))
-    rows = committed(job.output, finished.key.recipe_id, Storage(), ("uri", "status", "error"))
-    errors = {Path(row["uri"]).name: row["error"] for row in rows}
-    assert sorted(errors) == sorted(names)
-    for name, error in errors.items():
-        if name in TRAPS:
-            stage = "plan" if "plan" in name else "decode"
-            assert (error["type"], error["stage"]) == (TRAPS[name], stage)
-        else:
-            assert error is None
