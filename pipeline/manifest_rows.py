@@ -87,10 +87,11 @@ def parquet_rows(content: bytes, name: str) -> Rows:
     """
     try:
         table = pq.ParquetFile(pa.BufferReader(content)).read()
-    except (pa.ArrowException, OSError) as error:
+        names = table.column_names
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ManifestError(f"{name} is not a readable Parquet file: {error}") from None
-    _check_names(table.column_names, name)
-    kept = [column for column in table.column_names if not _PANDAS_INDEX.match(column)]
+    _check_names(names, name)
+    kept = [column for column in names if not _PANDAS_INDEX.match(column)]
     lists = []
     for column in kept:
         try:
