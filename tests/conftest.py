@@ -109,6 +109,9 @@ def ray_session():
 
     from jobs.cluster import start_ray
 
+    # Some tests hand their own classes to the workers.
+    folders = [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
     start_ray(num_cpus=3)
     yield
     ray.shutdown()
