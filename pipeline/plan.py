@@ -87,9 +87,7 @@ class Planner:
                 found += self._choose(part, sampling)
             except UnitError as error:
                 where = f"{part.media_type} {k} of {len(media)} in the messages"
-                raise UnitError(
-                    error.error_type, f"{where}: {error}", error.attempts
-                ) from None
+                raise UnitError(error.error_type, f"{where}: {error}", error.attempts) from None
         versions = [planned.media.content_version for planned in found]
         unit = dataclasses.replace(
             self._unit(item, digest(*versions), None, None),
