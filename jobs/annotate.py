@@ -14,12 +14,15 @@ from jobs.blocks import at_most, in_blocks
 from jobs.cluster import actor_errors, connected, pools
 from jobs.cost import Work
 from jobs.items import write_items
-from jobs.plan import Opened, make_plan, open_job, print_plan
+from jobs.plan import Opened, make_plan, nothing_new, open_job, print_plan
 from jobs.progress import Progress, print_summary
+from jobs.run_log import RunLog
 from jobs.runs import Run
+from jobs.watch import Watch
 from pipeline.build import build_annotate
 from pipeline.decode import torchcodec_problem
 from pipeline.storage import join
+from pipeline.views import write_views
 from pipeline.write import committed, settle
 from schemas.errors import PASSING, ResourceError
 from schemas.job import Job
@@ -37,6 +40,8 @@ def run(job: Job, console: Console) -> Run:
     """
     opened = open_job(job)
     job = opened.job
+    if nothing_new(opened, console):
+        return dataclasses.replace(opened.run, status="complete")
     for change in opened.changes:
         console.print(Text(f"new run: {change}"))
     if opened.run.status == "complete":
@@ -52,7 +57,7 @@ def run(job: Job, console: Console) -> Run:
         plan = make_plan(opened, console)
         opened = dataclasses.replace(opened, items=[])  # a driver may hold a million
         print_plan(plan, opened, console)
-        rows = settle(committed(job.output, current.key.recipe_id, opened.storage), opened.storage)
+        rows = _committed(opened, current, plan)
         done = rows["unit_id"].filter(pc.invert(_tried_again(rows, current)))
         todo = plan
         if len(done):
@@ -68,10 +73,23 @@ def run(job: Job, console: Console) -> Run:
             dataset = build_annotate(
                 blocks, job, current.key, opened.storage, fitted, units_per_file
             )
-            current = dataclasses.replace(current, cost=_follow(dataset, work, console))
+            log = RunLog(current.folder(job.output), current.run_id, current.starts, opened.storage)
+            with log:
+                log.write("annotating", units=todo.num_rows, **dataclasses.asdict(fitted))
+                watch = Watch(job.name, fitted, log, todo.num_rows)
+                current = dataclasses.replace(current, cost=_follow(dataset, work, watch, console))
+                log.write("annotated", seconds=round(time.monotonic() - started, 3))
         finished = _finish(opened, current, plan, time.monotonic() - started, console)
         _write_items(opened, plan, console)
     return finished
+
+
+def _committed(opened: Opened, run: Run, plan: pa.Table) -> pa.Table:
+    """What the table has of the plan's media under this recipe, one row for each unit."""
+    media_ids = plan["media_id"].combine_chunks().unique()
+    recipe_id = run.key.recipe_id
+    found = committed(opened.job.output, recipe_id, opened.storage, media_ids=media_ids)
+    return settle(found, opened.storage)
 
 
 def _write_items(opened: Opened, plan: pa.Table, console: Console) -> None:
@@ -87,7 +105,7 @@ def _tried_again(rows: pa.Table, run: Run) -> pa.ChunkedArray:
     return pc.and_(passing, pc.not_equal(rows["run_id"], run.run_id))
 
 
-def _follow(dataset: Any, work: Work, console: Console) -> dict[str, float]:
+def _follow(dataset: Any, work: Work, watch: Watch, console: Console) -> dict[str, float]:
     """Run the chain, showing progress by what was committed; returns what work costs."""
     with (
         Progress(
@@ -99,6 +117,7 @@ def _follow(dataset: Any, work: Work, console: Console) -> dict[str, float]:
         for rows in dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):
+            watch.committed(rows, bar.seconds_left())
             bar.advance(
                 units=rows.num_rows,
                 cost=work.done(rows),
@@ -112,8 +131,7 @@ def _follow(dataset: Any, work: Work, console: Console) -> dict[str, float]:
 
 def _finish(opened: Opened, run: Run, plan: pa.Table, seconds: float, console: Console) -> Run:
     """Check that every unit has exactly one row, close the run, and print what came out."""
-    storage = opened.storage
-    rows = settle(committed(opened.job.output, run.key.recipe_id, storage), storage)
+    rows = _committed(opened, run, plan)
     rows = rows.filter(pc.is_in(rows["unit_id"], plan["unit_id"]))
     if missing := plan.num_rows - rows.num_rows:
         raise ResourceError(
@@ -122,6 +140,7 @@ def _finish(opened: Opened, run: Run, plan: pa.Table, seconds: float, console: C
     counts = _counts(rows, run)
     finished = dataclasses.replace(run, status="complete", seconds=round(seconds, 3), counts=counts)
     finished.save(opened.job, opened.storage)
+    write_views(opened.job.output, opened.storage)
     _print_run(finished, opened, console)
     return finished
 

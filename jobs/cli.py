@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli_results import COMMANDS
+from jobs import cli_output, cli_results
 from jobs.printable import console
 
 if TYPE_CHECKING:
@@ -68,11 +68,21 @@ def _print_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> No
     callback=_print_version,
     help="Show the version and exit.",
 )
-def main() -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="json: what happens in a run as JSON lines on stderr, with run and unit ids.",
+)
+def main(log_format: str) -> None:
     """Annotate archives of images and videos with Qwen3-VL: a manifest in, a Parquet table out."""
     import logging
 
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    if log_format == "json":
+        from jobs.run_log import log_as_json
+
+        log_as_json()
 
 
 @main.command()
@@ -111,6 +121,10 @@ def _job_options(command: Callable[..., None]) -> Callable[..., None]:
             metavar="KEY=VALUE",
             help="Replace a value of the job file, such as --set sampling.fps=1. May be repeated.",
         ),
+        click.option("--only-new", is_flag=True, help="Only media that the table does not have."),
+        click.option("--since", help="Of a scan: objects written since 24h, 7d or a date."),
+        click.option("--limit", type=int, help="At most so many items."),
+        click.option("--sample", type=float, help="A share of the items, such as 0.01."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -119,19 +133,22 @@ def _job_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @main.command()
 @_job_options
-def plan(**options: Any) -> None:
+@click.option("--dry-run", is_flag=True, help="Write nothing.")
+def plan(*, dry_run: bool, **options: Any) -> None:
     """Count a job's units and tokens, from headers.
 
     Says exactly how many tokens the model will see, and which media cannot be done and why.
     """
     from jobs import plan as job
 
-    job.run(_load(**options), console())
+    job.run(_load(**options), console(), dry_run=dry_run)
 
 
 @main.command()
 @_job_options
-def annotate(**options: Any) -> None:
+@click.option("--dry-run", is_flag=True, help="Only say what would be done; write nothing.")
+@click.option("--max-failed", metavar="SHARE", help="Exit with 3 if more units failed, such as 1%.")
+def annotate(*, dry_run: bool, **options: Any) -> None:
     """Run a job, or go on where it was interrupted.
 
     Give a job file, or the job as options:
@@ -139,11 +156,20 @@ def annotate(**options: Any) -> None:
     \b
       reelscribe annotate -i s3://bucket/clips/ -o out -m ./checkpoint -t caption,ocr
 
-    The exit code is 0 when the run is complete, rows with errors included.
+    The exit code is 0 when the run is complete, rows with errors included; 3 if more than
+    --max-failed of them are errors; 2 if nothing was started, and a message says why.
     """
     from jobs import annotate as job
+    from jobs import plan
+    from jobs.after_run import after_run
+    from pipeline.storage import Storage
 
-    job.run(_load(**options), console())
+    if dry_run:
+        plan.run(_load(**options), console(), dry_run=True)
+        return
+    asked = _load(**options)
+    finished = job.run(asked, console())
+    sys.exit(after_run(finished, asked, Storage(asked.storage_options)))
 
 
 @main.command()
@@ -317,6 +343,9 @@ def _load(
     model: str | None,
     tasks: str | None,
     assignments: tuple[str, ...],
+    only_new: bool,
+    max_failed: str | None = None,
+    **selection: Any,
 ) -> "Job":
     """Check the job: the file's values, replaced by those of ``--set``, replaced by the options."""
     from schemas.job import load_job
@@ -326,6 +355,9 @@ def _load(
         is_manifest = input_.rstrip("/").lower().endswith(MANIFEST_EXTENSIONS)
         overrides["input.manifest"] = input_ if is_manifest else None
         overrides["input.scan"] = None if is_manifest else input_
+    overrides |= {"input.only_new": True} if only_new else {}
+    overrides |= {"limits.max_failed": max_failed} if max_failed else {}
+    overrides |= {f"input.{key}": value for key, value in selection.items() if value is not None}
     if output:
         overrides["output"] = output
     if model:
@@ -349,7 +381,7 @@ def _assignment(text: str) -> tuple[str, Any]:
         raise click.UsageError(f"--set {key}: the value is not valid YAML, quote it") from None
 
 
-for _command in COMMANDS:
+for _command in (*cli_results.COMMANDS, *cli_output.COMMANDS):
     main.add_command(_command)
 
 if __name__ == "__main__":

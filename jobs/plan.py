@@ -19,9 +19,11 @@ from jobs.progress import Progress
 from jobs.runs import Run, open_run
 from pipeline.build import build_plan
 from pipeline.checkpoint import Checkpoint, inspect_checkpoint, with_advice
+from pipeline.known import Known, is_told
 from pipeline.prompt import Prompter
-from pipeline.read_manifest import manifest_digest, read_manifest, scan
-from pipeline.recipe import recipe
+from pipeline.read_manifest import manifest_digest
+from pipeline.recipe import recipe, recipe_id
+from pipeline.select import select
 from pipeline.shots import check_shots
 from pipeline.storage import Storage, join, shown
 from pipeline.write import read_parquet, write_parquet
@@ -41,6 +43,7 @@ class Opened:
     storage: Storage
     checkpoint: Checkpoint
     items: list[MediaItem]
+    num_known: int
     run: Run
     changes: list[str]
 
@@ -55,12 +58,6 @@ def open_job(job: Job) -> Opened:
 
     job = _with_absolute_paths(job)
     storage = Storage(job.storage_options, job.input.allow_private_hosts)
-    if job.input.manifest is not None:
-        items = read_manifest(job.input.manifest, storage)
-    else:
-        assert job.input.scan is not None
-        items = scan(job.input.scan, job.input.glob, storage)
-    _check_tasks(job, items)
     checkpoint = inspect_checkpoint(job.model)
     # A tokenizer or template that is none is found here too.
     prompter = Prompter(job.model.source, job.model.revision)
@@ -68,9 +65,19 @@ def open_job(job: Job) -> Opened:
     check_grammars(job)
     if job.sampling.segmentation.kind == "shots":
         check_shots()
-    run, changes = open_run(job, manifest_digest(items), recipe(job, checkpoint.identity), storage)
+    asked = recipe(job, checkpoint.identity)
+    chosen = select(job.input, storage, lambda: Known(job.output, recipe_id(asked), storage))
+    _check_tasks(job, chosen.items)
+    taken = manifest_digest(chosen.items) if job.input.only_new else None
+    run, changes = open_run(job, chosen.digest, asked, storage, taken)
     return Opened(
-        job=job, storage=storage, checkpoint=checkpoint, items=items, run=run, changes=changes
+        job=job,
+        storage=storage,
+        checkpoint=checkpoint,
+        items=chosen.items,
+        num_known=chosen.num_known,
+        run=run,
+        changes=changes,
     )
 
 
@@ -97,8 +104,10 @@ def _check_tasks(job: Job, items: list[MediaItem]) -> None:
         )
 
 
-def make_plan(opened: Opened, console: Console) -> pa.Table:
+def make_plan(opened: Opened, console: Console, *, dry_run: bool = False) -> pa.Table:
     """Read the run's plan, or make it: UNIT rows, longest first, a stable order.
+
+    dry_run: write nothing.
 
     Needs a Ray session. The plan belongs to the run; once the run has begun, it stays as it is.
     Before that, items that could not be read are looked at again.
@@ -114,16 +123,27 @@ def make_plan(opened: Opened, console: Console) -> pa.Table:
     kept = plan.filter(pc.invert(failed))
     planned = set(kept["media_id"].to_pylist())
     items = [item for item in opened.items if item.media_id not in planned]
-    table = pa.concat_tables([kept, _probe(items, opened, console)])
+    table = pa.concat_tables([kept, _only_new(_probe(items, opened, console), items, opened)])
     table = table.sort_by([("predicted_cost", "descending"), ("unit_id", "ascending")])
     _check_distinct(table)
     _check_access(table)
-    write_parquet(table, uri, opened.storage)
+    if not dry_run:
+        write_parquet(table, uri, opened.storage)
     return table
+
+
+def _only_new(units: pa.Table, items: list[MediaItem], opened: Opened) -> pa.Table:
+    """Leave out known units of items that could not be told to be known before they were read."""
+    if not opened.job.input.only_new or all(is_told(item) for item in items):
+        return units
+    with Known(opened.job.output, opened.run.key.recipe_id, opened.storage) as known:
+        return known.new_units(units)
 
 
 def _probe(items: list[MediaItem], opened: Opened, console: Console) -> pa.Table:
     """Plan items on the cluster."""
+    if not items:
+        return UNIT.empty_table()
     num_items = len(items)
     dataset = build_plan(
         items,
@@ -150,7 +170,7 @@ def _check_access(table: pa.Table) -> None:
     barred = pa.array(
         [ErrorType.MEDIA_DENIED, ErrorType.MEDIA_MISSING, ErrorType.STORAGE_FAILED], pa.string()
     )
-    if pc.all(pc.is_in(kinds, barred)).as_py():
+    if table.num_rows and pc.all(pc.is_in(kinds, barred)).as_py():
         message = table["error"][0].as_py()["message"]
         raise StorageError(f"none of the {table.num_rows:,} media can be read, such as {message}")
 
@@ -169,22 +189,39 @@ def _check_distinct(table: pa.Table) -> None:
         )
 
 
-def run(job: Job, console: Console) -> pa.Table:
+def run(job: Job, console: Console, *, dry_run: bool = False) -> pa.Table:
     """Plan a job and print what it comes to.
+
+    dry_run: write nothing.
 
     Raises:
         UserError: with one clear message.
     """
     opened = open_job(job)
-    if opened.run.status != "complete":
+    if nothing_new(opened, console):
+        return UNIT.empty_table()
+    if opened.run.status != "complete" and not dry_run:
         opened.run.save(opened.job, opened.storage)  # an output that cannot be written is noticed
     with connected(console):
-        table = make_plan(opened, console)
-    print_plan(table, opened, console)
+        table = make_plan(opened, console, dry_run=dry_run)
+    print_plan(table, opened, console, dry_run=dry_run)
+    if dry_run:
+        console.print("a dry run: nothing was written")
     return table
 
 
-def print_plan(table: pa.Table, opened: Opened, console: Console) -> None:
+def nothing_new(opened: Opened, console: Console) -> bool:
+    """Say how many media are known; True if a run with ``only_new`` would have no others."""
+    if not opened.job.input.only_new:
+        return False
+    console.print(
+        f"{opened.num_known:,} media are in the table already, {len(opened.items):,} are taken as "
+        "new"
+    )
+    return not opened.items and opened.run.starts == 0
+
+
+def print_plan(table: pa.Table, opened: Opened, console: Console, *, dry_run: bool = False) -> None:
     """Print items, units, hours, tokens, and what cannot be done and why."""
     failed = pc.equal(table["status"], UnitStatus.FAILED)
     media_type = pc.struct_field(table["media"], "media_type")
@@ -209,6 +246,8 @@ def print_plan(table: pa.Table, opened: Opened, console: Console) -> None:
     if (more := problems.num_rows - _SHOWN_PROBLEMS) > 0:
         console.print(f"  ... and {more:,} more, in the plan's `error` column")
     folder = join(opened.run.folder(opened.job.output), "plan")
+    if dry_run:
+        return
     console.print(Text(f"The plan: {folder}"), soft_wrap=True)
 
 

@@ -187,10 +187,14 @@ class Progress:
         elif tokens_per_second:
             parts.append(f"{tokens_per_second:,.0f} tokens/s")
         parts.append(f"{duration(self._clock() - self._started)} elapsed")
-        left = self._recent.seconds_left(self._total_cost - self._cost)
+        left = self.seconds_left()
         if left is not None and not self._ended.is_set():
             parts.append(f"{duration(left)} left")
         return ", ".join(parts)
+
+    def seconds_left(self) -> float | None:
+        """Seconds until all is done, by the recent rate; None if there is none yet."""
+        return self._recent.seconds_left(self._total_cost - self._cost)
 
     def _print_line(self) -> None:
         self._console.print(Text(f"{self._title}: {self.state()}"), soft_wrap=True)

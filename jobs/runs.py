@@ -70,9 +70,16 @@ class Run:
 
 
 def open_run(
-    job: Job, manifest_digest: str, recipe: dict[str, Any], storage: Storage
+    job: Job,
+    manifest_digest: str,
+    recipe: dict[str, Any],
+    storage: Storage,
+    taken: str | None = None,
 ) -> tuple[Run, list[str]]:
     """Find the run with this fingerprint, or begin one.
+
+    taken: with ``only_new``, digest of the items that are new. An interrupted run goes on, with the
+        items of its plan; a complete one is only that of the same new items.
 
     Returns the run, and, for a new one, what differs from the latest run of the same job name.
 
@@ -84,10 +91,14 @@ def open_run(
         "recipe": recipe_id(recipe),
         "schema_version": str(SCHEMA_VERSION),
     }
-    runs = _runs(job, storage)
+    if taken is not None:
+        fingerprint["taken"] = taken
+    runs = all_runs(job.output, storage)
     earlier = [run for run in runs if run.name == job.name]
     for run in earlier:
-        if run.fingerprint == fingerprint:
+        if run.fingerprint == fingerprint or (
+            run.status == "running" and run.fingerprint | {"taken": taken} == fingerprint
+        ):
             return run, []
     now = datetime.now(UTC)
     short = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:6]
@@ -117,10 +128,15 @@ def _known_cost(recipe: dict[str, Any], runs: list[Run]) -> dict[str, float]:
     return max(known, key=lambda run: run.created_at).cost if known else {}
 
 
-def _runs(job: Job, storage: Storage) -> list[Run]:
+def all_runs(output: str, storage: Storage) -> list[Run]:
+    """Read the ``run.json`` of every run of an output.
+
+    Raises:
+        StorageError: the output cannot be read, or a file is none of this version.
+    """
     names = {field.name for field in dataclasses.fields(Run)}
     runs = []
-    for file in storage.list_files(join(job.output, "runs"), "*/run.json"):
+    for file in storage.list_files(join(output, "runs"), "*/run.json"):
         try:
             content = json.loads(storage.read_bytes(file["uri"]))
             runs.append(Run(**{k: v for k, v in content.items() if k in names}))

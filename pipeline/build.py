@@ -32,7 +32,8 @@ from pipeline.second_attempt import ask_again
 from pipeline.storage import Storage
 from pipeline.summary import Note, Summariser, summary_job
 from pipeline.write import RunKey, annotation_row, write_part
-from schemas.errors import ErrorRecord, ErrorType, ResourceError, UnitError
+from schemas.annotation import RESPONSE, TIMINGS
+from schemas.errors import ERROR, ErrorRecord, ErrorType, ResourceError, UnitError
 from schemas.job import Generation, Job
 from schemas.manifest import MediaItem
 from schemas.unit import (
@@ -54,19 +55,23 @@ logger = logging.getLogger(__name__)
 PLAN_BATCH_ITEMS = 64
 MAX_TASK_RETRIES = 3
 
+_ACCOUNT = ("task", "num_prompt_tokens", "num_output_tokens", "attempts", "status")
 COMMITTED = pa.schema(
     [
         pa.field("unit_id", pa.string(), nullable=False),
         pa.field("status", pa.string(), nullable=False),
+        pa.field("error", ERROR),
         pa.field("predicted_cost", pa.float64(), nullable=False),
         pa.field("num_vision_tokens", pa.int64(), nullable=False),
         pa.field("num_prompt_tokens", pa.int64(), nullable=False),
         pa.field("num_answers", pa.int64(), nullable=False),
         pa.field("num_output_tokens", pa.int64(), nullable=False),
         pa.field("engine_seconds", pa.float64(), nullable=False),
+        pa.field("responses", pa.list_(pa.struct([RESPONSE.field(name) for name in _ACCOUNT]))),
+        pa.field("timings", TIMINGS),
     ]
 )
-"""What comes back to the driver of each committed unit: enough to show progress and learn costs."""
+"""What comes back to the driver of each committed unit: for progress, costs, log and metrics."""
 
 _NOTE = pa.struct(
     [
@@ -285,12 +290,15 @@ class Commit:
             {
                 "unit_id": unit.unit_id,
                 "status": row["status"],
+                "error": row["error"],
                 "predicted_cost": unit.predicted_cost,
                 "num_vision_tokens": _vision_tokens(unit) if unit.answers else 0,
                 "num_prompt_tokens": sum(answer.num_prompt_tokens for answer in unit.answers),
                 "num_answers": len(unit.answers),
                 "engine_seconds": unit.engine_seconds,
                 "num_output_tokens": sum(answer.num_output_tokens for answer in unit.answers),
+                "responses": row["responses"],
+                "timings": row["timings"],
             }
             for unit, row in zip(units, rows, strict=True)
         ]

@@ -117,6 +117,7 @@ class Planner:
             unit_id=digest(item.media_id, version, *stretch, *further),
             media_id=item.media_id,
             uri=item.uri,
+            content_version=item.content_version or version,
             frames=item.frames,
             attributes=item.attributes,
             messages=split_messages(item.messages)[0] if item.messages is not None else None,

@@ -13,8 +13,9 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -49,6 +50,7 @@ class FoundMedia:
     media_type: str
     size_bytes: int
     content_version: str | None
+    modified: datetime | None = None
 
 
 def read_manifest(uri: str, storage: Storage) -> list[MediaItem]:
@@ -103,25 +105,37 @@ def list_media(prefix: str, glob: str, storage: Storage) -> list[FoundMedia]:
         ManifestError: there are no media; says what was seen instead.
         StorageError: the bucket or the credentials do not work.
     """
-    found: list[FoundMedia] = []
-    others: Counter[str] = Counter()
-    for file in _list_visible(prefix, glob, storage, hidden=(".",)):
-        media_type = guess_media_type(file["uri"])
-        if media_type is None:
-            others[PurePosixPath(file["uri"]).suffix.lower() or "no extension"] += 1
-        else:
-            size = file["size"] or 0
+    pages = media_pages(prefix, glob, storage)
+    return sorted((media for page in pages for media in page), key=lambda media: media.uri)
+
+
+def media_pages(prefix: str, glob: str, storage: Storage) -> Iterator[list[FoundMedia]]:
+    """List as ``list_media`` does, piece by piece: memory does not grow with the archive.
+
+    Raises:
+        ManifestError, StorageError: as ``list_media``; that there are no media is said at the end.
+    """
+    is_empty, others = True, Counter[str]()
+    for files in _visible_pages(prefix, glob, storage, hidden=(".",)):
+        found = []
+        for file in files:
+            media_type = guess_media_type(file["uri"])
+            if media_type is None:
+                others[PurePosixPath(file["uri"]).suffix.lower() or "no extension"] += 1
+                continue
             found.append(
                 FoundMedia(
                     uri=file["uri"],
                     media_type=media_type,
-                    size_bytes=size,
+                    size_bytes=file["size"] or 0,
                     content_version=file["version"],
+                    modified=file["modified"],
                 )
             )
-    if not found:
+        is_empty = is_empty and not found
+        yield found
+    if is_empty:
         raise ManifestError(_nothing(shown(prefix), glob, others))
-    return found
 
 
 def scan(prefix: str, glob: str, storage: Storage) -> list[MediaItem]:
@@ -148,8 +162,21 @@ def as_items(found: Iterable[FoundMedia]) -> list[MediaItem]:
 
 def manifest_digest(items: Iterable[MediaItem]) -> str:
     """Hash what a manifest says, whatever its file format, row order and column order."""
-    rows = sorted(
-        json.dumps(
+    digest = ManifestDigest()
+    for item in items:
+        digest.add(item)
+    return digest.hexdigest()
+
+
+class ManifestDigest:
+    """The hash of a manifest, item by item, in any order: the sum of the items' hashes."""
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def add(self, item: MediaItem) -> None:
+        """Add an item."""
+        row = json.dumps(
             [
                 item.media_id,
                 item.uri,
@@ -166,9 +193,11 @@ def manifest_digest(items: Iterable[MediaItem]) -> str:
             ],
             sort_keys=True,
         )
-        for item in items
-    )
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+        self._sum += int.from_bytes(hashlib.sha256(row.encode()).digest())
+
+    def hexdigest(self) -> str:
+        """The hash of the items so far, 64 hexadecimal digits."""
+        return f"{self._sum % (1 << 256):064x}"
 
 
 def _read(uri: str, storage: Storage) -> tuple[Rows, str]:
@@ -197,15 +226,23 @@ def _list_visible(
     uri: str, glob: str, storage: Storage, *, hidden: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """List files, without those below ``uri`` whose name, or whose folder's, begins as hidden."""
+    pages = _visible_pages(uri, glob, storage, hidden=hidden)
+    return sorted((file for page in pages for file in page), key=lambda file: file["uri"])
+
+
+def _visible_pages(
+    uri: str, glob: str, storage: Storage, *, hidden: tuple[str, ...]
+) -> Iterator[list[dict[str, Any]]]:
     root = storage.filesystem(uri)[1].rstrip("/") + "/"
-    return [
-        file
-        for file in storage.list_files(uri, glob)
-        if not any(
-            part.startswith(hidden)
-            for part in re.sub(r"^\w+://", "", file["uri"]).removeprefix(root).split("/")
-        )
-    ]
+    for page in storage.list_pages(uri, glob):
+        yield [
+            file
+            for file in page
+            if not any(
+                part.startswith(hidden)
+                for part in re.sub(r"^\w+://", "", file["uri"]).removeprefix(root).split("/")
+            )
+        ]
 
 
 def _read_parts(uris: list[str], storage: Storage) -> Rows:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -29,6 +30,7 @@ MAX_WHOLE_BYTES = 1 << 30
 _LOCAL_PROTOCOLS = ("file", "local", "data", "memory")
 _CLOUD_PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oci", "oss")
 _MEDIA_PROTOCOLS = frozenset({*_LOCAL_PROTOCOLS, *_CLOUD_PROTOCOLS, "http", "https"})
+_MODIFIED_KEYS = ("LastModified", "last_modified", "updated", "mtime", "Last-Modified")
 _HEADER_BLOCK_BYTES = 1 << 16
 _STREAM_BLOCK_BYTES = 1 << 20
 
@@ -177,6 +179,19 @@ class Storage:
             fs, path = self.filesystem(uri)
             return fs.cat_file(path)  # type: ignore[no-any-return]
 
+    @contextmanager
+    def open_ranges(self, uri: str) -> Iterator[BinaryIO]:
+        """Open an object to read ranges of it, each with a request of its own.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: the storage refused or failed.
+        """
+        with storage_errors(uri):
+            fs, path = self.filesystem(uri)
+            with fs.open(path, "rb", **({} if _is_local(fs) else {"cache_type": "none"})) as file:
+                yield file
+
     def write_bytes(self, uri: str, content: bytes) -> None:
         """Write an object whole or not at all: readers never see half of it.
 
@@ -227,26 +242,38 @@ class Storage:
         Raises:
             StorageError: the bucket is missing, or the storage refused or failed.
         """
+        pages = self.list_pages(uri, pattern)
+        return sorted((file for page in pages for file in page), key=lambda file: file["uri"])
+
+    def list_pages(self, uri: str, pattern: str = "*") -> Iterator[list[dict[str, Any]]]:
+        """List as ``list_files`` does, piece by piece: memory does not grow with the storage.
+
+        So on S3 and local disks; other storages give one piece. Only S3's pieces are in order.
+
+        Raises:
+            StorageError: the bucket is missing, or the storage refused or failed.
+        """
         with storage_errors(uri):
             fs, path = self.filesystem(uri)
             root = (os.path.normpath(path) if _is_local(fs) else path).rstrip("/") + "/"
             wanted = re.compile(glob_translate(pattern)).match
             if _is_local(fs):
-                paths = [name for name in _walk(root) if wanted(name.removeprefix(root))]
-                stats = {name: os.stat(name) for name in sorted(paths)}
-                return [
-                    {
-                        # A name that is not UTF-8 fits into no table: that file will be an error.
-                        "uri": os.fsencode(name).decode("utf-8", "replace"),
-                        "size": stat.st_size,
-                        "version": _local_version(stat),
-                    }
-                    for name, stat in stats.items()
-                ]
+                for names in _walk(root):
+                    found = sorted(name for name in names if wanted(name.removeprefix(root)))
+                    yield [_local_file(name) for name in found]
+                return
             fs.invalidate_cache()
             # The whole tree in pages of 1,000 keys: with a depth, s3fs walks folder by folder and
             # leaves out those that it may not list.
             try:
+                if hasattr(fs, "call_s3"):
+                    for page in _s3_pages(fs, root):
+                        yield [
+                            _found(fs, name, info)
+                            for name, info in page
+                            if wanted(name.removeprefix(root))
+                        ]
+                    return
                 found = fs.find(path, detail=True)
             except FileNotFoundError as error:
                 if "bucket" in str(error):
@@ -254,12 +281,8 @@ class Storage:
                 raise StorageError(
                     f"{shown(uri)}: {error}; is the endpoint the right one?"
                 ) from None
-            return [
-                {
-                    "uri": fs.unstrip_protocol(name),
-                    "size": info.get("size"),
-                    "version": _version(info, info.get("size")),
-                }
+            yield [
+                _found(fs, name, info)
                 for name, info in sorted(found.items())
                 if info.get("type") == "file"
                 and name.startswith(root)
@@ -289,18 +312,50 @@ def _local_version(stat: os.stat_result) -> str:
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
-def _walk(root: str) -> Iterator[str]:
-    """Yield every regular file below ``root``; a folder that cannot be read is an error."""
+def _local_file(path: str) -> dict[str, Any]:
+    stat = os.stat(path)
+    return {
+        # A name that is not UTF-8 fits into no table: that file will be an error.
+        "uri": os.fsencode(path).decode("utf-8", "replace"),
+        "size": stat.st_size,
+        "version": _local_version(stat),
+        "modified": datetime.fromtimestamp(stat.st_mtime, UTC),
+    }
+
+
+def _found(fs: Any, name: str, info: dict[str, Any]) -> dict[str, Any]:
+    size = info.get("size", info.get("Size"))
+    return {
+        "uri": fs.unstrip_protocol(name),
+        "size": size,
+        "version": _version(info, size),
+        "modified": _modified(info),
+    }
+
+
+def _s3_pages(fs: Any, root: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """Yield the objects below ``root`` page by page, as path and facts; s3fs would hold all."""
+    bucket, _, prefix = root.partition("/")
+    token: dict[str, str] = {}
+    while True:
+        page = fs.call_s3("list_objects_v2", fs.req_kw, Bucket=bucket, Prefix=prefix, **token)
+        objects = page.get("Contents", [])
+        yield [(f"{bucket}/{o['Key']}", o) for o in objects if not o["Key"].endswith("/")]
+        if not page.get("IsTruncated"):
+            return
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _walk(root: str) -> Iterator[list[str]]:
+    """Yield the regular files of each folder; a folder that cannot be read is an error."""
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise error
 
     for folder, _, names in os.walk(root, onerror=refuse):
-        for name in names:
-            path = os.path.join(folder, name)
-            if os.path.isfile(path):
-                yield path
+        paths = (os.path.join(folder, name) for name in names)
+        yield [path for path in paths if os.path.isfile(path)]
 
 
 def _read_stream(uri: str, file: Any) -> bytes:
@@ -317,6 +372,17 @@ def _read_stream(uri: str, file: Any) -> bytes:
     finally:
         file.close()
     return bytes(content)
+
+
+def _modified(info: dict[str, Any]) -> datetime | None:
+    """When an object was last written, as the storages' libraries name it."""
+    found = next((info[key] for key in _MODIFIED_KEYS if info.get(key)), None)
+    if isinstance(found, str):
+        with suppress(ValueError):
+            found = datetime.fromisoformat(found)
+    if not isinstance(found, datetime):
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _version(info: dict[str, Any], size: int | None) -> str | None:

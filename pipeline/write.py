@@ -12,7 +12,9 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -51,6 +53,7 @@ def annotation_row(
         "run_id": key.run_id,
         "recipe_id": key.recipe_id,
         "uri": shown(unit.uri),
+        "content_version": unit.content_version,
         "status": _status(unit, [answer for _, answer in answers]),
         "error": dataclasses.asdict(unit.error) if unit.error else None,
         "media": dataclasses.asdict(unit.media) if unit.media else None,
@@ -69,6 +72,7 @@ def annotation_row(
             "decode_seconds": unit.decode_seconds,
             "engine_seconds": unit.engine_seconds,
             "bytes_read": unit.bytes_read,
+            "finished_at": datetime.now(UTC),
         },
         "attributes": unit.attributes,
     }
@@ -152,15 +156,26 @@ def write_parquet(table: pa.Table, uri: str, storage: Storage) -> None:
     storage.write_bytes(uri, buffer.getvalue())
 
 
-def read_parquet(uri: str, storage: Storage, columns: list[str] | None = None) -> pa.Table:
+def read_parquet(
+    uri: str, storage: Storage, columns: list[str] | None = None, size: int | None = None
+) -> pa.Table:
     """Read one Parquet object.
+
+    columns: only these. size: of the object in bytes, if known: of a large one only the ranges
+        that hold the columns are read then; a small one costs one request.
 
     Raises:
         FileNotFoundError: there is none.
         StorageError: the storage refused or failed.
     """
-    return pq.ParquetFile(io.BytesIO(storage.read_bytes(uri))).read(columns=columns)
+    if columns is None or size is None or size < _RANGED_BYTES:
+        return pq.ParquetFile(io.BytesIO(storage.read_bytes(uri))).read(columns=columns)
+    with storage.open_ranges(uri) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+        return parquet.read(columns=columns)
 
+
+_RANGED_BYTES = 4 << 20
+_FILES_AT_ONCE = 512
 
 COUNTED = (
     "unit_id",
@@ -180,9 +195,15 @@ COUNTED = (
 
 
 def committed(
-    output: str, recipe_id: str, storage: Storage, columns: Sequence[str] = COUNTED
+    output: str,
+    recipe_id: str,
+    storage: Storage,
+    columns: Sequence[str] = COUNTED,
+    media_ids: pa.Array | None = None,
 ) -> pa.Table:
     """Read which units have a row under a recipe, from any run, and how it came out.
+
+    media_ids: rows of these only. A table of millions is read part by part, and no more is held.
 
     Few columns of the table, and ``file``, the uri of each row's part. They stay in Arrow: a
     million rows as Python objects would be gigabytes of the driver's memory.
@@ -190,31 +211,51 @@ def committed(
     Raises:
         StorageError: the storage refused or failed.
     """
-    return read_parts(join(output, "annotations"), recipe_id, storage, columns, ANNOTATION)
+    folder = join(output, "annotations")
+    return read_parts(folder, recipe_id, storage, columns, ANNOTATION, media_ids)
 
 
 def read_parts(
-    folder: str, recipe_id: str, storage: Storage, columns: Sequence[str], schema: pa.Schema
+    folder: str,
+    recipe_id: str,
+    storage: Storage,
+    columns: Sequence[str],
+    schema: pa.Schema,
+    media_ids: pa.Array | None = None,
 ) -> pa.Table:
     """Read some columns of all parts under a recipe, and ``file``, the uri of each row's part.
 
-    schema: of the parts.
+    schema: of the parts. media_ids: rows of these only. Parts that are joined meanwhile, by
+    ``reelscribe compact``, are read where they are then.
 
     Raises:
         StorageError: the storage refused or failed.
     """
-    files = storage.list_files(folder, f"*/part-*-{recipe_id}-*.parquet")
 
     def read(file: dict[str, Any]) -> pa.Table:
-        return _with_file(read_parquet(file["uri"], storage, list(columns)), file["uri"])
+        table = read_parquet(file["uri"], storage, list(columns), file["size"])
+        return _with_file(table, file["uri"])
 
     buffer = io.BytesIO()
     pq.write_table(schema.empty_table(), buffer)
     empty = _with_file(pq.ParquetFile(buffer).read(columns=list(columns)), "")
-    with ThreadPoolExecutor(16) as pool:
-        # Tables of before may lack a column.
-        tables = [empty, *pool.map(read, files)]
-    return pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+
+    def read_all(files: list[dict[str, Any]]) -> pa.Table:
+        held = [empty]
+        with ThreadPoolExecutor(16) as pool:
+            for start in range(0, len(files), _FILES_AT_ONCE):
+                some = [empty, *pool.map(read, files[start : start + _FILES_AT_ONCE])]
+                # Tables of before may lack a column.
+                table = pa.concat_tables(some, promote_options="default")
+                if media_ids is not None:
+                    table = table.filter(pc.is_in(table["media_id"], media_ids))
+                held.append(table)
+        return pa.concat_tables(held).unify_dictionaries()
+
+    for _ in range(2):
+        with suppress(FileNotFoundError):
+            return read_all(storage.list_files(folder, f"*/part-*-{recipe_id}-*.parquet"))
+    return read_all(storage.list_files(folder, f"*/part-*-{recipe_id}-*.parquet"))
 
 
 def _with_file(table: pa.Table, uri: str) -> pa.Table:

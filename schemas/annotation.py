@@ -49,6 +49,7 @@ TIMINGS = pa.struct(
         described("decode_seconds", pa.float64(), "decode, resize and prompt", unit="s"),
         described("engine_seconds", pa.float64(), "share of the batch's time", unit="s"),
         described("bytes_read", pa.int64(), "read from storage by the decoder", unit="bytes"),
+        described("finished_at", pa.timestamp("us", tz="UTC"), "when the row was written"),
     ]
 )
 
@@ -72,6 +73,7 @@ def annotation_schema(task_columns: list[pa.Field]) -> pa.Schema:
                 nullable=False,
             ),
             unit["uri"],
+            unit["content_version"],
             described(
                 "status", pa.string(), "ok, partial (some task not ok), failed", nullable=False
             ),

@@ -40,10 +40,33 @@ class Input(Section):
         description="Let https:// uris of the manifest reach private and loopback addresses.",
     )
 
+    only_new: bool = Field(
+        False,
+        description="Take only media that the output table does not have under this recipe: known "
+        "by content version, so changed objects are taken again; renamed ones are not, where the "
+        "storage's etag is the MD5 of the content.",
+    )
+    since: str | None = Field(
+        None,
+        min_length=1,
+        description="With `scan`: only objects written since then: `24h`, `7d`, or a date or time.",
+    )
+    sample: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Take this share of the items, the same ones whenever it is run again.",
+    )
+    limit: int | None = Field(
+        None, ge=1, description="Take at most so many items; with `only_new`, new ones."
+    )
+
     @model_validator(mode="after")
     def _one_source(self) -> "Input":
         if (self.manifest is None) == (self.scan is None):
             raise ValueError("give exactly one of `manifest` and `scan`")
+        if self.since is not None and self.scan is None:
+            raise ValueError("`since` goes by the objects' times, which only `scan` knows")
         return self
 
 
@@ -166,6 +189,16 @@ class SamplingSpec(Section):
         if self.min_frames > self.max_frames:
             raise ValueError(f"min_frames {self.min_frames} is over max_frames {self.max_frames}")
         return self
+
+
+def as_share(value: Any) -> Any:
+    """Read ``1%`` as 0.01; other values stay as they are, to be checked as numbers."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            return value
+    return value
 
 
 TokenRange = Annotated[tuple[int, int], Field(description="[least, most]")]
@@ -301,6 +334,34 @@ class Resources(Section):
     )
 
 
+class Limits(Section):
+    """What a run may come to."""
+
+    max_failed: Annotated[float, BeforeValidator(as_share), Field(ge=0, le=1)] | None = Field(
+        None,
+        description="A complete run of which a larger share of units failed ends with exit code 3: "
+        "`1%` or 0.01.",
+    )
+
+
+class OnFinish(Section):
+    """Whom a complete run tells."""
+
+    command: tuple[str, ...] = Field(
+        (),
+        description="A program and its arguments, run without a shell; `REELSCRIBE_SUMMARY` is the "
+        "path of summary.json, `REELSCRIBE_RUN_ID` the run, `REELSCRIBE_STATUS` ok or "
+        "too_many_failed.",
+    )
+    webhook_env: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Environment variable with a url that gets summary.json by POST; a url with a "
+        "token belongs into no file.",
+    )
+    timeout: float = Field(60.0, gt=0, description="Seconds for each.")
+
+
 class Job(Section):
     """A job file."""
 
@@ -323,6 +384,8 @@ class Job(Section):
         "`items`; `{}` for the defaults.",
     )
     resources: Resources = Field(default_factory=Resources, description="Spread of the work.")
+    limits: Limits = Field(default_factory=Limits, description="What a run may come to.")
+    on_finish: OnFinish = Field(default_factory=OnFinish, description="Whom a complete run tells.")
     storage_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="fsspec options per protocol, e.g. `{s3: {endpoint_url: ..., key: ..., secret: "
@@ -347,8 +410,11 @@ class Job(Section):
         return asked_questions(self.tasks, self.generation.max_new_tokens)
 
     def public_dict(self) -> dict[str, Any]:
-        """The job without secrets, for ``run.json``: storage options are left out as a whole."""
-        return self.model_dump(mode="json", exclude={"storage_options"})
+        """The job without secrets, for ``run.json``.
+
+        Storage options are left out as a whole, and so is a command, whose arguments may be some.
+        """
+        return self.model_dump(mode="json", exclude={"storage_options", "on_finish"})
 
 
 def load_job(path: Path | None, overrides: dict[str, Any] | None = None) -> Job:

@@ -59,6 +59,7 @@ class Unit:
     unit_id: str
     media_id: str
     uri: str
+    content_version: str | None = None
     frames: tuple[str, ...] = ()
     attributes: str | None = None
     media: Media | None = None
@@ -103,6 +104,12 @@ UNIT = pa.schema(
             "the manifest's, made absolute; of a data: uri type and hash, of urls no secrets; of a "
             "conversation that of its first image or video, empty if it has none",
             nullable=False,
+        ),
+        described(
+            "content_version",
+            pa.string(),
+            "the manifest's, else the object's etag, or size and time; also where the media could "
+            "not be read, so that `only_new` knows what was tried",
         ),
         FRAMES,
         described("attributes", pa.string(), "the manifest's further columns, a JSON object"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import jobs.after_run
 import jobs.annotate
 import jobs.demo
 import jobs.plan
@@ -30,7 +31,8 @@ def started(monkeypatch):
     """Jobs that would have been run: what the command line made of its arguments."""
     jobs_run = []
     monkeypatch.setattr(jobs.annotate, "run", lambda job, console: jobs_run.append(job))
-    monkeypatch.setattr(jobs.plan, "run", lambda job, console: jobs_run.append(job))
+    monkeypatch.setattr(jobs.plan, "run", lambda job, console, dry_run: jobs_run.append(job))
+    monkeypatch.setattr(jobs.after_run, "after_run", lambda run, job, storage: 0)
     return jobs_run
 
 

@@ -1,0 +1,66 @@
+"""``reelscribe sql``: ask the output in SQL, wherever it lies, by DuckDB."""
+
+import sys
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from jobs.printable import printable
+from pipeline.storage import Storage, join
+from pipeline.views import connect
+from schemas.errors import UserError
+
+_SHOWN_ROWS = 100
+
+
+def run(output: str, query: str, storage: Storage, console: Console, *, to: str | None) -> None:
+    """Print what a query gives, or write it to a file.
+
+    query: of the views ``latest`` (one row for each unit) and ``annotations`` (all rows).
+    to: a local .csv or .parquet file.
+
+    Raises:
+        UserError: there is no table, or DuckDB refuses the query.
+    """
+    import duckdb
+
+    if not storage.list_files(join(output, "annotations"), "*/part-*.parquet"):
+        raise UserError(f"{output} has no annotations: give the `output` of a job")
+    with connect(output, storage) as db:
+        try:
+            found = db.sql(query)
+            if found is None:
+                return
+            if to is not None:
+                _write(found, to)
+                return
+            rows = found.fetchmany(_SHOWN_ROWS + 1)
+        except duckdb.Error as error:
+            raise UserError(f"the query does not work: {error}") from None
+    grid = Table(box=box.SIMPLE_HEAD)
+    for name in found.columns:
+        grid.add_column(printable(name), overflow="fold")
+    for row in rows[:_SHOWN_ROWS]:
+        grid.add_row(*("" if value is None else printable(str(value)) for value in row))
+    console.print(grid, markup=False)
+    if len(rows) > _SHOWN_ROWS:
+        console.print(f"the first {_SHOWN_ROWS} rows; --to FILE writes all")
+
+
+def _write(found: object, to: str) -> None:
+    import duckdb
+
+    assert isinstance(found, duckdb.DuckDBPyRelation)
+    if to.endswith(".csv"):
+        found.write_csv(to)
+    elif to.endswith(".parquet"):
+        found.write_parquet(to)
+    else:
+        raise UserError(f"--to takes a .csv or .parquet file, got {to}")
+
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    main(prog_name="reelscribe", args=["sql", *sys.argv[1:]])

@@ -1,0 +1,88 @@
+"""Metrics of a run, for Prometheus: Ray exports them from every node, as ``ray_reelscribe_*``.
+
+The driver counts units when their row is committed, with all that was measured on their way: so a
+batch that Ray repeats counts once, and no actor's last numbers are lost with it. Shares and rates
+follow in the query: busy seconds a second over the number of actors are the share of time that
+these work. (They are counters of their own: Ray makes a histogram's sum of its buckets' middles.)
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+_SECONDS = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]
+
+COUNTERS = {
+    "reelscribe_units": ("units that have their row, by its status", ("status",)),
+    "reelscribe_errors": ("units that failed, by stage and type", ("stage", "type")),
+    "reelscribe_answers": ("answers, by task and status", ("task", "status")),
+    "reelscribe_retries": ("answers that were asked for again", ("task",)),
+    "reelscribe_busy_seconds": ("seconds that decoders and engines took", ("stage",)),
+    "reelscribe_prompt_tokens": ("tokens fed to the model, those of frames included", ()),
+    "reelscribe_output_tokens": ("tokens generated", ()),
+    "reelscribe_read_bytes": ("bytes of media that the decoders read from storage", ()),
+    "reelscribe_predicted_cost_tokens": ("tokens that the plan predicted for these units", ()),
+    "reelscribe_actual_cost_tokens": ("tokens that these units took, fed and generated", ()),
+}
+HISTOGRAMS = {
+    "reelscribe_decode_seconds": "seconds to read, decode and resize the frames of a unit",
+    "reelscribe_engine_seconds": "seconds of an engine for a unit, its share of a batch",
+}
+GAUGES = {
+    "reelscribe_actors": ("actors of the run, by stage", ("stage",)),
+    "reelscribe_waiting_units": ("units of the run that have no row yet", ()),
+    "reelscribe_remaining_seconds": ("seconds until the run ends, by its recent rate", ()),
+}
+
+
+class Meters:
+    """The metrics of one process. Without Ray's metrics agent they go nowhere."""
+
+    def __init__(self, job_name: str) -> None:
+        """job_name: the job's name, a label of all its metrics. Needs a Ray session."""
+        from ray.util import metrics
+
+        self._all: dict[str, Any] = {
+            name: metrics.Counter(name, text, (*tags, "job_name"))
+            for name, (text, tags) in COUNTERS.items()
+        }
+        self._all |= {
+            name: metrics.Histogram(name, text, _SECONDS, ("job_name",))
+            for name, text in HISTOGRAMS.items()
+        }
+        self._all |= {
+            name: metrics.Gauge(name, text, (*tags, "job_name"))
+            for name, (text, tags) in GAUGES.items()
+        }
+        for metric in self._all.values():
+            metric.set_default_tags({"job_name": job_name})
+
+    def set(self, name: str, value: float, **tags: str) -> None:
+        """Set a gauge."""
+        self._all[name].set(value, tags)
+
+    def committed(self, row: Mapping[str, Any]) -> None:
+        """Count a unit whose row was just written. row: of COMMITTED."""
+        self._count("reelscribe_units", 1, status=str(row["status"]))
+        if row["error"] is not None:
+            stage, kind = row["error"]["stage"], str(row["error"]["type"])
+            self._count("reelscribe_errors", 1, stage=stage, type=kind)
+        for response in row["responses"]:
+            task = response["task"]
+            self._count("reelscribe_answers", 1, task=task, status=str(response["status"]))
+            self._count("reelscribe_retries", (response.get("attempts") or 1) - 1, task=task)
+            fed = response.get("num_prompt_tokens") or 0
+            written = response.get("num_output_tokens") or 0
+            self._count("reelscribe_prompt_tokens", fed)
+            self._count("reelscribe_output_tokens", written)
+            self._count("reelscribe_actual_cost_tokens", fed + written)
+        self._count("reelscribe_predicted_cost_tokens", row["predicted_cost"])
+        timings = row["timings"]
+        self._count("reelscribe_read_bytes", timings["bytes_read"] or 0)
+        for stage in ("decode", "engine"):
+            if seconds := timings[f"{stage}_seconds"]:
+                self._all[f"reelscribe_{stage}_seconds"].observe(seconds)
+                self._count("reelscribe_busy_seconds", seconds, stage=stage)
+
+    def _count(self, name: str, value: float, **tags: str) -> None:
+        if value > 0:
+            self._all[name].inc(value, tags)

@@ -1,0 +1,66 @@
+"""The output as SQL views, for DuckDB: all rows, and the latest ones, one for each unit."""
+
+from typing import Any
+
+from pipeline.storage import Storage, join
+
+_RANK = "array_position(['ok', 'partial', 'failed'], status)"
+
+VIEWS = """\
+-- Views of the output of reelscribe, for DuckDB. `annotations` has every row of every run.
+-- `latest` has one row for each unit: of each media item its newest content, under the newest
+-- recipe that it was annotated with; what could not be read only where there is nothing else.
+CREATE OR REPLACE VIEW annotations AS
+FROM read_parquet({annotations}, hive_partitioning = true, union_by_name = true);
+CREATE OR REPLACE VIEW latest AS
+WITH keys AS (
+    SELECT unit_id, media_id, recipe_id, content_version, status, filename, file_row_number,
+        timings.finished_at AS finished_at, run_date, coalesce(error.attempts, 0) AS attempts,
+        error IS NOT NULL AND media IS NULL AND len(parts) = 0 AS is_unread
+    FROM read_parquet({annotations}, hive_partitioning = true, union_by_name = true,
+        filename = true, file_row_number = true)
+), newest AS (
+    SELECT *, first_value((recipe_id, content_version)) OVER (PARTITION BY media_id
+        ORDER BY is_unread, finished_at DESC NULLS LAST, run_date DESC, filename) AS wanted
+    FROM keys
+), best AS (
+    SELECT filename, file_row_number FROM newest
+    WHERE (recipe_id, content_version) IS NOT DISTINCT FROM wanted
+    QUALIFY row_number() OVER (PARTITION BY unit_id ORDER BY {rank}, attempts DESC, filename,
+        file_row_number) = 1
+)
+SELECT rows.* EXCLUDE (filename, file_row_number)
+FROM read_parquet({annotations}, hive_partitioning = true, union_by_name = true,
+    filename = true, file_row_number = true) AS rows
+SEMI JOIN best USING (filename, file_row_number);
+"""
+
+
+def views_sql(output: str) -> str:
+    """The views of an output folder, as SQL."""
+    pattern = join(output, "annotations", "*", "part-*.parquet").replace("'", "''")
+    return VIEWS.format(annotations=f"'{pattern}'", rank=_RANK)
+
+
+def write_views(output: str, storage: Storage) -> None:
+    """Write ``latest.sql`` into the output folder.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    storage.write_bytes(join(output, "latest.sql"), views_sql(output).encode())
+
+
+def connect(output: str, storage: Storage) -> Any:
+    """A DuckDB connection in which the views exist; it reads through the job's storage.
+
+    Raises:
+        StorageError: the protocol is unknown or its package is missing.
+    """
+    import duckdb
+
+    connection = duckdb.connect()
+    if "://" in output:
+        connection.register_filesystem(storage.filesystem(output)[0])
+    connection.execute(views_sql(output))
+    return connection

@@ -1,0 +1,187 @@
+"""Small files become large ones, and SQL sees one row for each unit, before, during and after."""
+
+import io
+import shutil
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+from test_only_new import row
+
+from jobs import compact, sql
+from jobs.cli import main
+from pipeline import compact as steps
+from pipeline.storage import Storage
+from pipeline.views import views_sql
+from pipeline.write import ANNOTATION, committed, part_name, read_parquet, settle, write_parquet
+from schemas.errors import UserError
+
+STORAGE = Storage()
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=160)
+
+
+def write(output, rows, run_id="r1", day="2026-01-01") -> str:
+    rows = [r | {"run_id": run_id} for r in rows]
+    table = pa.Table.from_pylist(rows, schema=ANNOTATION)
+    name = part_name(table["unit_id"].to_pylist(), run_id, rows[0]["recipe_id"])
+    uri = f"{output}/annotations/run_date={day}/{name}"
+    write_parquet(table, uri, STORAGE)
+    return uri
+
+
+def rows_of(output, view="annotations") -> list[tuple]:
+    """unit_id, recipe_id and content_version of each row of a view."""
+    with duckdb.connect() as db:
+        db.execute(views_sql(str(output)))
+        found = db.sql(f"SELECT unit_id, recipe_id, content_version FROM {view} ORDER BY ALL")
+        return found.fetchall()
+
+
+def many(output, count=20):
+    for k in range(count):
+        write(output, [row(f"u{k}-{i}", f"m{k}", "v1") for i in range(3)])
+
+
+def joined(output):
+    for some in steps.bins(str(output), STORAGE, 128_000_000):
+        steps.join_files(some, STORAGE)
+
+
+def test_files_become_one_and_rows_stay_the_same(tmp_path: Path):
+    many(tmp_path)
+    before = rows_of(tmp_path)
+    console = quiet()
+    compact.run(str(tmp_path), STORAGE, console, target_bytes=128_000_000)
+    assert "joined 20 files" in console.file.getvalue()
+    (file,) = tmp_path.glob("annotations/*/*.parquet")
+    assert file.name.startswith("part-compacted-abc-")
+    assert rows_of(tmp_path) == before
+    media = read_parquet(str(file), STORAGE)["media_id"].to_pylist()
+    assert media == sorted(media)
+    assert (tmp_path / "latest.sql").read_text() == views_sql(str(tmp_path))
+    compact.run(str(tmp_path), STORAGE, quiet(), target_bytes=128_000_000)  # nothing to do
+    assert [*tmp_path.glob("annotations/*/*.parquet")] == [file]
+
+
+def test_partitions_recipes_and_large_files_stay_apart(tmp_path: Path):
+    write(tmp_path, [row("1", "a", "v")])
+    write(tmp_path, [row("2", "b", "v")])
+    write(tmp_path, [row("3", "c", "v")], day="2026-01-02")
+    write(tmp_path, [row("4", "d", "v") | {"recipe_id": "def"}])
+    joined(tmp_path)
+    files = [file.relative_to(tmp_path / "annotations") for file in tmp_path.rglob("*.parquet")]
+    found = Counter(file.parent.name for file in files)
+    assert found == {"run_date=2026-01-01": 2, "run_date=2026-01-02": 1}
+    many(tmp_path)
+    assert list(steps.bins(str(tmp_path), STORAGE, 100)) == []
+
+
+@pytest.mark.parametrize("removed", [0, 1, 10, 19])
+def test_killed_between_writing_and_removing(tmp_path: Path, monkeypatch, removed: int):
+    """Whatever was removed: SQL over `latest` is right at once, the files after the next settle."""
+    many(tmp_path)
+    before = rows_of(tmp_path)
+    count = 0
+
+    class Killed(Exception):
+        pass
+
+    def remove(self, uri):
+        nonlocal count
+        if count == removed:
+            raise Killed
+        count += 1
+        Path(uri).unlink()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "remove", remove)
+        with pytest.raises(Killed):
+            joined(tmp_path)
+    assert set(rows_of(tmp_path)) == set(before)  # nothing is missing
+    assert rows_of(tmp_path, "latest") == before  # nothing is there twice
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "annotations", again / "annotations")
+    joined(again)
+    assert rows_of(again) == before
+    settle(committed(str(tmp_path), "abc", STORAGE), STORAGE)
+    assert rows_of(tmp_path) == before
+
+
+def test_a_file_that_vanishes_while_the_table_is_read(tmp_path: Path, monkeypatch):
+    """A run that reads what is done, while its files are being joined."""
+    many(tmp_path)
+    real, calls = STORAGE.read_bytes, []
+
+    def read(self, uri):
+        if not calls:
+            calls.append(uri)
+            joined(tmp_path)
+        return Path(uri).read_bytes()
+
+    monkeypatch.setattr(Storage, "read_bytes", read)
+    assert committed(str(tmp_path), "abc", STORAGE).num_rows == 60
+    assert real
+
+
+def at(hour: int) -> dict:
+    return {"timings": {"finished_at": datetime(2026, 1, 1, hour, tzinfo=UTC)}}
+
+
+def test_latest_is_the_newest_content_and_recipe_of_each_item(tmp_path: Path):
+    write(tmp_path, [row("1", "a", "v1") | at(1), row("2", "b", "v1") | at(1)])
+    write(tmp_path, [row("3", "a", "v2") | at(2)], run_id="r2")  # a changed object
+    write(tmp_path, [row("2", "b", "v1") | at(3) | {"recipe_id": "def"}], run_id="r3")
+    failed = row("4", "a", None, error="storage_failed", readable=False)
+    write(tmp_path, [failed | at(4)], run_id="r4")  # and now it cannot be reached
+    assert rows_of(tmp_path, "latest") == [("2", "def", "v1"), ("3", "abc", "v2")]
+    assert len(rows_of(tmp_path)) == 5
+
+
+def test_superseded_rows_go_when_they_are_old(tmp_path: Path):
+    write(tmp_path, [row("1", "a", "v1") | at(1), row("2", "b", "v1") | at(1)])
+    write(tmp_path, [row("3", "a", "v2") | at(2)], run_id="r2", day="2026-03-01")
+    assert steps.drop_superseded(str(tmp_path), "2026-01-01", STORAGE) == 0
+    assert steps.drop_superseded(str(tmp_path), "2026-02-01", STORAGE) == 1
+    assert rows_of(tmp_path) == [("2", "abc", "v1"), ("3", "abc", "v2")]
+
+
+def test_a_table_of_before_is_brought_into_the_present_schema(tmp_path: Path):
+    uri = write(tmp_path, [row("1", "a", "v1")])
+    old = read_parquet(uri, STORAGE).drop_columns(["content_version"])
+    write_parquet(old, uri, STORAGE)
+    write(tmp_path, [row("2", "b", "v2")])
+    joined(tmp_path)
+    (file,) = tmp_path.rglob("*.parquet")
+    table = read_parquet(str(file), STORAGE)
+    assert table.schema.equals(ANNOTATION)
+    assert sorted(table["content_version"].to_pylist(), key=str) == [None, "v2"]
+
+
+def test_the_commands_in_s3(s3_env):
+    many(s3_env.uri("out"), count=4)
+    run = CliRunner().invoke
+    said = run(main, ["compact", s3_env.uri("out"), "--dry-run"], catch_exceptions=False)
+    assert "would join 4 files" in said.output
+    assert run(main, ["compact", s3_env.uri("out")], catch_exceptions=False).exit_code == 0
+    assert len(STORAGE.list_files(s3_env.uri("out/annotations"), "*/*.parquet")) == 1
+    query = "SELECT status, count(*) AS units FROM latest GROUP BY ALL"
+    said = run(main, ["sql", s3_env.uri("out"), query], catch_exceptions=False)
+    assert "ok" in said.output and "12" in said.output
+
+
+def test_sql_says_what_is_wrong(tmp_path: Path):
+    with pytest.raises(UserError, match="has no annotations"):
+        sql.run(str(tmp_path), "SELECT 1", STORAGE, quiet(), to=None)
+    write(tmp_path, [row("1", "it's", "v")])
+    with pytest.raises(UserError, match="captoin"):
+        sql.run(str(tmp_path), "SELECT captoin FROM latest", STORAGE, quiet(), to=None)
+    sql.run(str(tmp_path), "FROM latest", STORAGE, quiet(), to=str(tmp_path / "rows.csv"))
+    assert "it's" in (tmp_path / "rows.csv").read_text()
