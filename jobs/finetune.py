@@ -379,12 +379,12 @@ def _worker(config: dict[str, Any]) -> None:
         if start is None:
             trainer.train()
         else:
-            with start.as_directory() as resumed:
-                # Trainer would make one more step of a training that is done.
-                if _reached(resumed) >= (job.training.max_steps or math.inf):
-                    trainer._load_from_checkpoint(resumed)
-                else:
-                    trainer.train(resume_from_checkpoint=resumed)
+            resumed = _fetched(start, Path(scratch) / "resumed")
+            # Trainer would make one more step of a training that is done.
+            if _reached(resumed) >= (job.training.max_steps or math.inf):
+                trainer._load_from_checkpoint(resumed)
+            else:
+                trainer.train(resume_from_checkpoint=resumed)
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             trainer.save_model(str(folder / "model"))  # all workers together gather the weights
         if trainer.is_world_process_zero():
@@ -393,6 +393,33 @@ def _worker(config: dict[str, Any]) -> None:
             source = job.model.source, job.model.revision
             export(model, *source, job.lora, folder / "model", has_weights=is_whole)
         upload()
+
+
+def _fetched(checkpoint: Any, folder: Path) -> str:
+    """Where a checkpoint is on this machine, which one of its workers fetches it to.
+
+    Not Ray's `as_directory`: a worker that comes late fetches once more, into the folder that the
+    others read (https://github.com/ray-project/ray/blob/ray-2.60.0/python/ray/train/_checkpoint.py).
+    """
+    import ray
+    from torch import distributed
+
+    context = ray.train.get_context()
+    mine = None
+    if _is_local(checkpoint.filesystem):
+        mine = str(checkpoint.path)
+    elif context.get_local_rank() == 0:
+        mine = str(checkpoint.to_directory(str(folder)))
+    places: list[Any] = [None] * context.get_world_size()
+    # Also waits until all have fetched.
+    distributed.all_gather_object(places, (context.get_node_rank(), mine))
+    return next(path for node, path in places if node == context.get_node_rank() and path)
+
+
+def _is_local(filesystem: Any) -> bool:
+    from pyarrow.fs import LocalFileSystem
+
+    return isinstance(filesystem, LocalFileSystem)
 
 
 def _reached(checkpoint: str) -> int:

@@ -18,7 +18,13 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """
     problems: dict[str, list[str]] = {}
     got: dict[str, str] = {}
-    for found in error.errors(include_url=False):
+    findings = error.errors(include_url=False)
+    for found in findings:
+        # A list is called empty too where its elements are wrong: those alone are told.
+        if found["type"] == "too_short" and any(
+            _is_inside(f["loc"], found["loc"]) for f in findings
+        ):
+            continue
         keys = [str(part) for part in found["loc"] if not _UNION_TAG.match(str(part))]
         where = ".".join(keys) or "the job"
         message = _message(found, model)
@@ -28,6 +34,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             got[where] = f" (got {str(found['input'])[:80]!r})"
     lines = [f"  {key}: {' or '.join(texts)}{got.get(key, '')}" for key, texts in problems.items()]
     return "\n".join(lines)
+
+
+def _is_inside(loc: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(loc) > len(outer) and loc[: len(outer)] == outer
 
 
 def _may_be_shown(found: Any) -> bool:
@@ -51,6 +61,8 @@ def _message(found: Any, model: type[BaseModel]) -> str:
         return "must be a mapping, `key: value`"
     if kind == "tuple_type":
         return "must be a list, such as [a, b]"
+    if kind == "too_short":
+        return f"must have at least {found['ctx']['min_length']}"
     text = str(found["msg"]).removeprefix("Value error, ")
     return text.replace("Input should", "must").replace("String should", "must")
 

@@ -1,6 +1,8 @@
 """Frames and times: the two decoders against each other, and both against ffmpeg and ffprobe."""
 
 import dataclasses
+import subprocess
+import sys
 import tracemalloc
 from bisect import bisect_right
 from fractions import Fraction
@@ -261,6 +263,38 @@ def test_memory_does_not_grow_with_the_clip(tmp_path: Path):
         tracemalloc.stop()
     assert peaks[1] < peaks[0] * 1.5
     assert peaks[1] < 6 * 960 * 540 * 3
+
+
+HELD = """
+import resource, sys
+from pipeline.decode import decode_unit
+from pipeline.plan import Planner
+from pipeline.storage import Storage
+from schemas.job import check_job
+from schemas.manifest import MediaItem
+
+spec = {"input": {"scan": "x"}, "output": "y", "model": {"source": sys.argv[1]}}
+spec["sampling"] = {"fps": 1.0, "segmentation": {"kind": "window", "seconds": 60}}
+spec["budget"] = {"frame_tokens": [4, 30], "unit_tokens": 2048}
+planner = Planner(check_job(spec, "test"), 4096, Storage())
+for uri in sys.argv[2:]:
+    units = planner.plan_item(MediaItem(media_id=uri, uri=uri))
+    frames = sum(decode_unit(unit, Storage()).pixels.shape[0] for unit in units)
+    print(len(units), frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_an_hour_takes_no_more_memory_than_two_minutes(tmp_path: Path, checkpoint: Path):
+    """By the process's own peak: the hour's frames together would be 466 MB."""
+    few = [np.asarray(image) for image in numbered_frames(40, 240, 180)]
+    paths = {seconds: tmp_path / f"{seconds}.mp4" for seconds in (120, 3600)}
+    for seconds, path in paths.items():
+        encode_clip(path, (few[k % 40] for k in range(seconds)), fps=1)
+    command = [sys.executable, "-c", HELD, str(checkpoint), *map(str, paths.values())]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    short, long = ([int(number) for number in line.split()] for line in done.stdout.splitlines())
+    assert (short[:2], long[:2]) == ([2, 120], [60, 3600])
+    assert long[2] - short[2] < 32 * 1024  # KiB
 
 
 def test_without_torchcodec_the_frames_come_from_pyav(clips, monkeypatch: pytest.MonkeyPatch):

@@ -208,6 +208,7 @@ def test_wrong_rows_stop_it_before_it_starts(tmp_path, archive, checkpoint):
         train(job(tmp_path, archive, checkpoint, data=[str(data)]))
 
 
+@pytest.mark.timeout(900)  # workers start three times, on any machine
 def test_two_workers_in_a_bucket_where_one_is_lost(tmp_path, archive, checkpoint, ray_session, s3):
     """They learn what one worker with twice the batch does, and go on from their checkpoint.
 
@@ -238,12 +239,13 @@ def test_two_workers_in_a_bucket_where_one_is_lost(tmp_path, archive, checkpoint
         resources={"num_workers": 2},
         storage_options=options,
     )
-    lost = tmp_path / "lost"
+    lost, fetches = tmp_path / "lost", tmp_path / "fetches"
     worker = finetune._worker
 
     def losing(config: dict[str, Any]) -> None:
         """The worker; its second process ends without a word after the first checkpoint."""
         import ray.train
+        from ray.train import CheckpointConsistencyMode
 
         report = ray.train.report
 
@@ -251,20 +253,31 @@ def test_two_workers_in_a_bucket_where_one_is_lost(tmp_path, archive, checkpoint
             report(metrics, **kwargs)
             if ray.train.get_context().get_world_rank() == 1 and not lost.exists():
                 lost.touch()
-                time.sleep(5)  # until the checkpoint is known
+                ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
                 os._exit(1)
 
+        to_directory = ray.train.Checkpoint.to_directory
+
+        def counting(checkpoint: Any, *args: Any) -> Any:
+            with fetches.open("a") as lines:
+                lines.write("fetched\n")
+            return to_directory(checkpoint, *args)
+
         ray.train.report = reporting
+        ray.train.Checkpoint.to_directory = counting
         try:
             worker(config)
         finally:
             ray.train.report = report
+            ray.train.Checkpoint.to_directory = to_directory
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetune, "_worker", losing)
         said = train(made)
     assert lost.exists()
-    assert said.count("a worker failed, going on from the last checkpoint: ") == 1
+    assert said.count("a worker failed, going on from the last checkpoint: ") == 1, said
+    # Once for both: one that fetched late would write over what the other reads.
+    assert fetches.read_text().splitlines() == ["fetched"]
     storage = Storage(options)
     found = {
         file["uri"].removeprefix(bucket.uri("models/two/")): file["uri"]
@@ -337,7 +350,9 @@ def test_the_context_is_stretched_in_what_comes_out(tmp_path, archive, checkpoin
         ({"lora": {"r": 4}}, "leave tune out"),
         ({"tune": {"tune_mm_mlp": False, "tune_mm_llm": False}}, "nothing learns"),
         ({"data": [{"annotations": "a.parquet"}]}, "needs `tasks`"),
-        ({"data": []}, "data: "),
+        ({"data": []}, "data: must have at least 1$"),
+        ({"data": ["a.jsonl%0"]}, r"not valid:\n  data\.0\.share: must be greater than 0 .*\n\Z"),
+        ({"data": ["a.jsonl%half"]}, r"a\.jsonl%half does not exist; a share is a number over 0"),
         ({"trainer": {"depspeed": "x"}}, r"TrainingArguments has no \['depspeed'\]"),
         ({"training": {"lr_scheduler_type": "cosinus"}}, "cosinus"),
         ({"data": ["nothing.jsonl"]}, r"nothing\.jsonl does not exist"),
@@ -349,7 +364,7 @@ def test_mistakes_have_one_message(tmp_path, archive, checkpoint, change, messag
     path.write_text(yaml.safe_dump(spec(tmp_path, archive, checkpoint) | change))
     result = CliRunner().invoke(main, ["finetune", str(path)])
     assert result.exit_code == 2
-    assert re.search(message, result.output), result.output
+    assert re.search(message, result.output, re.MULTILINE), result.output
     assert "Traceback" not in result.output
 
 

@@ -66,7 +66,8 @@ def read_rows(uri: str, storage: Storage) -> Iterator[tuple[str, Any]]:
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
     except FileNotFoundError:
-        raise ManifestError(f"{name} does not exist") from None
+        share = "; a share is a number over 0, such as captions.jsonl%50" if "%" in name else ""
+        raise ManifestError(f"{name} does not exist{share}") from None
     except UnicodeDecodeError as error:
         raise ManifestError(f"{name} is not UTF-8 text: {error.reason}") from None
     for place, row in _rows(text, name):
