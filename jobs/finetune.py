@@ -379,7 +379,7 @@ def _worker(config: dict[str, Any]) -> None:
         if start is None:
             trainer.train()
         else:
-            resumed = _fetched(start, Path(scratch) / "resumed")
+            resumed = _fetched(start, checkpoints / "resumed")
             # Trainer would make one more step of a training that is done.
             if _reached(resumed) >= (job.training.max_steps or math.inf):
                 trainer._load_from_checkpoint(resumed)
