@@ -413,7 +413,7 @@ def _fetched(checkpoint: Any, folder: Path) -> str:
     places: list[Any] = [None] * context.get_world_size()
     # Also waits until all have fetched.
     distributed.all_gather_object(places, (context.get_node_rank(), mine))
-    return next(path for node, path in places if node == context.get_node_rank() and path)
+    return str(next(path for node, path in places if node == context.get_node_rank() and path))
 
 
 def _is_local(filesystem: Any) -> bool:
