@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-model test lint bench soak docs clean ffmpeg browser
+.PHONY: help demo demo-model test lint bench soak docs site clean ffmpeg browser
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ demo-model: $(VENV)/installed-test ffmpeg ## train the demo's model from random 
 
 docs: $(VENV)/installed ## generate the job-file reference and the output schema
 	$(BIN)/python -m jobs.reference
+
+site: $(VENV)/installed-test ## build the documentation site into build/site; a warning is an error
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
 
 clean: ## remove the environment, the demo and everything built
 	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

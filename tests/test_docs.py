@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -11,17 +12,21 @@ import yaml
 from click.testing import CliRunner
 
 from jobs.cli import main
+from jobs.cli_results import EXPORTS
 from pipeline.engines.grammar import check_grammars
 from pipeline.parse import TASKS
 from pipeline.read_manifest import read_manifest
 from pipeline.read_messages import read_messages, split_messages
 from pipeline.storage import Storage
+from schemas.errors import JobFileError
 from schemas.finetune import FinetuneJob
 from schemas.job import Job, check, check_job, read_spec
 from schemas.task_spec import TASK_NAMES
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "guide.md"
+RESULTS = ROOT / "docs" / "results.md"
+SPEC = ROOT / "jobs" / "specs" / "demo.yaml"
 LEAST = {"input": {"scan": "clips"}, "output": "out"}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -39,13 +44,9 @@ def demo(demonstrated: Path) -> Path:
 
 def test_the_readmes_commands_run(demo: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(demo)
-    commands = [
-        line.removeprefix("reelscribe ")
-        for block in blocks(ROOT / "README.md", "bash")
-        for line in block.splitlines()
-        if line.startswith("reelscribe ")
-    ]
-    assert len(commands) == 4
+    lines = [line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines()]
+    commands = [line.partition("reelscribe ")[2] for line in lines if "reelscribe " in line]
+    assert len(commands) == 5
     for command in commands:
         result = CliRunner().invoke(main, shlex.split(command), catch_exceptions=False)
         assert result.exit_code == 0, (command, result.output)
@@ -76,6 +77,43 @@ def test_the_readmes_spark_runs(demo: Path, monkeypatch: pytest.MonkeyPatch, cap
     (code,) = [code for code in blocks(ROOT / "README.md", "python") if "pyspark" in code]
     exec(code, {})
     assert "start_seconds" in capsys.readouterr().out
+
+
+def test_the_results_pages_commands_run(demo: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of docs/results.md, on the demo's output, in the order of the page."""
+    monkeypatch.chdir(demo)
+    (demo / "archive").symlink_to(demo / "demo" / "output")
+    (demo / "gold.jsonl").symlink_to(demo / "demo" / "archive" / "gold.jsonl")
+    lines = [line for block in blocks(RESULTS, "bash") for line in block.splitlines()]
+    assert len(lines) == 6 and all(line.startswith("reelscribe ") for line in lines)
+    for line in lines:
+        if "import-labels" in line:  # what a person exports: here every prediction, as it was
+            tasks = json.loads((demo / "exported/labels/images.json").read_text())
+            done = [t | {"annotations": [{"result": t["predictions"][0]["result"]}]} for t in tasks]
+            (demo / "labels.json").write_text(json.dumps(done))
+        arguments = shlex.split(line.removeprefix("reelscribe "))
+        result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, (line, result.output)
+    assert (demo / "worst.html").stat().st_size > 100_000
+    formats = re.findall(r"^\| (`[^|]*`) \|", RESULTS.read_text(), re.MULTILINE)
+    assert [name for cell in formats for name in re.findall(r"`(\w+)`", cell)] == [*EXPORTS]
+
+
+def test_the_python_pages_code_runs(demo: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(demo)
+    (code,) = blocks(ROOT / "docs" / "python.md", "python")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert "52 units" in capsys.readouterr().out
+    results = names["results"]
+    assert results.to_ray().count() == len(results) == 52
+    job = {"input": {"scan": "demo/archive"}, "output": "demo/output"}
+    overrides = {"input.scan": "demo/archive", "output": "demo/output"}
+    with pytest.raises(JobFileError, match="tasks"):
+        names["annotate"](job | {"tasks": ["nothing"]})
+    # The demo's run is complete: nothing is asked again.
+    again = names["annotate"](SPEC, overrides | {"model.source": "jobs/demo_model"})
+    assert again.to_arrow().equals(results.to_arrow())
 
 
 def kind_of(spec: dict) -> type:
