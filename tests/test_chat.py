@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from jobs import annotate
-from jobs.annotate import frame_bytes
+from jobs.blocks import frame_bytes
 from jobs.plan import print_plan
 from pipeline.build import Prepare, code_digest
 from pipeline.engines.patches import normalise, patches, seen_pixels
@@ -406,7 +406,7 @@ def test_the_plan_counts_what_conversations_show(media: Path, checkpoint: Path):
     assert lines["conversation"] == talks
     assert lines["image"][1:3] == ["1", "1"]
     sizes = [len(unit.frame_data) for unit in prepared(asked, media, TABLE["several turns"])]
-    assert frame_bytes(table)[:2] == [*sizes, 0]
+    assert frame_bytes(table)[:2].tolist() == [*sizes, 0]
 
 
 def test_a_unit_is_its_messages_and_their_contents(media: Path, checkpoint: Path, tmp_path: Path):
