@@ -23,12 +23,12 @@ QUESTIONS = {
     "custom": "Report where each thing is, as a JSON list of labels and bounding boxes.",
 }
 ROUNDS = 3
-SIZES = {  # name: media type, width, height, seconds, how many, most vision tokens
-    "images, 1,600 vision tokens": ("image", 1280, 1280, 0.0, 2, 1600),
-    "clips, 2,400 vision tokens": ("video", 640, 480, 8.0, 2, 2400),
-    "small images, 256 vision tokens": ("image", 512, 512, 0.0, 8, 256),
+SIZES = {  # tokens of an answer; media type, width, height, seconds, how many, vision tokens
+    "images, 1,600 vision and 16 output tokens": (16, "image", 1280, 1280, 0.0, 2, 1600),
+    "images, 1,600 vision and 32 output tokens": (32, "image", 1280, 1280, 0.0, 2, 1600),
+    "clips, 2,400 vision and 32 output tokens": (32, "video", 640, 480, 8.0, 2, 2400),
+    "images, 256 vision and 32 output tokens": (32, "image", 512, 512, 0.0, 8, 256),
 }
-OUTPUT_TOKENS = (16, 32)
 
 
 def main() -> None:
@@ -37,24 +37,19 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     from jobs.tiny_checkpoint import write_tiny_checkpoint
 
+    print(f"tasks: CPU seconds over those of one task, one thread, median of {rounds}")
+    measured: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_tiny_checkpoint(Path(folder) / "checkpoint", size="demo")
-        measured = {
-            f"{name}, {tokens} output tokens": measure(
-                Path(folder) / f"{name}-{tokens}", checkpoint, rounds, tokens, *size
+        for name, (output_tokens, *size) in SIZES.items():
+            measured[name] = measure(Path(folder), checkpoint, rounds, output_tokens, *size)
+            three, apart = (
+                "{median:.2f} ({least:.2f} to {most:.2f})".format(**measured[name][way])
+                for way in ("three tasks", "three separate runs")
             )
-            for name, size in SIZES.items()
-            for tokens in OUTPUT_TOKENS
-        }
+            print(f"  {name}: three tasks {three}, three separate runs {apart}", flush=True)
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps({"rounds": rounds, "over_one_task": measured}, indent=2) + "\n")
-    print(f"tasks: CPU seconds over those of one task, one thread, median of {rounds}")
-    for name, ratios in measured.items():
-        three, apart = (
-            "{median:.2f} ({least:.2f} to {most:.2f})".format(**ratios[way])
-            for way in ("three tasks", "three separate runs")
-        )
-        print(f"  {name:50} three tasks {three}   three separate runs {apart}")
     print(f"  -> {OUT}")
 
 
