@@ -1,0 +1,28 @@
+# Engines on NVIDIA GPUs, with vLLM: docker build -f deploy/images/gpu.Dockerfile -t reelscribe:gpu .
+# vLLM's own image has torch, CUDA and transformers that go together; they are kept as they are.
+FROM vllm/vllm-openai:v0.33.0
+
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ffmpeg wget \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /opt/reelscribe
+COPY pyproject.toml constraints-cpu.txt README.md LICENSE ./
+COPY schemas schemas
+COPY pipeline pipeline
+COPY jobs jobs
+# Ray must be the same version on every node: that of the constraints, as in the CPU image.
+RUN pip freeze --exclude-editable | grep --ignore-case --extended-regexp '^(torch|torchvision|torchaudio|transformers|vllm|numpy)==' > kept.txt \
+    && grep '^ray==' constraints-cpu.txt >> kept.txt \
+    && pip install --no-cache-dir --constraint kept.txt ".[cluster,shots]" \
+    && useradd --create-home --uid 1000 reelscribe
+
+USER 1000
+WORKDIR /home/reelscribe
+ENV OMP_WAIT_POLICY=PASSIVE \
+    TOKENIZERS_PARALLELISM=false \
+    HF_HUB_OFFLINE=1 \
+    RAY_USAGE_STATS_ENABLED=0
+HEALTHCHECK --interval=30s --timeout=10s CMD ["reelscribe", "--version"]
+ENTRYPOINT []
+CMD ["reelscribe", "--help"]

