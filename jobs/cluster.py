@@ -5,6 +5,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -98,11 +99,38 @@ def plan_actors(num_items: int) -> int:
 
 
 def pools(job: Job) -> Pools:
-    """Fit the job's actors into the cluster.
+    """Fit the job's actors into the cluster, waiting for its nodes as the job allows.
 
     Raises:
         ResourceError: they do not fit: Ray would wait for ever without a word.
     """
+    deadline = time.monotonic() + job.resources.wait_seconds
+    is_asked = False
+    while True:
+        try:
+            return _fitting(job)
+        except ResourceError:
+            if time.monotonic() > deadline:
+                raise
+        if not is_asked:
+            _ask_for_nodes(job.resources)
+            is_asked = True
+        time.sleep(min(2.0, job.resources.wait_seconds))
+
+
+def _ask_for_nodes(resources: Resources) -> None:
+    """Tell the autoscaler what the actors will take: it sees only what is asked for."""
+    from ray.autoscaler.sdk import request_resources
+
+    replicas = 1 if resources.replicas == "auto" else resources.replicas
+    decoders = 1 if resources.decoders == "auto" else resources.decoders
+    gpus = 0.0 if resources.gpus_per_replica == "auto" else resources.gpus_per_replica
+    engine = {"CPU": resources.cpus_per_replica} | ({"GPU": gpus} if gpus else {})
+    bundles = [engine] * replicas + [{"CPU": resources.cpus_per_decoder}] * decoders
+    request_resources(bundles=bundles)
+
+
+def _fitting(job: Job) -> Pools:
     import ray
 
     have = ray.cluster_resources()

@@ -321,6 +321,12 @@ class Resources(Section):
         "auto", description="auto: 1 where the cluster has GPUs, else 0."
     )
     cpus_per_replica: float = Field(1.0, gt=0, description="Ray CPUs of an engine actor.")
+    wait_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="On a cluster that grows when it is asked to: ask for the nodes of the actors, "
+        "and wait so long for them. Give `replicas` and `decoders` as numbers then.",
+    )
     max_batch_tokens: int = Field(
         16384,
         ge=256,

@@ -2,10 +2,11 @@
 
 import pytest
 
+from jobs import cluster
 from jobs.cluster import actor_errors, fit_pools, plan_actors
 from pipeline.build import Plan
 from schemas.errors import ResourceError
-from schemas.job import Resources
+from schemas.job import Resources, check_job
 
 
 def test_on_two_cpus_one_engine_and_one_decoder():
@@ -55,3 +56,21 @@ def test_workers_with_other_code_stop_the_run_with_one_message(ray_session):
     with pytest.raises(ResourceError, match="install the same version") as caught, actor_errors():
         dataset.materialize()
     assert "Traceback" not in str(caught.value)
+
+
+def test_waiting_for_the_nodes_of_a_growing_cluster(monkeypatch: pytest.MonkeyPatch):
+    """The autoscaler is asked once, and the job starts when the nodes are there."""
+    import ray
+    import ray.autoscaler.sdk
+
+    asked, cpus = [], iter([0.0, 0.0, 6.0])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": next(cpus)})
+    monkeypatch.setattr(
+        ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(bundles)
+    )
+    monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
+    spec = {"input": {"scan": "x"}, "output": "y", "model": {"device": "cpu"}}
+    spec |= {"resources": {"replicas": 2, "decoders": 3, "wait_seconds": 60}}
+    fitted = cluster.pools(check_job(spec, "test"))
+    assert (fitted.replicas, fitted.decoders) == (2, 3)
+    assert asked == [[{"CPU": 1.0}] * 5]

