@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-model test lint bench soak docs site clean ffmpeg browser
+.PHONY: help demo demo-model test lint bench soak chaos audit sbom docs site clean ffmpeg browser
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -47,6 +47,19 @@ demo-model: $(VENV)/installed-test ffmpeg ## train the demo's model from random 
 	$(BIN)/reelscribe annotate jobs/specs/demo.yaml --input build/demo-model/data/test/manifest.jsonl \
 		--output build/demo-model/test --model build/demo-model/demo-model-5/model
 	$(BIN)/reelscribe evaluate build/demo-model/test build/demo-model/data/test/gold.parquet
+
+chaos: $(VENV)/installed-test ffmpeg ## kill anything 100 times, run again, and look whether a row is missing
+	$(BIN)/python tests/chaos.py
+
+audit: $(VENV)/installed ## known vulnerabilities of what is installed; asks a service on the internet
+	$(PIP) -c $(CONSTRAINTS) -e '.[audit]'
+	$(BIN)/pip-audit --skip-editable
+
+sbom: $(VENV)/installed ## a software bill of materials (CycloneDX) of what is installed
+	$(PIP) -c $(CONSTRAINTS) -e '.[audit]'
+	@mkdir -p build
+	$(BIN)/cyclonedx-py environment $(BIN)/python --output-reproducible --output-file build/sbom.json
+	@$(BIN)/python -c 'import json; print(len(json.load(open("build/sbom.json"))["components"]), "components: build/sbom.json")'
 
 docs: $(VENV)/installed ## generate the job-file reference and the output schema
 	$(BIN)/python -m jobs.reference

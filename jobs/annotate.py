@@ -14,17 +14,18 @@ from jobs.blocks import at_most, in_blocks
 from jobs.cluster import actor_errors, connected, pools
 from jobs.cost import Work
 from jobs.items import write_items
+from jobs.lease import Lease, leased
 from jobs.plan import Opened, make_plan, nothing_new, open_job, print_plan
 from jobs.progress import Progress, print_summary
 from jobs.run_log import RunLog
 from jobs.runs import Run
 from jobs.watch import Watch
-from pipeline.build import build_annotate
+from pipeline.build import Pools, build_annotate
 from pipeline.decode import torchcodec_problem
-from pipeline.storage import join
+from pipeline.storage import Storage, join
 from pipeline.views import write_views
-from pipeline.write import committed, settle
-from schemas.errors import PASSING, ResourceError
+from pipeline.write import committed, drop_rows, settle
+from schemas.errors import PASSING, ErrorType, ResourceError
 from schemas.job import Job
 from schemas.unit import UnitStatus
 
@@ -49,10 +50,10 @@ def run(job: Job, console: Console) -> Run:
         _write_items(opened, make_plan(opened, console), console)
         return opened.run
     started = time.monotonic()
-    _check_decoder(job)
+    check_decoder(job)
     current = dataclasses.replace(opened.run, starts=opened.run.starts + 1)
-    current.save(job, opened.storage)  # an output that cannot be written is noticed here
-    with connected(console):
+    with leased(current.folder(job.output), opened.storage, console) as lease, connected(console):
+        current.save(job, opened.storage)
         fitted = pools(job)
         plan = make_plan(opened, console)
         opened = dataclasses.replace(opened, items=[])  # a driver may hold a million
@@ -65,23 +66,37 @@ def run(job: Job, console: Console) -> Run:
         if todo.num_rows < plan.num_rows:
             ready = plan.num_rows - todo.num_rows
             console.print(f"{ready:,} units are done already, {todo.num_rows:,} to do")
-        if todo.num_rows:
-            units_per_file = min(job.resources.units_per_file, -(-plan.num_rows // _FILES_PER_RUN))
-            work = Work(todo, current.cost)
-            blocks = in_blocks(todo, work.costs, fitted, job.resources.max_batch_tokens)
-            fitted = at_most(fitted, len(blocks))
-            dataset = build_annotate(
-                blocks, job, current.key, opened.storage, fitted, units_per_file
-            )
-            log = RunLog(current.folder(job.output), current.run_id, current.starts, opened.storage)
-            with log:
-                log.write("annotating", units=todo.num_rows, **dataclasses.asdict(fitted))
-                watch = Watch(job.name, fitted, log, todo.num_rows)
-                current = dataclasses.replace(current, cost=_follow(dataset, work, watch, console))
-                log.write("annotated", seconds=round(time.monotonic() - started, 3))
-        finished = _finish(opened, current, plan, time.monotonic() - started, console)
-        _write_items(opened, plan, console)
-    return finished
+        current = annotate_units(opened, current, plan, todo, fitted, lease, console)
+        return finish(opened, current, plan, time.monotonic() - started, console)
+
+
+def annotate_units(
+    opened: Opened,
+    run: Run,
+    plan: pa.Table,
+    todo: pa.Table,
+    fitted: Pools,
+    lease: Lease,
+    console: Console,
+) -> Run:
+    """Commit one row for each unit of ``todo``, a part of the plan. Needs a Ray session.
+
+    Returns the run, with what it learnt of its costs.
+    """
+    if not todo.num_rows:
+        return run
+    job, started = opened.job, time.monotonic()
+    units_per_file = min(job.resources.units_per_file, -(-plan.num_rows // _FILES_PER_RUN))
+    work = Work(todo, run.cost)
+    blocks = in_blocks(todo, work.costs, fitted, job.resources.max_batch_tokens)
+    fitted = at_most(fitted, len(blocks))
+    dataset = build_annotate(blocks, job, run.key, opened.storage, fitted, units_per_file)
+    with RunLog(run.folder(job.output), run.run_id, run.starts, opened.storage) as log:
+        log.write("annotating", units=todo.num_rows, **dataclasses.asdict(fitted))
+        watch = Watch(job.name, fitted, log, todo.num_rows)
+        run = dataclasses.replace(run, cost=_follow(dataset, work, watch, lease, console))
+        log.write("annotated", seconds=round(time.monotonic() - started, 3))
+    return run
 
 
 def _committed(opened: Opened, run: Run, plan: pa.Table) -> pa.Table:
@@ -99,13 +114,19 @@ def _write_items(opened: Opened, plan: pa.Table, console: Console) -> None:
 
 
 def _tried_again(rows: pa.Table, run: Run) -> pa.ChunkedArray:
-    """Whether a row of an earlier run failed by something that may have passed."""
+    """Whether a row failed by something that may have passed since an earlier run.
+
+    In a run that was interrupted, that is the storage: its outage may be what interrupted it.
+    """
     kinds = pc.struct_field(rows["error"], "type")
     passing = pc.is_in(kinds, pa.array(sorted(PASSING), pa.string()))
-    return pc.and_(passing, pc.not_equal(rows["run_id"], run.run_id))
+    is_storage = pc.is_in(kinds, pa.array([ErrorType.STORAGE_FAILED], pa.string()))
+    return pc.or_(is_storage, pc.and_(passing, pc.not_equal(rows["run_id"], run.run_id)))
 
 
-def _follow(dataset: Any, work: Work, watch: Watch, console: Console) -> dict[str, float]:
+def _follow(
+    dataset: Any, work: Work, watch: Watch, lease: Lease, console: Console
+) -> dict[str, float]:
     """Run the chain, showing progress by what was committed; returns what work costs."""
     with (
         Progress(
@@ -117,6 +138,7 @@ def _follow(dataset: Any, work: Work, watch: Watch, console: Console) -> dict[st
         for rows in dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         ):
+            lease.check()
             watch.committed(rows, bar.seconds_left())
             bar.advance(
                 units=rows.num_rows,
@@ -129,10 +151,25 @@ def _follow(dataset: Any, work: Work, watch: Watch, console: Console) -> dict[st
     return work.seconds_each
 
 
-def _finish(opened: Opened, run: Run, plan: pa.Table, seconds: float, console: Console) -> Run:
+def _remove_pending(run: Run, output: str, storage: Storage) -> None:
+    """Remove what writers left half-written that were killed; nobody else writes this run."""
+    for folder, pattern in (
+        (join(output, "annotations"), f"*/.part-{run.run_id}-*.pending-*"),
+        (run.folder(output), "**/.*.pending-*"),
+    ):
+        for file in storage.list_files(folder, pattern):
+            storage.remove(file["uri"])
+
+
+def finish(opened: Opened, run: Run, plan: pa.Table, seconds: float, console: Console) -> Run:
     """Check that every unit has exactly one row, close the run, and print what came out."""
+    storage = opened.storage
     rows = _committed(opened, run, plan)
-    rows = rows.filter(pc.is_in(rows["unit_id"], plan["unit_id"]))
+    is_planned = pc.is_in(rows["unit_id"], plan["unit_id"])
+    # An object that a retry found changed has other units now; rows of what it was go.
+    is_mine = pc.equal(rows["run_id"], run.run_id)
+    drop_rows(rows.filter(pc.and_not(is_mine, is_planned)), storage)
+    rows = rows.filter(is_planned)
     if missing := plan.num_rows - rows.num_rows:
         raise ResourceError(
             f"{run.run_id}: {missing} units have no row yet; run the same command again"
@@ -140,8 +177,10 @@ def _finish(opened: Opened, run: Run, plan: pa.Table, seconds: float, console: C
     counts = _counts(rows, run)
     finished = dataclasses.replace(run, status="complete", seconds=round(seconds, 3), counts=counts)
     finished.save(opened.job, opened.storage)
-    write_views(opened.job.output, opened.storage)
+    write_views(opened.job.output, storage)
+    _remove_pending(run, opened.job.output, storage)
     _print_run(finished, opened, console)
+    _write_items(opened, plan, console)
     return finished
 
 
@@ -192,7 +231,8 @@ def _print_run(run: Run, opened: Opened, console: Console) -> None:
     print_summary(console, f"run {run.run_id} is complete", lines)
     if passing := sum(counts["errors"].get(kind, 0) for kind in PASSING):
         console.print(
-            f"{passing:,} units failed by what may pass: a job with another `name` tries them again"
+            f"{passing:,} units failed by what may pass: `reelscribe retry`, with the same job, "
+            "tries them again"
         )
 
 
@@ -217,7 +257,7 @@ def _decoder_remark(decoders: dict[str, int]) -> str:
     return f" (torchcodec does not load here: {problem})" if problem else ""
 
 
-def _check_decoder(job: Job) -> None:
+def check_decoder(job: Job) -> None:
     """A job that insists on torchcodec must not find out item by item that it does not load.
 
     Raises:

@@ -173,6 +173,27 @@ def annotate(*, dry_run: bool, **options: Any) -> None:
 
 
 @main.command()
+@_job_options
+@click.option(
+    "--error-type",
+    "error_types",
+    multiple=True,
+    metavar="TYPE",
+    help="Of the failed rows to do again, such as media_unreadable; may be repeated. Default: all "
+    "that may pass.",
+)
+@click.option("--run", "run_id", metavar="RUN_ID", help="Of this job; default: the latest run.")
+def retry(error_types: tuple[str, ...], run_id: str | None, **options: Any) -> None:
+    """Do the failed units of a run again.
+
+    Give the job as to `annotate`. New answers take the place of the failed rows in the table.
+    """
+    from jobs import retry as job
+
+    job.run(_load(**options), console(), run_id=run_id, error_types=error_types)
+
+
+@main.command()
 @click.argument("job_file", metavar="JOB.yaml", type=Path)
 @click.option(
     "--set",

@@ -30,8 +30,8 @@ from rich.console import Console
 from jobs.cluster import actor_errors, start_ray
 from jobs.printable import printable
 from jobs.runs import without_secrets
-from pipeline.build import check_code, code_digest
 from pipeline.checkpoint import inspect_checkpoint
+from pipeline.same_code import check_code, code_digest
 from pipeline.storage import Storage, join, shown
 from pipeline.training.read import read_data
 from pipeline.training.sample import group_by_media

@@ -21,7 +21,7 @@ from pipeline.build import UNSUMMARISED, build_summaries
 from pipeline.parse import TASKS
 from pipeline.stitch import Seen, stitch
 from pipeline.storage import join
-from pipeline.write import committed, part_name, read_parts, settle, write_parquet
+from pipeline.write import committed, drop_rows, part_name, read_parts, settle, write_parquet
 from schemas.item import item_schema
 from schemas.unit import UnitStatus
 
@@ -32,10 +32,11 @@ ITEM = item_schema(TASKS["events"].column)
 ITEMS_PER_FILE = 1024
 
 _COLUMNS = (
-    "unit_id", "media_id", "media", "run_id", "uri", "status", "sampling.start_seconds",
-    "sampling.end_seconds", "sampling.sample_fps", "caption", "events", "attributes",
-    "parts.list.element.uri",
+    "unit_id", "media_id", "media", "run_id", "uri", "status", "error.attempts",
+    "sampling.start_seconds", "sampling.end_seconds", "sampling.sample_fps", "caption", "events",
+    "attributes", "parts.list.element.uri",
 )  # fmt: skip
+_WRITTEN = ("item_id", "media_id", "run_id", "num_failed_units")
 
 
 def write_items(opened: Opened, plan: pa.Table, console: Console) -> int:
@@ -62,11 +63,20 @@ def write_items(opened: Opened, plan: pa.Table, console: Console) -> int:
     videos: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows.filter(pc.and_(is_planned, is_video)).to_pylist():
         videos[row["media_id"]].append(row)
-    done = set(read_parts(folder, items_id, storage, ["item_id"], ITEM)["item_id"].to_pylist())
+    written = read_parts(folder, items_id, storage, _WRITTEN, ITEM)
     ids = {
         media: _hash(items_id, *sorted(unit["unit_id"] for unit in units))[:24]
         for media, units in videos.items()
     }
+    failed = {ids[media]: _num_failed(units) for media, units in videos.items()}
+    # After a retry, rows are stale that counted a unit as failed, or were of the object's content.
+    stale = [
+        row
+        for row in written.to_pylist()
+        if row["num_failed_units"] != failed.get(row["item_id"], row["num_failed_units"])
+        or (row["run_id"] == key.run_id and row["item_id"] != ids.get(row["media_id"]))
+    ]
+    done = set(written["item_id"].to_pylist()) - {row["item_id"] for row in stale}
     todo = [media for media in sorted(videos) if ids[media] not in done]
     names = {"run_id": key.run_id, "recipe_id": key.recipe_id, "items_id": items_id}
     blocks = [
@@ -77,14 +87,19 @@ def write_items(opened: Opened, plan: pa.Table, console: Console) -> int:
     for block in _summarised(blocks, notes, opened, console) if job.summary else blocks:
         table = pa.Table.from_pylist(block, schema=ITEM)
         name = part_name(table["item_id"].to_pylist(), key.run_id, items_id)
-        write_parquet(table, join(folder, f"run_date={key.run_date}", name), storage)
+        part = join(folder, f"run_date={key.run_date}", name)
+        write_parquet(table, part, storage)
+        stale = [row for row in stale if row["file"] != part]  # that name's old rows are gone
+    drop_rows(
+        pa.table({name: [row[name] for row in stale] for name in ("item_id", "file")}), storage
+    )
     return len(todo)
 
 
 def item_row(units: Sequence[dict[str, Any]], names: dict[str, str]) -> dict[str, Any]:
     """One row of ITEM, without a summary, from the rows of a video's units."""
     units = sorted(units, key=_start)
-    failed = [unit for unit in units if unit["status"] == UnitStatus.FAILED]
+    failed = _num_failed(units)
     told = [unit for unit in units if unit["events"] is not None]
     status = (
         UnitStatus.OK if all(u["status"] == UnitStatus.OK for u in units) else UnitStatus.PARTIAL
@@ -92,15 +107,19 @@ def item_row(units: Sequence[dict[str, Any]], names: dict[str, str]) -> dict[str
     return names | {
         "media_id": units[0]["media_id"],
         "uri": units[0]["uri"],
-        "status": UnitStatus.FAILED if len(failed) == len(units) else status,
+        "status": UnitStatus.FAILED if failed == len(units) else status,
         "media": units[0]["media"],
         "num_units": len(units),
-        "num_failed_units": len(failed),
+        "num_failed_units": failed,
         "events": stitch([_seen(unit) for unit in told]) if told else None,
         "summary": None,
         "summary_note": None,
         "attributes": units[0]["attributes"],
     }
+
+
+def _num_failed(units: Sequence[dict[str, Any]]) -> int:
+    return sum(unit["status"] == UnitStatus.FAILED for unit in units)
 
 
 def _seen(unit: dict[str, Any]) -> Seen:

@@ -112,9 +112,8 @@ def make_plan(opened: Opened, console: Console, *, dry_run: bool = False) -> pa.
     Needs a Ray session. The plan belongs to the run; once the run has begun, it stays as it is.
     Before that, items that could not be read are looked at again.
     """
-    uri = join(opened.run.folder(opened.job.output), "plan", "part-0.parquet")
     try:
-        plan = read_parquet(uri, opened.storage).cast(UNIT)
+        plan = read_parquet(_plan_uri(opened), opened.storage).cast(UNIT)
     except FileNotFoundError:
         plan = UNIT.empty_table()
     failed = pc.is_valid(plan["error"])
@@ -124,11 +123,47 @@ def make_plan(opened: Opened, console: Console, *, dry_run: bool = False) -> pa.
     planned = set(kept["media_id"].to_pylist())
     items = [item for item in opened.items if item.media_id not in planned]
     table = pa.concat_tables([kept, _only_new(_probe(items, opened, console), items, opened)])
+    _check_access(table)
+    return _checked(table) if dry_run else _write_plan(table, opened)
+
+
+def plan_again(opened: Opened, plan: pa.Table, media_ids: set[str], console: Console) -> pa.Table:
+    """Look at some items of a run's plan again, and write what they are now into the plan.
+
+    media_ids: the items; of those that cannot be read now, or are not in the manifest any more, the
+        units stay as they are.
+    """
+    items = [item for item in opened.items if item.media_id in media_ids]
+    fresh = _probe(items, opened, console) if items else UNIT.empty_table()
+    was_read = set(plan.filter(_is_read(plan))["media_id"].to_pylist())
+    is_lost = pc.and_(pc.invert(_is_read(fresh)), _is_among(fresh["media_id"], was_read))
+    fresh = fresh.filter(pc.invert(is_lost))
+    replaced = _is_among(plan["media_id"], set(fresh["media_id"].to_pylist()))
+    return _write_plan(pa.concat_tables([plan.filter(pc.invert(replaced)), fresh]), opened)
+
+
+def _is_read(units: pa.Table) -> pa.ChunkedArray:
+    has_parts = pc.greater(pc.fill_null(pc.list_value_length(units["parts"]), 0), 0)
+    return pc.or_(pc.is_valid(units["media"]), has_parts)
+
+
+def _is_among(column: pa.ChunkedArray, values: set[str]) -> pa.ChunkedArray:
+    return pc.is_in(column, pa.array(sorted(values), pa.string()))
+
+
+def _plan_uri(opened: Opened) -> str:
+    return join(opened.run.folder(opened.job.output), "plan", "part-0.parquet")
+
+
+def _checked(table: pa.Table) -> pa.Table:
     table = table.sort_by([("predicted_cost", "descending"), ("unit_id", "ascending")])
     _check_distinct(table)
-    _check_access(table)
-    if not dry_run:
-        write_parquet(table, uri, opened.storage)
+    return table
+
+
+def _write_plan(table: pa.Table, opened: Opened) -> pa.Table:
+    table = _checked(table)
+    write_parquet(table, _plan_uri(opened), opened.storage)
     return table
 
 

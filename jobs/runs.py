@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pipeline.build import code_digest
 from pipeline.recipe import differences, recipe_id
+from pipeline.same_code import code_digest
 from pipeline.storage import Storage, join, shown
 from pipeline.write import RunKey, write_json
 from schemas.annotation import SCHEMA_VERSION
-from schemas.errors import StorageError
+from schemas.errors import JobFileError, StorageError
 from schemas.job import Job
 
 _PACKAGES = ("reelscribe", "ray", "torch", "transformers", "torchcodec", "av", "pillow", "pyarrow")
@@ -126,6 +126,33 @@ def _known_cost(recipe: dict[str, Any], runs: list[Run]) -> dict[str, float]:
     """What the latest run of the same model learnt of its costs."""
     known = [run for run in runs if run.cost and run.recipe.get("model") == recipe["model"]]
     return max(known, key=lambda run: run.created_at).cost if known else {}
+
+
+def find_run(job: Job, recipe: dict[str, Any], storage: Storage, run_id: str | None = None) -> Run:
+    """Find a run of this job by its id, or else the latest; the manifest may have changed since.
+
+    Raises:
+        JobFileError: there is none, or its recipe is another.
+        StorageError: the output cannot be read.
+    """
+    named = [run for run in all_runs(job.output, storage) if run.name == job.name]
+    found = [run for run in named if run_id in (None, run.run_id)]
+    if not found:
+        which = f"the job `{job.name}`" if run_id is None else f"the job `{job.name}`, {run_id}"
+        ids = ", ".join(run.run_id for run in named)
+        raise JobFileError(
+            f"{job.output} has no run of {which}: `reelscribe annotate` begins one"
+            + (f"; there are {ids}" if named else "")
+        )
+    same = [run for run in found if run.fingerprint["recipe"] == recipe_id(recipe)]
+    if not same:
+        latest = max(found, key=lambda run: run.created_at)
+        changed = ", ".join(differences(latest.recipe, recipe, "recipe"))
+        raise JobFileError(
+            f"{latest.run_id} ran with other settings than this job: {changed}; give the job as it "
+            "was, or let `reelscribe annotate` begin a new run"
+        )
+    return max(same, key=lambda run: run.created_at)
 
 
 def all_runs(output: str, storage: Storage) -> list[Run]:

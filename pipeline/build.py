@@ -10,30 +10,30 @@ nothing of each other; the schemas in ``schemas/unit.py`` are the boundaries bet
 
 import dataclasses
 import functools
-import hashlib
 import logging
 import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.decode import Frames, decode_unit
+from pipeline.guard import Guard, remember_deaths
 from pipeline.isolate import Isolated, Limits
 from pipeline.parse import TASKS
 from pipeline.plan import PROBE_THREADS, Planner
 from pipeline.prompt import Prompter, Vision
+from pipeline.same_code import check_code, code_digest
 from pipeline.second_attempt import ask_again
 from pipeline.storage import Storage
 from pipeline.summary import Note, Summariser, summary_job
 from pipeline.write import RunKey, annotation_row, write_part
 from schemas.annotation import RESPONSE, TIMINGS
-from schemas.errors import ERROR, ErrorRecord, ErrorType, ResourceError, UnitError
+from schemas.errors import ERROR, ErrorRecord, ErrorType, ResourceError, StorageError, UnitError
 from schemas.job import Generation, Job
 from schemas.manifest import MediaItem
 from schemas.unit import (
@@ -54,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 PLAN_BATCH_ITEMS = 64
 MAX_TASK_RETRIES = 3
+OUTAGE_UNITS = 32
+"""So many units one after another that the storage failed are no accident of theirs."""
 
 _ACCOUNT = ("task", "num_prompt_tokens", "num_output_tokens", "attempts", "status")
 COMMITTED = pa.schema(
@@ -97,29 +99,6 @@ class Pools:
     replicas: int
     cpus_per_replica: float
     gpus_per_replica: float
-
-
-@functools.cache
-def code_digest() -> str:
-    """Hash of the code that runs in the actors; driver and workers must agree on it."""
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for path in sorted([*root.glob("schemas/*.py"), *root.glob("pipeline/**/*.py")]):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def check_code(expected: str) -> None:
-    """Compare this worker's code with the driver's.
-
-    Raises:
-        ResourceError: they differ.
-    """
-    if code_digest() != expected:
-        raise ResourceError(
-            f"this worker runs other code ({code_digest()}) than the driver ({expected}): "
-            "install the same version of reelscribe on every node"
-        )
 
 
 class Plan:
@@ -231,44 +210,41 @@ class Engine(Protocol):
 class Generate:
     """Stage: frames and token ids in, raw answers out. Holds the model."""
 
-    def __init__(self, job: Job, code: str) -> None:
+    def __init__(self, job: Job, deaths: Any, code: str) -> None:
         check_code(code)
         self._questions = {question.task: question for question in job.questions()}
         self._generation = job.generation
-        self._engine: Engine
-        self._broken: tuple[type[Exception], ...]
+        self._guard = Guard(deaths, job.resources)
+        with self._guard.start():
+            self._engine, self._broken = self._load(job)
+
+    def _load(self, job: Job) -> tuple[Engine, tuple[type[Exception], ...]]:
+        """Load the job's engine; with the exceptions after which its process is of no use."""
         if job.model.engine == "simulated":
             from pipeline.engines.simulated import SimulatedEngine
 
-            self._engine, self._broken = SimulatedEngine(job), ()
-            return
+            return SimulatedEngine(job), ()
         import torch
 
         from pipeline.engines.transformers import TransformersEngine
 
         on_cpu = not torch.cuda.is_available()
         threads = max(1, int(job.resources.cpus_per_replica)) if on_cpu else None
-        self._engine, self._broken = (
-            TransformersEngine(job, num_threads=threads),
-            (torch.AcceleratorError,),
-        )
+        return TransformersEngine(job, num_threads=threads), (torch.AcceleratorError,)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Answer a batch of units."""
+        units: list[PreparedUnit] = from_table(batch, PreparedUnit)
+        return to_table(self._guard.answer(units, self._answer), ANSWERED)
+
+    def _answer(self, units: list[PreparedUnit]) -> list[AnsweredUnit]:
+        generate = self._engine.generate
         try:
-            units: list[PreparedUnit] = from_table(batch, PreparedUnit)
-            answered = ask_again(
-                self._engine.generate,
-                units,
-                self._engine.generate(units),
-                self._questions,
-                self._generation,
-            )
+            return ask_again(generate, units, generate(units), self._questions, self._generation)
         except self._broken:
             # The device's context is lost. Ray starts a new actor and gives it this batch again.
             logger.exception("the accelerator failed, this engine ends")
             os._exit(1)
-        return to_table(answered, ANSWERED)
 
 
 class Commit:
@@ -280,10 +256,24 @@ class Commit:
         self._questions = {question.task: question for question in job.questions()}
         self._key = key
         self._storage = storage
+        self._num_unread = 0
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Parse, write one file, and tell the driver what is in it."""
+        """Parse, write one file, and tell the driver what is in it.
+
+        Raises:
+            StorageError: the output cannot be written, or no media can be read any more.
+        """
         units: list[AnsweredUnit] = from_table(batch, AnsweredUnit)
+        for unit in units:
+            is_unread = unit.error is not None and unit.error.type == ErrorType.STORAGE_FAILED
+            self._num_unread = self._num_unread + 1 if is_unread else 0
+        if self._num_unread >= OUTAGE_UNITS:  # going on would only make an error row of each unit
+            message = units[-1].error.message if units[-1].error else ""
+            raise StorageError(
+                f"the storage of the media is away: the last {self._num_unread} units failed by "
+                f"it, the last one says: {message}. Run the same command again once it answers"
+            )
         rows = [annotation_row(unit, self._questions, self._key) for unit in units]
         write_part(rows, self._output, self._key, self._storage)
         account = [
@@ -312,10 +302,10 @@ def _vision_tokens(unit: Unit) -> int:
 class Summarise:
     """Stage: what is said of the units of videos in, a summary of each out. Holds the model."""
 
-    def __init__(self, job: Job, max_model_len: int, code: str) -> None:
+    def __init__(self, job: Job, max_model_len: int, deaths: Any, code: str) -> None:
         assert job.summary is not None
         asked = summary_job(job, job.summary)
-        self._generate = Generate(asked, code)
+        self._generate = Generate(asked, deaths, code)
         self._summariser = Summariser(
             asked.questions()[0],
             Prompter(job.model.source, job.model.revision),
@@ -369,10 +359,11 @@ def build_annotate(
     answered = stage(
         prepared,
         Generate,
-        (job, code),
+        (job, remember_deaths(), code),
         pools.replicas,
         num_cpus=pools.cpus_per_replica,
         num_gpus=pools.gpus_per_replica,
+        max_task_retries=-1,
     )
     args = (job, key, storage, code)
     return stage(answered, Commit, args, 1, num_cpus=0, batch_size=units_per_file)
@@ -385,10 +376,11 @@ def build_summaries(blocks: list[pa.Table], job: Job, max_model_len: int, pools:
     return stage(
         ray.data.from_arrow(blocks),
         Summarise,
-        (job, max_model_len, code_digest()),
+        (job, max_model_len, remember_deaths(), code_digest()),
         pools.replicas,
         num_cpus=pools.cpus_per_replica,
         num_gpus=pools.gpus_per_replica,
+        max_task_retries=-1,
     )
 
 
@@ -402,13 +394,14 @@ def stage(
     num_gpus: float = 0,
     batch_size: int | None = None,
     batch_format: str = "pyarrow",
+    max_task_retries: int = MAX_TASK_RETRIES,
 ) -> Any:
     """Map a dataset by a fixed pool of actors.
 
     batch_size: rows for each call; None: block by block, as they come.
 
-    An actor that dies is started again, and its batch is tried again, a few times: Ray Data would
-    try for ever. After that the run stops.
+    max_task_retries: how often a batch is tried again whose actor died, before the run stops; -1:
+        for ever, since the stage itself sees to an end, as ``Guard`` does.
     """
     import ray
 
@@ -423,5 +416,5 @@ def stage(
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             compute=ray.data.ActorPoolStrategy(size=num_actors),
-            max_task_retries=MAX_TASK_RETRIES,
+            max_task_retries=max_task_retries,
         )

@@ -119,7 +119,7 @@ def load_config(source: str, revision: str | None, yarn: Yarn | None) -> Any:
     """
     from transformers import AutoConfig
 
-    config: Any = AutoConfig.from_pretrained(source, revision=revision)
+    config: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     if yarn is not None:
         text = config.text_config
         original = yarn.original_max_position_embeddings or text.max_position_embeddings

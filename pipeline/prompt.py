@@ -72,7 +72,9 @@ class Prompter:
         from transformers import AutoTokenizer
 
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(source, revision=revision)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+                source, revision=revision, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise ModelError(f"cannot load the tokenizer of {source}: {error}") from None
         if not self.tokenizer.chat_template:

@@ -8,7 +8,9 @@ import ipaddress
 import socket
 from typing import Any
 
-from pipeline.storage_errors import PrivateAddressError
+
+class PrivateAddressError(OSError):
+    """A media uri led to an address that is not public."""
 
 
 def is_public(address: str) -> bool:
@@ -33,11 +35,18 @@ async def public_client(**kwargs: Any) -> Any:
     import aiohttp
 
     connector = aiohttp.TCPConnector(socket_factory=public_socket)
-    return aiohttp.ClientSession(connector=connector, **kwargs)
+    return aiohttp.ClientSession(connector=connector, **_with_timeouts(kwargs))
 
 
 async def any_client(**kwargs: Any) -> Any:
     """Make fsspec's HTTP session; it connects anywhere."""
     import aiohttp
 
-    return aiohttp.ClientSession(**kwargs)
+    return aiohttp.ClientSession(**_with_timeouts(kwargs))
+
+
+def _with_timeouts(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A server that stalls is noticed, however large the file is that it sends."""
+    import aiohttp
+
+    return {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)} | kwargs

@@ -1,8 +1,9 @@
 """Open uris: local paths, s3://, https://, data: and whatever fsspec knows, all in one way.
 
 Manifest, media and output go through here. Retries and backoff are those of the storage library
-(botocore for S3). Media are untrusted: https:// uris may not reach private addresses unless the
-job file allows it, redirects and name tricks included, since the check sits where sockets are made.
+(botocore for S3), for https:// those of ``retries.py``. Media are untrusted: https:// uris may not
+reach private addresses unless the job file allows it, redirects and name tricks included, since the
+check sits where sockets are made.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from fsspec.utils import glob_translate
 
 from pipeline.public_hosts import any_client, public_client
 from pipeline.ranged_file import RangedFile
+from pipeline.retries import read_range, retried
 from pipeline.storage_errors import shown, storage_errors, unit_error
 from schemas.errors import ErrorType, StorageError, UnitError
 
@@ -144,22 +146,29 @@ class Storage:
             return MediaFile(
                 file=io.BytesIO(content), size_bytes=len(content), content_version=digest
             )
-        info = fs.info(path)
+        is_https = protocol in ("http", "https")
+        info = retried(lambda: fs.info(path), is_https=is_https)
         if info["type"] == "directory":
             raise UnitError(ErrorType.MEDIA_MISSING, f"{shown(uri)} is a folder, not a file")
         size = info.get("size")
         if size is None or info.get("partial") is False:  # a server without range requests
-            content = _read_stream(uri, fs.open(path, "rb", block_size=0))
+            content = retried(lambda: _read_stream(uri, fs, path), is_https=is_https)
             return MediaFile(
                 file=io.BytesIO(content),
                 size_bytes=len(content),
                 content_version=_version(info, len(content)),
             )
         remote = fs.open(path, "rb", size=size, cache_type="none") if size else None
+
+        def fetch_range(start: int, end: int) -> bytes:
+            assert remote is not None  # of an empty file no range is asked
+            fetch = remote._fetch_range
+            return retried(lambda: read_range(fetch, start, end), is_https=is_https)
+
         file = RangedFile(
             size=size,
-            fetch_range=remote._fetch_range if remote else (lambda start, end: b""),
-            read_whole=lambda: _read_stream(uri, fs.open(path, "rb", block_size=0)),
+            fetch_range=fetch_range,
+            read_whole=lambda: retried(lambda: _read_stream(uri, fs, path), is_https=is_https),
             name_error=lambda error: unit_error(uri, error),
             block_bytes=_HEADER_BLOCK_BYTES if header_only else _STREAM_BLOCK_BYTES,
             cache="blockcache" if header_only else "background",
@@ -177,7 +186,9 @@ class Storage:
         """
         with storage_errors(uri):
             fs, path = self.filesystem(uri)
-            return fs.cat_file(path)  # type: ignore[no-any-return]
+            is_https = _protocol(uri) in ("http", "https")
+            content: bytes = retried(lambda: fs.cat_file(path), is_https=is_https)
+            return content
 
     @contextmanager
     def open_ranges(self, uri: str) -> Iterator[BinaryIO]:
@@ -358,9 +369,9 @@ def _walk(root: str) -> Iterator[list[str]]:
         yield [path for path in paths if os.path.isfile(path)]
 
 
-def _read_stream(uri: str, file: Any) -> bytes:
+def _read_stream(uri: str, fs: Any, path: str) -> bytes:
     """Read all of an object, up to ``MAX_WHOLE_BYTES``."""
-    content = bytearray()
+    content, file = bytearray(), fs.open(path, "rb", block_size=0)
     try:
         while chunk := file.read(_STREAM_BLOCK_BYTES):
             content += chunk

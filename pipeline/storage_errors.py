@@ -5,13 +5,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.public_hosts import PrivateAddressError
+from pipeline.retries import causes, is_network, status
 from schemas.errors import ErrorType, StorageError, UnitError
 
 _SECRET = re.compile(r"sig|token|key|credential|password|secret", re.IGNORECASE)
-
-
-class PrivateAddressError(OSError):
-    """A media uri led to an address that is not public."""
 
 
 def shown(uri: str) -> str:
@@ -22,10 +20,16 @@ def shown(uri: str) -> str:
     if uri.startswith("data:"):
         head, _, content = uri.partition(",")
         return f"{head[:60]},sha256={hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    uri = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/@?#]*@", r"\1", uri)
     if uri.startswith(("http://", "https://")):
-        head, question, query = re.sub(r"^(\w+://)[^/@]*@", r"\1", uri).partition("?")
-        return f"{head}{question}{'...' if _SECRET.search(query) else query}"
+        head, mark, query = re.findall(r"\A([^?#]*)([?#]?)(.*)", uri, re.DOTALL)[0]
+        return f"{head}{mark}{'...' if _SECRET.search(query) else query}"
     return uri
+
+
+def _said(error: BaseException) -> str:
+    """The text of an error; libraries put whole urls into theirs."""
+    return re.sub(r"https?://[^\s'\"<>]+", lambda found: shown(found[0]), str(error))
 
 
 def unit_error(uri: str, error: Exception) -> UnitError:
@@ -33,27 +37,33 @@ def unit_error(uri: str, error: Exception) -> UnitError:
     if isinstance(error, UnitError):
         return error
     name = shown(uri)
-    causes = list(_causes(error))
-    for cause in causes:
+    found = list(causes(error))
+    for cause in found:
         if private := _private(cause):
             return UnitError(ErrorType.MEDIA_DENIED, f"{name}: {private}")
-        if _status(cause) in (404, 410):
+        if status(cause) in (404, 410):
             return UnitError(ErrorType.MEDIA_MISSING, f"{name} does not exist")
         if _is_denied(cause):
             return UnitError(
                 ErrorType.MEDIA_DENIED, f"{name}: access denied, check its credentials"
             )
+        if type(cause).__name__ == "ClientError" and "(400)" in str(cause):
+            return UnitError(  # an answer to HEAD has no body that would say it
+                ErrorType.MEDIA_DENIED,
+                f"{name}: the storage refused the request (400), as it does when credentials have "
+                "expired",
+            )
         if type(cause).__name__ == "NoCredentialsError":
             return UnitError(ErrorType.MEDIA_DENIED, f"{name}: no credentials found")
-    last = causes[-1]
+    last = found[-1]
     if isinstance(error, StorageError) or _is_malformed(last):
-        return UnitError(ErrorType.BAD_REQUEST, f"{name}: {last}")
+        return UnitError(ErrorType.BAD_REQUEST, f"{name}: {_said(last)}")
     # On https, fsspec says FileNotFoundError whatever went wrong; then the cause is the network's.
-    if isinstance(error, FileNotFoundError) and not any(map(_is_network, causes)):
+    if isinstance(error, FileNotFoundError) and not any(map(is_network, found)):
         bucket = ", nor does its bucket" if _is_bucket(error) else ""
         return UnitError(ErrorType.MEDIA_MISSING, f"{name} does not exist{bucket}")
     return UnitError(
-        ErrorType.STORAGE_FAILED, f"{name}: {type(last).__name__}: {last}; try again later"
+        ErrorType.STORAGE_FAILED, f"{name}: {type(last).__name__}: {_said(last)}; try again later"
     )
 
 
@@ -66,8 +76,8 @@ def storage_errors(uri: str) -> Iterator[None]:
     except StorageError:
         raise
     except Exception as error:  # the boundary: each storage library has its own exceptions
-        causes = list(_causes(error))
-        for cause in causes:
+        found = list(causes(error))
+        for cause in found:
             if private := _private(cause):
                 raise StorageError(f"{name}: {private}") from None
             if _is_denied(cause):
@@ -79,22 +89,11 @@ def storage_errors(uri: str) -> Iterator[None]:
                     f"{name}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
                     "storage_options in the job file"
                 ) from None
-        if isinstance(error, FileNotFoundError) and not any(map(_is_network, causes)):
+        if isinstance(error, FileNotFoundError) and not any(map(is_network, found)):
             if _is_bucket(error):
                 raise StorageError(f"{name}: the bucket does not exist") from None
             raise
-        raise StorageError(f"{name}: {type(error).__name__}: {error}") from None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
-
-
-def _status(cause: BaseException) -> int | None:
-    return getattr(cause, "status", None)
+        raise StorageError(f"{name}: {type(error).__name__}: {_said(error)}") from None
 
 
 def _private(cause: BaseException) -> str | None:
@@ -104,18 +103,12 @@ def _private(cause: BaseException) -> str | None:
 
 
 def _is_denied(cause: BaseException) -> bool:
-    return isinstance(cause, PermissionError) or _status(cause) in (401, 403)
+    return isinstance(cause, PermissionError) or status(cause) in (401, 403)
 
 
 def _is_malformed(cause: BaseException) -> bool:
     """Tell whether the uri itself is wrong: an https url, or a bucket name that cannot be."""
     return isinstance(cause, ValueError) or type(cause).__name__ == "ParamValidationError"
-
-
-def _is_network(cause: BaseException) -> bool:
-    return type(cause).__module__.startswith("aiohttp") or isinstance(
-        cause, TimeoutError | ConnectionError
-    )
 
 
 def _is_bucket(error: FileNotFoundError) -> bool:

@@ -137,8 +137,11 @@ def write_part(
 
 def part_name(ids: Sequence[str], run_id: str, recipe_id: str) -> str:
     """Name of the file of these rows: the same rows of the same run have the same."""
-    digest = hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16]
-    return f"part-{run_id}-{recipe_id}-{digest}.parquet"
+    return f"part-{run_id}-{recipe_id}-{_digest(ids)}.parquet"
+
+
+def _digest(ids: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16]
 
 
 def _reading_order(row: dict[str, Any]) -> tuple[str, float]:
@@ -184,6 +187,7 @@ COUNTED = (
     "run_id",
     "status",
     "error.type",
+    "error.attempts",
     "sampling.decoder",
     "parts.list.element.sampling.decoder",
     "responses.list.element.status",
@@ -270,7 +274,7 @@ def settle(rows: pa.Table, storage: Storage) -> pa.Table:
     """Leave one row for each unit, the best, where runs beside each other wrote several.
 
     rows: what ``committed`` read. The choice follows from the rows alone, so that two drivers make
-    the same one. A part that loses rows is written anew without them, then the old one is removed.
+    the same one. Of two that failed, the one that was tried more often is the later one.
 
     Returns the rows that stay.
 
@@ -287,29 +291,50 @@ def settle(rows: pa.Table, storage: Storage) -> pa.Table:
     places = pc.indices_nonzero(doubtful)
     if not len(places):
         return rows
-    few = rows.select(["unit_id", "status", "file"]).take(places).to_pylist()
-    best: dict[str, tuple[int, str]] = {}
+    few = rows.select(["unit_id", "status", "error", "file"]).take(places).to_pylist()
+    best: dict[str, tuple[int, int, str]] = {}
     for row in few:
-        rank = (_RANKS[row["status"]], row["file"])
+        attempts = row["error"]["attempts"] if row["error"] else 0
+        rank = (_RANKS[row["status"]], -attempts, row["file"])
         best[row["unit_id"]] = min(best.get(row["unit_id"], rank), rank)
     stays = [
-        best[row["unit_id"]][1] == row["file"] and not is_replaced
+        best[row["unit_id"]][-1] == row["file"] and not is_replaced
         for row, is_replaced in zip(few, replaced.take(places).to_pylist(), strict=True)
     ]
+    lost = places.filter(pc.invert(pa.array(stays)))
+    drop_rows(rows.take(lost), storage)
+    return rows.filter(pc.invert(pc.is_in(pa.array(range(rows.num_rows), pa.uint64()), lost)))
+
+
+def drop_rows(rows: pa.Table, storage: Storage) -> None:
+    """Take rows out of a table: a part that loses some is written anew, then the old one goes.
+
+    rows: their ids, as the first of the columns, and ``file``, as ``read_parts`` gives them.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    id_column = rows.column_names[0]
     losers: dict[str, list[str]] = {}
-    for row, stay in zip(few, stays, strict=True):
-        if not stay:
-            losers.setdefault(row["file"], []).append(row["unit_id"])
+    for row in rows.select([id_column, "file"]).to_pylist():
+        losers.setdefault(row["file"], []).append(row[id_column])
+    rewritten = {}
     for file, ids in losers.items():
         table = read_parquet(file, storage)
-        kept = table.filter(pc.invert(pc.is_in(table["unit_id"], pa.array(ids, pa.string()))))
+        kept = table.filter(pc.invert(pc.is_in(table[id_column], pa.array(ids, pa.string()))))
         if kept.num_rows:
-            first = kept.slice(0, 1).to_pylist()[0]
-            name = part_name(kept["unit_id"].to_pylist(), first["run_id"], first["recipe_id"])
-            write_parquet(kept, f"{file.rpartition('/')[0]}/{name}", storage)
+            rewritten[file] = kept
+        else:
+            storage.remove(file)
+    # Only now: what is kept of one part may come to have the name of another that was to go.
+    for file, kept in rewritten.items():
+        write_parquet(kept, _renamed(file, kept[id_column].to_pylist()), storage)
         storage.remove(file)
-    lost = places.filter(pc.invert(pa.array(stays)))
-    return rows.filter(pc.invert(pc.is_in(pa.array(range(rows.num_rows), pa.uint64()), lost)))
+
+
+def _renamed(file: str, ids: Sequence[str]) -> str:
+    """The uri of a part of the same run with these rows."""
+    return f"{file.rpartition('-')[0]}-{_digest(ids)}.parquet"
 
 
 def _is_read(rows: pa.Table) -> pa.ChunkedArray:

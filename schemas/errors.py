@@ -36,13 +36,13 @@ class ErrorType(StrEnum):
     MEDIA_MISSING = (
         "media_missing",
         "There is no object at the uri.",
-        "Correct the manifest, or restore the object and give the job another `name`.",
+        "Restore the object, then `reelscribe retry`; or correct the manifest.",
     )
     MEDIA_DENIED = (
         "media_denied",
         "The storage refused the credentials, or the uri leads to a private address.",
-        "Give the job read access (`input.allow_private_hosts` lets it reach hosts inside), and "
-        "another `name`: a new run tries these units again.",
+        "Give the job read access (`input.allow_private_hosts` lets it reach hosts inside), then "
+        "`reelscribe retry`.",
     )
     MEDIA_UNREADABLE = (
         "media_unreadable",
@@ -62,13 +62,13 @@ class ErrorType(StrEnum):
     MEDIA_CHANGED = (
         "media_changed",
         "The object is not the one that was planned.",
-        "Scan again, or give the job another `name`: a new run plans it anew.",
+        "`reelscribe retry` plans it anew, as it is now.",
     )
     DECODE_TIMEOUT = (
         "decode_timeout",
         "The media was not read or decoded within its deadline.",
-        "Raise `resources.decode_timeout_seconds` if the file is sound, or replace it, and give "
-        "the job another `name`.",
+        "Raise `resources.decode_timeout_seconds` if the file is sound, or replace it; then "
+        "`reelscribe retry`.",
     )
     DECODER_CRASHED = (
         "decoder_crashed",
@@ -78,7 +78,7 @@ class ErrorType(StrEnum):
     STORAGE_FAILED = (
         "storage_failed",
         "The storage did not answer, after retries.",
-        "Give the job another `name` later: a new run tries these units again, and only these.",
+        "`reelscribe retry` later: it tries these units again, and only these.",
     )
     OVER_CONTEXT = (
         "over_context",
@@ -98,12 +98,17 @@ class ErrorType(StrEnum):
     OUT_OF_MEMORY = (
         "out_of_memory",
         "The unit alone in its batch was too large for the device.",
-        "Lower `budget`, or use a larger device or more of them.",
+        "Lower `budget`, or `reelscribe retry` on a larger device or more of them.",
+    )
+    ENGINE_CRASHED = (
+        "engine_crashed",
+        "The engine's process ended three times while it was at this unit.",
+        "`reelscribe retry`, on another device if there is one; if it comes again, report it.",
     )
     ENGINE_FAILED = (
         "engine_failed",
         "The engine raised on this unit.",
-        "Retry; if it comes again, please report the message.",
+        "`reelscribe retry`; if it comes again, please report the message.",
     )
 
 
@@ -116,10 +121,11 @@ PASSING = frozenset(
         ErrorType.DECODER_CRASHED,
         ErrorType.STORAGE_FAILED,
         ErrorType.OUT_OF_MEMORY,
+        ErrorType.ENGINE_CRASHED,
         ErrorType.ENGINE_FAILED,
     }
 )
-"""Errors that may be gone another time: a new run tries these units again."""
+"""Errors that may be gone another time: a retry or a new run tries these units again."""
 
 
 class UserError(Exception):

@@ -327,6 +327,18 @@ class Resources(Section):
         description="On a cluster that grows when it is asked to: ask for the nodes of the actors, "
         "and wait so long for them. Give `replicas` and `decoders` as numbers then.",
     )
+    engine_timeout_seconds: float = Field(
+        1800.0,
+        gt=0,
+        description="An engine is replaced that takes so much longer than twenty times what its "
+        "work took until now, by predicted cost (at first: a second for each token).",
+    )
+    engine_growth_gib: float = Field(
+        8.0,
+        gt=0,
+        description="An engine is replaced whose memory has grown by so many GiB since its first "
+        "units.",
+    )
     max_batch_tokens: int = Field(
         16384,
         ge=256,

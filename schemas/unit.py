@@ -68,6 +68,7 @@ class Unit:
     parts: tuple[Part, ...] = ()
     prompts: tuple[Prompt, ...] = ()
     predicted_cost: float = 0.0
+    attempts: int = 0
     status: str = UnitStatus.PLANNED
     error: ErrorRecord | None = None
 
@@ -80,6 +81,7 @@ class Unit:
 
     def failed(self, error: ErrorRecord) -> Self:
         """The same unit, as one that cannot be done; it costs nothing more."""
+        error = dataclasses.replace(error, attempts=self.attempts + error.attempts)
         return dataclasses.replace(self, status=UnitStatus.FAILED, error=error, predicted_cost=0.0)
 
 
@@ -139,6 +141,12 @@ UNIT = pa.schema(
             pa.float64(),
             "prompt tokens plus the tokens that may be generated; orders the work and the ETA",
             unit="tokens",
+            nullable=False,
+        ),
+        described(
+            "attempts",
+            pa.int32(),
+            "how often `reelscribe retry` found it failed before",
             nullable=False,
         ),
         described("status", pa.string(), "planned, or failed with the reason", nullable=False),

@@ -12,6 +12,7 @@ import jobs.after_run
 import jobs.annotate
 import jobs.demo
 import jobs.plan
+import jobs.retry
 from jobs.cli import main
 from pipeline.read_manifest import read_manifest
 from pipeline.storage import Storage
@@ -69,6 +70,18 @@ def test_help_imports_nothing_heavy(command):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_retry_takes_a_job_a_run_and_error_types(monkeypatch, job_file):
+    given = []
+    monkeypatch.setattr(jobs.retry, "run", lambda job, console, **options: given.append(options))
+    args = ("retry", job_file, "--run", "r-1", "--error-type", "a", "--error-type", "b")
+    assert call(*args, "--set", "name=other").exit_code == 0
+    assert call("retry", job_file).exit_code == 0
+    assert given == [
+        {"run_id": "r-1", "error_types": ("a", "b")},
+        {"run_id": None, "error_types": ()},
+    ]
 
 
 @pytest.mark.parametrize("command", ["plan", "annotate"])

@@ -2,14 +2,24 @@
 
 import dataclasses
 import os
+from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import Storage
-from pipeline.write import ANNOTATION, RunKey, annotation_row, committed, settle, write_part
+from pipeline.write import (
+    ANNOTATION,
+    RunKey,
+    annotation_row,
+    committed,
+    drop_rows,
+    settle,
+    write_part,
+)
 from schemas.errors import ErrorRecord, StorageError
 from schemas.task import Question
 from schemas.unit import AnsweredUnit, Media, Prompt, RawAnswer, Sampling
@@ -218,6 +228,38 @@ def test_media_that_could_be_read_later_replace_their_error_row(tmp_path: Path):
     stay = settle(committed(str(tmp_path), "r1", Storage()), Storage())
     assert stay["unit_id"].to_pylist() == ["with version"]
     assert len(list(tmp_path.rglob("*.parquet"))) == 1
+
+
+def test_of_two_failed_rows_the_one_that_was_tried_more_often_stays(tmp_path: Path):
+    def failed(message: str, attempts: int) -> dict:
+        error = ErrorRecord(
+            stage="engine", type="engine_failed", message=message, attempts=attempts
+        )
+        return annotation_row(unit(unit_id="a", status="failed", error=error), QUESTIONS, KEY)
+
+    write_part([failed("later", 2), *rows("b")], str(tmp_path), KEY, Storage())
+    write_part([failed("earlier", 1)], str(tmp_path), KEY, Storage())
+    settle(committed(str(tmp_path), "r1", Storage()), Storage())
+    table = ds.dataset(tmp_path / "annotations", partitioning="hive").to_table().to_pylist()
+    assert sorted((row["unit_id"], (row["error"] or {}).get("message")) for row in table) == [
+        ("a", "later"),
+        ("b", None),
+    ]
+
+
+def test_what_is_kept_of_a_part_may_take_the_name_of_one_that_goes(tmp_path: Path):
+    """Two drivers of one run: a part without its losers is named like the other's loser."""
+    write_part(rows("a", "b"), str(tmp_path), KEY, Storage())
+    write_part(rows("a"), str(tmp_path), KEY, Storage())
+    write_part(rows("b", "c"), str(tmp_path), KEY, Storage())
+    both = committed(str(tmp_path), "r1", Storage()).select(["unit_id", "file"]).to_pylist()
+    sizes = Counter(row["file"] for row in both)
+    of_two, alone = sorted(
+        (r["file"] for r in both if r["unit_id"] == "a"), key=lambda f: -sizes[f]
+    )
+    drop_rows(pa.table({"unit_id": ["b", "a"], "file": [of_two, alone]}), Storage())
+    kept = committed(str(tmp_path), "r1", Storage())["unit_id"].to_pylist()
+    assert sorted(kept) == ["a", "b", "c"]
 
 
 def test_a_file_that_is_being_written_is_no_parquet_file_to_others(tmp_path: Path, monkeypatch):

@@ -297,6 +297,8 @@ def _load(model: Model, device: torch.device) -> Any:
             config=load_config(model.source, model.revision, model.yarn),
             dtype=dtype,
             attn_implementation=_attention(model),
+            trust_remote_code=False,
+            use_safetensors=True,  # a pickle could run anything
         )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"cannot load {model.source}: {error}") from None

@@ -48,6 +48,8 @@ def load_model(job: FinetuneJob, attn_implementation: str) -> nn.Module:
             config=config,
             dtype=getattr(torch, spec.dtype),
             attn_implementation=attn_implementation,
+            trust_remote_code=False,
+            use_safetensors=True,
         )
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"cannot load {spec.source}: {error}") from None
