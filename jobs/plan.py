@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cluster import actor_errors, connected, plan_actors
+from jobs.plan_uris import with_secrets, without_secrets
 from jobs.printable import printable
 from jobs.progress import Progress
 from jobs.runs import Run, open_run
@@ -114,6 +115,7 @@ def make_plan(opened: Opened, console: Console, *, dry_run: bool = False) -> pa.
     """
     try:
         plan = read_parquet(_plan_uri(opened), opened.storage).cast(UNIT)
+        plan = with_secrets(plan, opened.items)
     except FileNotFoundError:
         plan = UNIT.empty_table()
     failed = pc.is_valid(plan["error"])
@@ -163,7 +165,7 @@ def _checked(table: pa.Table) -> pa.Table:
 
 def _write_plan(table: pa.Table, opened: Opened) -> pa.Table:
     table = _checked(table)
-    write_parquet(table, _plan_uri(opened), opened.storage)
+    write_parquet(without_secrets(table, opened.items), _plan_uri(opened), opened.storage)
     return table
 
 
