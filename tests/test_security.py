@@ -136,7 +136,9 @@ def test_a_planted_secret_is_in_nothing_that_is_written(
         console = Console(file=io.StringIO(), width=200)
         job = check_job(spec, "test")
         plan_job.run(job, console)
-        processes = [" ".join(process.cmdline()) for process in psutil.process_iter()]
+        processes = [
+            " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])
+        ]
         run = annotate.run(job, console)
     finally:
         server.shutdown()
