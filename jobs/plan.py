@@ -20,6 +20,7 @@ from jobs.progress import Progress
 from jobs.runs import Run, open_run
 from pipeline.build import build_plan
 from pipeline.checkpoint import Checkpoint, inspect_checkpoint, with_advice
+from pipeline.engines.vllm_args import check_vllm
 from pipeline.known import Known, is_told
 from pipeline.prompt import Prompter
 from pipeline.read_manifest import manifest_digest
@@ -57,6 +58,8 @@ def open_job(job: Job) -> Opened:
     """
     from pipeline.engines.grammar import check_grammars  # imports torch
 
+    if job.model.engine == "vllm" and not os.environ.get("RAY_ADDRESS"):
+        check_vllm()  # of a cluster's nodes only the actors can tell
     job = _with_absolute_paths(job)
     storage = Storage(job.storage_options, job.input.allow_private_hosts)
     checkpoint = inspect_checkpoint(job.model)

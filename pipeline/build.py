@@ -224,6 +224,10 @@ class Generate:
             from pipeline.engines.simulated import SimulatedEngine
 
             return SimulatedEngine(job), ()
+        if job.model.engine == "vllm":
+            from pipeline.engines.vllm import EngineDied, VllmEngine
+
+            return VllmEngine(job), (EngineDied,)
         import torch
 
         from pipeline.engines.transformers import TransformersEngine
@@ -242,8 +246,8 @@ class Generate:
         try:
             return ask_again(generate, units, generate(units), self._questions, self._generation)
         except self._broken:
-            # The device's context is lost. Ray starts a new actor and gives it this batch again.
-            logger.exception("the accelerator failed, this engine ends")
+            # Its device or process is lost. Ray starts a new actor, which gets this batch again.
+            logger.exception("the engine is lost, its actor ends")
             os._exit(1)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import ModelError
-from schemas.job import Job, Model, Yarn
+from schemas.job import Job
+from schemas.model import Model, Yarn
 
 GENERATION_KEYS = ("temperature", "top_p", "top_k", "repetition_penalty")
 THINKING_TOKENS = 8192
@@ -120,16 +121,22 @@ def load_config(source: str, revision: str | None, yarn: Yarn | None) -> Any:
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    if yarn is not None:
-        text = config.text_config
-        original = yarn.original_max_position_embeddings or text.max_position_embeddings
-        text.rope_parameters = {  # what it says of M-RoPE stays
-            **text.rope_parameters,
-            "rope_type": "yarn",
-            "factor": yarn.factor,
-            "original_max_position_embeddings": original,
-        }
-        text.max_position_embeddings = int(original * yarn.factor)
+    return config if yarn is None else stretched(config, yarn)
+
+
+def stretched(config: Any, yarn: Yarn) -> Any:
+    """A checkpoint's configuration, its context stretched."""
+    text = getattr(config, "text_config", None)
+    if text is None:  # vLLM also asks with a configuration that is not the model's yet
+        return config
+    original = yarn.original_max_position_embeddings or text.max_position_embeddings
+    text.rope_parameters = {  # what it says of M-RoPE stays
+        **text.rope_parameters,
+        "rope_type": "yarn",
+        "factor": yarn.factor,
+        "original_max_position_embeddings": original,
+    }
+    text.max_position_embeddings = int(original * yarn.factor)
     return config
 
 

@@ -21,7 +21,7 @@ def recipe(job: Job, model_identity: str) -> dict[str, Any]:
                 mode="json",
                 include={"engine", "dtype", "attn_implementation", "max_model_len", "yarn"},
             ),
-            **_simulated(job),
+            **_of_engine(job),
         },
         "tasks": {
             question.task: {
@@ -45,11 +45,15 @@ def recipe(job: Job, model_identity: str) -> dict[str, Any]:
     }
 
 
-def _simulated(job: Job) -> dict[str, Any]:
-    """Of the simulated engine what its answers follow from: not how long they take."""
-    if job.model.engine != "simulated":
+def _of_engine(job: Job) -> dict[str, Any]:
+    """Of an engine's own settings what its answers follow from: not how long they take."""
+    if job.model.engine == "simulated":
+        kept = job.model.simulated.model_dump(mode="json", include={"output_tokens"})
+    elif job.model.engine == "vllm":
+        kept = job.model.vllm.model_dump(mode="json", include={"quantization", "engine_args"})
+    else:
         return {}
-    return {"simulated": job.model.simulated.model_dump(mode="json", include={"output_tokens"})}
+    return {job.model.engine: kept}
 
 
 def _idle_sampling(job: Job) -> set[str]:

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from schemas.job import Budget, Job, SamplingSpec, Yarn, check, read_spec
+from schemas.job import Budget, Job, SamplingSpec, check, read_spec
+from schemas.model import Yarn
 from schemas.section import Section
 from schemas.task_spec import TaskSpec, as_task
 

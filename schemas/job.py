@@ -14,8 +14,8 @@ from pydantic import (
 
 from schemas.errors import JobFileError
 from schemas.job_errors import explain
+from schemas.model import Model
 from schemas.section import Section
-from schemas.simulated import Simulated
 from schemas.task import Question
 from schemas.task_spec import TaskSpec, as_task, asked_questions
 from schemas.yaml_file import read_mapping
@@ -68,61 +68,6 @@ class Input(Section):
         if self.since is not None and self.scan is None:
             raise ValueError("`since` goes by the objects' times, which only `scan` knows")
         return self
-
-
-class Yarn(Section):
-    """YaRN: a longer context by stretched rotary positions."""
-
-    factor: float = Field(
-        2.0,
-        gt=1,
-        le=4,
-        description="2 to 3 suffices for a million tokens: positions grow slower than tokens.",
-    )
-    original_max_position_embeddings: int | None = Field(
-        None, ge=256, description="Context it was trained with; default: the checkpoint's."
-    )
-
-
-class Model(Section):
-    """Which checkpoint, and how the engine runs it."""
-
-    source: str = Field(
-        "Qwen/Qwen3-VL-4B-Instruct",
-        description="A Qwen3-VL checkpoint, dense or MoE: hub id or local folder.",
-    )
-    revision: str | None = Field(None, description="Hub revision: branch, tag or commit.")
-    adapter: str | None = Field(
-        None,
-        min_length=1,
-        description="A LoRA adapter for it, as `reelscribe finetune` or peft writes it: hub id or "
-        "local folder.",
-    )
-    engine: Literal["transformers", "simulated"] = Field(
-        "transformers",
-        description="What runs the model; simulated: nothing does, but it takes as long.",
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Of weights and activations; auto: as the checkpoint says."
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: cuda if the engine actor was given a GPU, else cpu."
-    )
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
-        "sdpa", description="transformers' attention implementation."
-    )
-    max_model_len: int | None = Field(
-        None,
-        ge=256,
-        description="Longest prompt plus answer, in tokens; default: the checkpoint's own "
-        "context, with yarn the stretched one.",
-    )
-    yarn: Yarn | None = Field(
-        None, description="A context longer than the checkpoint's own, to a million tokens."
-    )
-    simulated: Simulated = Field(
-        default_factory=Simulated, description="With engine simulated: what it pretends to be."
-    )
 
 
 class Segmentation(Section):
@@ -343,7 +288,7 @@ class Resources(Section):
         16384,
         ge=256,
         description="Prompt and answer tokens of one engine batch, padding included; what the "
-        "tasks of a unit share counts once.",
+        "tasks of a unit share counts once. vLLM forms its own.",
     )
     units_per_file: int = Field(
         64,

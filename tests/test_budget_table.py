@@ -21,8 +21,8 @@ from pipeline.parse import TASKS
 from pipeline.plan import Planner
 from pipeline.prompt import Prompter
 from pipeline.storage import Storage
-from schemas.job import Model
 from schemas.manifest import MediaItem
+from schemas.model import Model
 from schemas.unit import Media
 
 DEMO = Path(__file__).parents[1] / "jobs" / "demo_model"

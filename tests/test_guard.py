@@ -105,6 +105,7 @@ def test_units_that_kill_or_hang_engines_are_error_rows_and_the_run_goes_on(
     assert ["1"] in [rest for _, *rest in calls]  # alone at last
 
 
+@pytest.mark.long
 def test_an_engine_that_leaks_is_replaced_between_blocks(
     media: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

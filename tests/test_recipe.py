@@ -5,7 +5,8 @@ import pytest
 from pipeline.checkpoint import inspect_checkpoint
 from pipeline.recipe import differences, recipe, recipe_id
 from schemas.errors import ModelError
-from schemas.job import Model, check_job
+from schemas.job import check_job
+from schemas.model import Model
 
 BASE = {"input": {"manifest": "m.jsonl"}, "output": "out", "tasks": ["caption", "objects"]}
 

@@ -87,6 +87,7 @@ def test_a_storage_that_is_away_is_an_error_of_its_own(faulty, scheme: str):
     assert "PLANTED" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_a_run_over_bad_storage_an_outage_and_a_changed_object(faulty, checkpoint, ray_session):
     storage = Storage(options(faulty))
 

@@ -105,6 +105,11 @@ class PresencePenalty(LogitsProcessor):
         return scores - torch.zeros_like(scores).scatter_(1, said, self._penalty)
 
 
+def row_seed(seed: int, row: str) -> int:
+    """Seed of a row's own random stream, from the job's."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{row}".encode()).digest()[:7])
+
+
 def row_processors(
     generation: Generation,
     rows: Sequence[str],
@@ -130,8 +135,5 @@ def row_processors(
         processors.append(TopKLogitsWarper(generation.top_k))
     if generation.top_p < 1:
         processors.append(TopPLogitsWarper(generation.top_p))
-    seeds = [
-        int.from_bytes(hashlib.sha256(f"{generation.seed}/{row}".encode()).digest()[:7])
-        for row in rows
-    ]
+    seeds = [row_seed(generation.seed, row) for row in rows]
     return RowProcessors([*processors, RowSampler(seeds, device)])

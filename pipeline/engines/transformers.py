@@ -27,7 +27,8 @@ from pipeline.engines.sampling import row_processors
 from pipeline.positions import token_types
 from pipeline.prompt import Prompter
 from schemas.errors import ErrorRecord, ErrorType, ModelError, UnitError
-from schemas.job import Generation, Job, Model
+from schemas.job import Generation, Job
+from schemas.model import Model
 from schemas.unit import AnsweredUnit, PreparedUnit, Prompt, RawAnswer, UnitStatus
 
 logger = logging.getLogger(__name__)

