@@ -35,11 +35,11 @@ def run(output: str, query: str, storage: Storage, console: Console, *, to: str 
             if to is not None:
                 _write(found, to)
                 return
-            rows = found.fetchmany(_SHOWN_ROWS + 1)
+            names, rows = found.columns, found.limit(_SHOWN_ROWS + 1).fetchall()
         except duckdb.Error as error:
             raise UserError(f"the query does not work: {error}") from None
     grid = Table(box=box.SIMPLE_HEAD)
-    for name in found.columns:
+    for name in names:
         grid.add_column(printable(name), overflow="fold")
     for row in rows[:_SHOWN_ROWS]:
         grid.add_row(*("" if value is None else printable(str(value)) for value in row))
