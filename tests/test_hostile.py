@@ -126,6 +126,7 @@ TRAPS = {
 }
 
 
+@pytest.mark.long
 def test_a_run_over_hostile_media(archive, checkpoint, ray_session, monkeypatch, tmp_path):
     """A case of each kind, sound images, and four that end, stall or fill who decodes them."""
     monkeypatch.setattr("jobs.plan.Storage", Trap)
