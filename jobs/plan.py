@@ -23,7 +23,6 @@ from pipeline.checkpoint import Checkpoint, inspect_checkpoint, with_advice
 from pipeline.engines.vllm_args import check_vllm
 from pipeline.known import Known, is_told
 from pipeline.prompt import Prompter
-from pipeline.read_manifest import manifest_digest
 from pipeline.recipe import recipe, recipe_id
 from pipeline.select import select
 from pipeline.shots import check_shots
@@ -72,8 +71,7 @@ def open_job(job: Job) -> Opened:
     asked = recipe(job, checkpoint.identity)
     chosen = select(job.input, storage, lambda: Known(job.output, recipe_id(asked), storage))
     _check_tasks(job, chosen.items)
-    taken = manifest_digest(chosen.items) if job.input.only_new else None
-    run, changes = open_run(job, chosen.digest, asked, storage, taken)
+    run, changes = open_run(job, chosen.digest, asked, storage)
     return Opened(
         job=job,
         storage=storage,

@@ -74,12 +74,11 @@ def open_run(
     manifest_digest: str,
     recipe: dict[str, Any],
     storage: Storage,
-    taken: str | None = None,
 ) -> tuple[Run, list[str]]:
     """Find the run with this fingerprint, or begin one.
 
-    taken: with ``only_new``, digest of the items that are new. An interrupted run goes on, with the
-        items of its plan; a complete one is only that of the same new items.
+    With ``only_new`` an interrupted run goes on, with the items of its plan; after a complete one a
+    new run begins: what is new is another question each time.
 
     Returns the run, and, for a new one, what differs from the latest run of the same job name.
 
@@ -91,17 +90,15 @@ def open_run(
         "recipe": recipe_id(recipe),
         "schema_version": str(SCHEMA_VERSION),
     }
-    if taken is not None:
-        fingerprint["taken"] = taken
     runs = all_runs(job.output, storage)
     earlier = [run for run in runs if run.name == job.name]
-    for run in earlier:
-        if run.fingerprint == fingerprint or (
-            run.status == "running" and run.fingerprint | {"taken": taken} == fingerprint
-        ):
+    same = [run for run in earlier if run.fingerprint == fingerprint]
+    for run in same:
+        if run.status == "running" or not job.input.only_new:
             return run, []
     now = datetime.now(UTC)
-    short = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:6]
+    named_by = json.dumps([fingerprint, len(same)], sort_keys=True)
+    short = hashlib.sha256(named_by.encode()).hexdigest()[:6]
     fresh = Run(
         run_id=f"{job.name}-{now:%Y%m%d}-{short}",
         name=job.name,

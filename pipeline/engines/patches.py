@@ -13,7 +13,12 @@ PIXEL_STD = 0.5
 
 
 def seen_pixels(unit: PreparedUnit) -> list[torch.Tensor]:
-    """The frames of each image and video that the unit sees, ``uint8 [T, H, W, 3]``."""
+    """The frames of each image and video that the unit sees, ``uint8 [T, H, W, 3]``.
+
+    None for a unit of text alone, such as the captions that a summary is made of.
+    """
+    if not unit.seen:
+        return []
     assert unit.frame_data is not None
     shapes = [
         (part.sampling.num_frames, part.sampling.resized_height, part.sampling.resized_width, 3)
