@@ -240,7 +240,7 @@ def test_two_workers_in_a_bucket_where_one_is_lost(tmp_path, archive, checkpoint
         storage_options=options,
     )
     lost, fetches = tmp_path / "lost", tmp_path / "fetches"
-    worker = finetune._worker
+    worker = finetune.train_worker
 
     def losing(config: dict[str, Any]) -> None:
         """The worker; its second process ends without a word after the first checkpoint."""
@@ -272,7 +272,7 @@ def test_two_workers_in_a_bucket_where_one_is_lost(tmp_path, archive, checkpoint
             ray.train.Checkpoint.to_directory = to_directory
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune, "_worker", losing)
+        patch.setattr(finetune, "train_worker", losing)
         said = train(made)
     assert lost.exists()
     assert said.count("a worker failed, going on from the last checkpoint: ") == 1, said
