@@ -13,12 +13,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, BinaryIO, cast
 
 import fsspec
 from fsspec.utils import glob_translate
 
+from pipeline.listing import found_file, local_file, local_version, s3_pages, version, walk
 from pipeline.public_hosts import any_client, public_client
 from pipeline.ranged_file import RangedFile
 from pipeline.retries import read_range, retried
@@ -32,7 +32,6 @@ MAX_WHOLE_BYTES = 1 << 30
 _LOCAL_PROTOCOLS = ("file", "local", "data", "memory")
 _CLOUD_PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oci", "oss")
 _MEDIA_PROTOCOLS = frozenset({*_LOCAL_PROTOCOLS, *_CLOUD_PROTOCOLS, "http", "https"})
-_MODIFIED_KEYS = ("LastModified", "last_modified", "updated", "mtime", "Last-Modified")
 _HEADER_BLOCK_BYTES = 1 << 16
 _STREAM_BLOCK_BYTES = 1 << 20
 
@@ -137,7 +136,7 @@ class Storage:
             return MediaFile(
                 file=open(path, "rb"),
                 size_bytes=stat.st_size,
-                content_version=_local_version(stat),
+                content_version=local_version(stat),
                 local_path=path,
             )
         if uri.startswith("data:"):
@@ -156,7 +155,7 @@ class Storage:
             return MediaFile(
                 file=io.BytesIO(content),
                 size_bytes=len(content),
-                content_version=_version(info, len(content)),
+                content_version=version(info, len(content)),
             )
         remote = fs.open(path, "rb", size=size, cache_type="none") if size else None
 
@@ -174,7 +173,7 @@ class Storage:
             cache="blockcache" if header_only else "background",
         )
         return MediaFile(
-            file=cast(BinaryIO, file), size_bytes=size, content_version=_version(info, size)
+            file=cast(BinaryIO, file), size_bytes=size, content_version=version(info, size)
         )
 
     def read_bytes(self, uri: str) -> bytes:
@@ -269,18 +268,18 @@ class Storage:
             root = (os.path.normpath(path) if _is_local(fs) else path).rstrip("/") + "/"
             wanted = re.compile(glob_translate(pattern)).match
             if _is_local(fs):
-                for names in _walk(root):
+                for names in walk(root):
                     found = sorted(name for name in names if wanted(name.removeprefix(root)))
-                    yield [_local_file(name) for name in found]
+                    yield [local_file(name) for name in found]
                 return
             fs.invalidate_cache()
             # The whole tree in pages of 1,000 keys: with a depth, s3fs walks folder by folder and
             # leaves out those that it may not list.
             try:
                 if hasattr(fs, "call_s3"):
-                    for page in _s3_pages(fs, root):
+                    for page in s3_pages(fs, root):
                         yield [
-                            _found(fs, name, info)
+                            found_file(fs, name, info)
                             for name, info in page
                             if wanted(name.removeprefix(root))
                         ]
@@ -293,7 +292,7 @@ class Storage:
                     f"{shown(uri)}: {error}; is the endpoint the right one?"
                 ) from None
             yield [
-                _found(fs, name, info)
+                found_file(fs, name, info)
                 for name, info in sorted(found.items())
                 if info.get("type") == "file"
                 and name.startswith(root)
@@ -319,56 +318,6 @@ def _is_local(fs: Any) -> bool:
     return protocol in ("file", "local")
 
 
-def _local_version(stat: os.stat_result) -> str:
-    return f"{stat.st_size}-{stat.st_mtime_ns}"
-
-
-def _local_file(path: str) -> dict[str, Any]:
-    stat = os.stat(path)
-    return {
-        # A name that is not UTF-8 fits into no table: that file will be an error.
-        "uri": os.fsencode(path).decode("utf-8", "replace"),
-        "size": stat.st_size,
-        "version": _local_version(stat),
-        "modified": datetime.fromtimestamp(stat.st_mtime, UTC),
-    }
-
-
-def _found(fs: Any, name: str, info: dict[str, Any]) -> dict[str, Any]:
-    size = info.get("size", info.get("Size"))
-    return {
-        "uri": fs.unstrip_protocol(name),
-        "size": size,
-        "version": _version(info, size),
-        "modified": _modified(info),
-    }
-
-
-def _s3_pages(fs: Any, root: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
-    """Yield the objects below ``root`` page by page, as path and facts; s3fs would hold all."""
-    bucket, _, prefix = root.partition("/")
-    token: dict[str, str] = {}
-    while True:
-        page = fs.call_s3("list_objects_v2", fs.req_kw, Bucket=bucket, Prefix=prefix, **token)
-        objects = page.get("Contents", [])
-        yield [(f"{bucket}/{o['Key']}", o) for o in objects if not o["Key"].endswith("/")]
-        if not page.get("IsTruncated"):
-            return
-        token = {"ContinuationToken": page["NextContinuationToken"]}
-
-
-def _walk(root: str) -> Iterator[list[str]]:
-    """Yield the regular files of each folder; a folder that cannot be read is an error."""
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise error
-
-    for folder, _, names in os.walk(root, onerror=refuse):
-        paths = (os.path.join(folder, name) for name in names)
-        yield [path for path in paths if os.path.isfile(path)]
-
-
 def _read_stream(uri: str, fs: Any, path: str) -> bytes:
     """Read all of an object, up to ``MAX_WHOLE_BYTES``."""
     content, file = bytearray(), fs.open(path, "rb", block_size=0)
@@ -383,22 +332,3 @@ def _read_stream(uri: str, fs: Any, path: str) -> bytes:
     finally:
         file.close()
     return bytes(content)
-
-
-def _modified(info: dict[str, Any]) -> datetime | None:
-    """When an object was last written, as the storages' libraries name it."""
-    found = next((info[key] for key in _MODIFIED_KEYS if info.get(key)), None)
-    if isinstance(found, str):
-        with suppress(ValueError):
-            found = datetime.fromisoformat(found)
-    if not isinstance(found, datetime):
-        return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def _version(info: dict[str, Any], size: int | None) -> str | None:
-    etag = info.get("ETag") or info.get("etag")
-    if etag:
-        return str(etag).strip('"')
-    modified = info.get("LastModified") or info.get("mtime") or info.get("Last-Modified")
-    return f"{size}-{modified}" if modified else (f"{size}" if size is not None else None)
