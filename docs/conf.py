@@ -10,5 +10,3 @@ html_theme = "furo"
 html_title = "Reelscribe"
 html_copy_source = False
 html_show_sphinx = False
-# A page that is not in the index yet is no reason to have no site.
-suppress_warnings = ["toc.not_included"]

@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 import pytest
 import yaml
+from click import Context
 from click.testing import CliRunner
 
 from jobs.cli import main
@@ -25,6 +26,7 @@ from schemas.task_spec import TASK_NAMES
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "guide.md"
+TUNING = ROOT / "docs" / "tuning.md"
 RESULTS = ROOT / "docs" / "results.md"
 SPEC = ROOT / "jobs" / "specs" / "demo.yaml"
 LEAST = {"input": {"scan": "clips"}, "output": "out"}
@@ -62,6 +64,23 @@ def test_the_readmes_sql_runs(demo: Path, monkeypatch: pytest.MonkeyPatch):
     assert found[0].columns == ["uri", "pts_seconds", "text"]
     assert found[1].columns == ["uri", "start_seconds", "end_seconds", "caption"]
     assert found[2].fetchall()[0][:2] == ("media_unreadable", 4)
+
+
+def test_the_tuning_pages_sql_runs(demo: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(demo)
+    seconds, tokens = (duckdb.sql(query).df() for query in blocks(TUNING, "sql"))
+    assert list(seconds["media"]) == ["image", "video"] and seconds["units"].sum() == 48
+    assert (seconds[["decode_seconds", "engine_seconds"]] > 0).all(axis=None)
+    assert set(tokens["task"]) == {"caption", "events", "ocr", "text_spans", "objects"}
+    keys = re.findall(
+        r"`((?:resources|budget|sampling|generation|model\.vllm)\.\w+)", TUNING.read_text()
+    )
+    for key in keys:  # the settings are there
+        *sections, last = key.split(".")
+        section: Any = Job
+        for name in sections:
+            section = section.model_fields[name].annotation
+        assert last in section.model_fields, key
 
 
 def test_the_readmes_pandas_runs(demo: Path, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -117,6 +136,17 @@ def test_the_python_pages_code_runs(demo: Path, monkeypatch: pytest.MonkeyPatch,
     # The demo's run is complete: nothing is asked again.
     again = names["annotate"](SPEC, overrides | {"model.source": "jobs/demo_model"})
     assert again.to_arrow().equals(results.to_arrow())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_docs_are_there_with_their_options(page: Path):
+    """Also those on media that nobody has here, such as s3://media."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    for line in (line for line in lines if "reelscribe " in line.partition("#")[0]):
+        name, *arguments = shlex.split(line.partition("reelscribe ")[2], comments=True)
+        command = main.get_command(Context(main), name)
+        assert command is not None, line
+        command.make_parser(Context(command)).parse_args(arguments)
 
 
 def kind_of(spec: dict) -> type:
