@@ -1,10 +1,11 @@
 """Objects: things in the media with a label, a box and, in videos, a time."""
 
-from typing import Any
+from functools import partial
 
 from pipeline.tasks.boxes import BOX
-from pipeline.tasks.named_places import place_column, read_named_places, write_named_places
-from schemas.task import Parsed, Question, Task, View
+from pipeline.tasks.labelled_places import read_labelled, things_asked, write_labelled
+from pipeline.tasks.named_places import place_column
+from schemas.task import Question, Task
 
 _IMAGE_FORMAT = "Report bbox coordinates in JSON format."
 _VIDEO_FORMAT = (
@@ -14,31 +15,8 @@ _VIDEO_FORMAT = (
 
 
 def _prompt(question: Question, media_type: str) -> str:
-    if question.prompt:
-        return question.prompt
-    if question.labels:
-        labels = ", ".join(question.labels)
-        what = f'every instance that belongs to the following categories: "{labels}"'
-    else:
-        what = f"every object in the {media_type}"
-    return f"Locate {what}. {_VIDEO_FORMAT if media_type == 'video' else _IMAGE_FORMAT}"
-
-
-def _parse(answer: str, question: Question, view: View) -> Parsed:
-    """Read ``[{"bbox_2d": [..], "label": ..}]``; absent categories are simply not listed."""
-    return read_named_places(
-        answer,
-        view,
-        BOX,
-        text_name="label",
-        text_keys=("label", "name", "category", "text"),
-        text_if_missing=question.labels[0] if len(question.labels) == 1 else None,
-    )
-
-
-def _write(value: list[dict[str, Any]], question: Question, view: View) -> str:
-    asked = [e for e in value if not question.labels or e["label"] in question.labels]
-    return write_named_places(asked, view, BOX, text_name="label", text_key="label")
+    form = _VIDEO_FORMAT if media_type == "video" else _IMAGE_FORMAT
+    return question.prompt or f"Locate {things_asked(question, media_type)}. {form}"
 
 
 TASK = Task(
@@ -47,6 +25,6 @@ TASK = Task(
     media_types=frozenset({"image", "video"}),
     column=place_column("objects", BOX, "label", description="things and where they are"),
     prompt=_prompt,
-    parse=_parse,
-    write=_write,
+    parse=partial(read_labelled, place=BOX),
+    write=partial(write_labelled, place=BOX),
 )

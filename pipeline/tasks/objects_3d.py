@@ -8,20 +8,17 @@ order is the one here, in degrees.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.tasks.named_places import (
-    Place,
-    place_column,
-    read_named_places,
-    write_named_places,
-)
+from pipeline.tasks.labelled_places import read_labelled, write_labelled
+from pipeline.tasks.named_places import Place, place_column
 from pipeline.tasks.numbers import read_numbers
 from schemas.manifest import Intrinsics
-from schemas.task import Parsed, Question, Task, View, box_type
+from schemas.task import Question, Task, View, box_type
 
 _AXES, _ANGLES = ("x", "y", "z"), ("pitch", "yaw", "roll")
 _TEMPLATE = (
@@ -150,23 +147,6 @@ BOX_3D = Place(
 )
 
 
-def _parse(answer: str, question: Question, view: View) -> Parsed:
-    """Read ``[{"bbox_3d": [9 numbers], "label": ..}]``."""
-    return read_named_places(
-        answer,
-        view,
-        BOX_3D,
-        text_name="label",
-        text_keys=("label", "name", "category", "text"),
-        text_if_missing=question.labels[0] if len(question.labels) == 1 else None,
-    )
-
-
-def _write(value: list[dict[str, Any]], question: Question, view: View) -> str:
-    asked = [e for e in value if not question.labels or e["label"] in question.labels]
-    return write_named_places(asked, view, BOX_3D, text_name="label", text_key="label")
-
-
 TASK = Task(
     name="objects_3d",
     version=1,
@@ -175,6 +155,6 @@ TASK = Task(
         "objects_3d", BOX_3D, "label", description="things and the boxes around them in space"
     ),
     prompt=_prompt,
-    parse=_parse,
-    write=_write,
+    parse=partial(read_labelled, place=BOX_3D),
+    write=partial(write_labelled, place=BOX_3D),
 )

@@ -1,17 +1,14 @@
 """Points: things in the media with a label, a point and, in videos, a time."""
 
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.tasks.named_places import (
-    Place,
-    place_column,
-    read_named_places,
-    write_named_places,
-)
+from pipeline.tasks.labelled_places import read_labelled, things_asked, write_labelled
+from pipeline.tasks.named_places import Place, place_column
 from pipeline.tasks.numbers import read_numbers
-from schemas.task import Parsed, Question, Task, View, point_1000_type, point_type
+from schemas.task import Question, Task, View, point_1000_type, point_type
 
 _IMAGE_FORMAT = "Report point coordinates in JSON format."
 _VIDEO_FORMAT = (
@@ -21,14 +18,8 @@ _VIDEO_FORMAT = (
 
 
 def _prompt(question: Question, media_type: str) -> str:
-    if question.prompt:
-        return question.prompt
-    if question.labels:
-        labels = ", ".join(question.labels)
-        what = f'every instance that belongs to the following categories: "{labels}"'
-    else:
-        what = f"every object in the {media_type}"
-    return f"Point to {what}. {_VIDEO_FORMAT if media_type == 'video' else _IMAGE_FORMAT}"
+    form = _VIDEO_FORMAT if media_type == "video" else _IMAGE_FORMAT
+    return question.prompt or f"Point to {things_asked(question, media_type)}. {form}"
 
 
 def read_point(value: Any, view: View) -> tuple[dict[str, Any], list[str]]:
@@ -70,29 +61,12 @@ POINT = Place(
 )
 
 
-def _parse(answer: str, question: Question, view: View) -> Parsed:
-    """Read ``[{"point_2d": [x, y], "label": ..}]``; absent categories are simply not listed."""
-    return read_named_places(
-        answer,
-        view,
-        POINT,
-        text_name="label",
-        text_keys=("label", "name", "category", "text"),
-        text_if_missing=question.labels[0] if len(question.labels) == 1 else None,
-    )
-
-
-def _write(value: list[dict[str, Any]], question: Question, view: View) -> str:
-    asked = [e for e in value if not question.labels or e["label"] in question.labels]
-    return write_named_places(asked, view, POINT, text_name="label", text_key="label")
-
-
 TASK = Task(
     name="points",
     version=1,
     media_types=frozenset({"image", "video"}),
     column=place_column("points", POINT, "label", description="things and a point on each"),
     prompt=_prompt,
-    parse=_parse,
-    write=_write,
+    parse=partial(read_labelled, place=POINT),
+    write=partial(write_labelled, place=POINT),
 )
