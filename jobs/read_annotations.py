@@ -140,8 +140,6 @@ def _read_part(file: str, wanted: tuple[pa.Array, ...] | None, storage: Storage)
         table = read_parquet(file, storage, _COLUMNS if wanted else None)
     except FileNotFoundError:
         raise UserError(f"there is no file {shown(file)}") from None
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{shown(file)} is not a readable Parquet file: {error}") from None
     missing = [name for name in _KEYS if name not in table.column_names]
     if missing:
         raise UserError(

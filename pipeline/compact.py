@@ -103,7 +103,7 @@ def _once(tables: list[tuple[str, pa.Table]]) -> pa.Table:
     parts = [
         _conform(table.take(pa.array(kept[k], pa.int64()))) for k, (_, table) in enumerate(tables)
     ]
-    return pa.concat_tables(parts)
+    return pa.concat_tables(parts, promote_options="default")
 
 
 def _order(row: dict[str, Any], file: str) -> tuple[int, int, str]:
@@ -113,10 +113,27 @@ def _order(row: dict[str, Any], file: str) -> tuple[int, int, str]:
 
 
 def _conform(table: pa.Table) -> pa.Table:
-    """Bring a table of an earlier version into the present schema: new columns are null."""
-    parts = [table, ANNOTATION.empty_table()]
-    joined = pa.concat_tables(parts, promote_options="permissive")
-    return joined.select(ANNOTATION.names).cast(ANNOTATION)
+    """Bring a table of another version into the present schema: columns that it lacks are null.
+
+    Columns that this version does not know, which a later one may have written, stay.
+    """
+    columns = [_column(table, field) for field in ANNOTATION]
+    known = pa.Table.from_arrays(columns, schema=ANNOTATION)
+    for name in table.column_names:
+        if name not in ANNOTATION.names:
+            known = known.append_column(table.schema.field(name), table[name])
+    return known
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
+    if field.name not in table.column_names:
+        # Not pa.nulls, which has nulls inside of structs too, where no file may have any.
+        return pa.chunked_array([pa.array([None] * table.num_rows, field.type)])
+    if table.schema.field(field.name).type == field.type:
+        return table[field.name]
+    # Structs get the fields that they lack.
+    parts = [table.select([field.name]), pa.schema([field]).empty_table()]
+    return pa.concat_tables(parts, promote_options="permissive")[field.name].cast(field.type)
 
 
 def drop_superseded(output: str, before: str, storage: Storage) -> int:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipeline.storage import Storage, join
+from schemas.errors import StorageError
 
 _RANK = "array_position(['ok', 'partial', 'failed'], status)"
 
@@ -55,12 +56,18 @@ def connect(output: str, storage: Storage) -> Any:
     """A DuckDB connection in which the views exist; it reads through the job's storage.
 
     Raises:
-        StorageError: the protocol is unknown or its package is missing.
+        StorageError: the protocol is unknown or its package is missing, or a file is damaged.
     """
     import duckdb
 
     connection = duckdb.connect()
     if "://" in output:
         connection.register_filesystem(storage.filesystem(output)[0])
-    connection.execute(views_sql(output))
+    try:
+        connection.execute(views_sql(output))
+    except duckdb.Error as error:
+        raise StorageError(
+            f"the table cannot be read: {error}; a damaged part of an output may be moved away: "
+            "its job does the units again that it held"
+        ) from None
     return connection

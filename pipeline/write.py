@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pipeline.parse import TASKS, Answer, parse_raw
 from pipeline.storage import Storage, join, shown
 from schemas.annotation import annotation_schema
+from schemas.errors import StorageError
 from schemas.task import AnswerStatus, Question
 from schemas.unit import AnsweredUnit, RawAnswer, UnitStatus
 
@@ -169,12 +170,18 @@ def read_parquet(
 
     Raises:
         FileNotFoundError: there is none.
-        StorageError: the storage refused or failed.
+        StorageError: the storage refused or failed, or the file is damaged.
     """
-    if columns is None or size is None or size < _RANGED_BYTES:
-        return pq.ParquetFile(io.BytesIO(storage.read_bytes(uri))).read(columns=columns)
-    with storage.open_ranges(uri) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
-        return parquet.read(columns=columns)
+    try:
+        if columns is None or size is None or size < _RANGED_BYTES:
+            return pq.ParquetFile(io.BytesIO(storage.read_bytes(uri))).read(columns=columns)
+        with storage.open_ranges(uri) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+            return parquet.read(columns=columns)
+    except pa.ArrowInvalid as error:
+        raise StorageError(
+            f"{shown(uri)} is not a readable Parquet file: {error}; a damaged part of an output "
+            "may be moved away: its job does the units again that it held"
+        ) from None
 
 
 _RANGED_BYTES = 4 << 20

@@ -153,16 +153,35 @@ def test_superseded_rows_go_when_they_are_old(tmp_path: Path):
     assert rows_of(tmp_path) == [("2", "abc", "v1"), ("3", "abc", "v2")]
 
 
-def test_a_table_of_before_is_brought_into_the_present_schema(tmp_path: Path):
+def test_tables_of_other_versions_are_joined(tmp_path: Path):
+    """Of an earlier one, which lacks columns; of a later one, which has more."""
     uri = write(tmp_path, [row("1", "a", "v1")])
-    old = read_parquet(uri, STORAGE).drop_columns(["content_version"])
+    old = read_parquet(uri, STORAGE).drop_columns(["content_version", "document", "objects"])
     write_parquet(old, uri, STORAGE)
-    write(tmp_path, [row("2", "b", "v2")])
+    uri = write(tmp_path, [row("2", "b", "v2")])
+    new = read_parquet(uri, STORAGE).append_column("mood", pa.array(["calm"]))
+    write_parquet(new, uri, STORAGE)
+    write(tmp_path, [row("3", "c", "v3")])
     joined(tmp_path)
     (file,) = tmp_path.rglob("*.parquet")
     table = read_parquet(str(file), STORAGE)
-    assert table.schema.equals(ANNOTATION)
-    assert sorted(table["content_version"].to_pylist(), key=str) == [None, "v2"]
+    assert table.schema.names == [*ANNOTATION.names, "mood"]
+    assert table.select(ANNOTATION.names).schema.equals(ANNOTATION)
+    assert table["content_version"].to_pylist() == [None, "v2", "v3"]
+    assert table["mood"].to_pylist() == [None, "calm", None]
+
+
+def test_a_damaged_file_is_named_and_moved_away_it_is_no_more(tmp_path: Path):
+    uri = write(tmp_path, [row("1", "a", "v1")])
+    whole = write(tmp_path, [row("2", "b", "v2")])
+    Path(uri).write_bytes(Path(uri).read_bytes()[:500])
+    with pytest.raises(UserError, match=f"{uri}.* may be moved away"):
+        sql.run(str(tmp_path), "FROM latest", STORAGE, quiet(), to=None)
+    with pytest.raises(UserError, match=f"{uri} is not a readable .* may be moved away"):
+        joined(tmp_path)
+    assert Path(whole).exists()
+    Path(uri).unlink()
+    assert rows_of(tmp_path) == [("2", "abc", "v2")]
 
 
 def test_the_commands_in_s3(s3_env):
