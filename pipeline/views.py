@@ -67,7 +67,7 @@ def connect(output: str, storage: Storage) -> Any:
         connection.execute(views_sql(output))
     except duckdb.Error as error:
         raise StorageError(
-            f"the table cannot be read: {error}; a damaged part of an output may be moved away: "
-            "its job does the units again that it held"
+            f"the table cannot be read: {error}; of a damaged part of an output see "
+            "disasters in docs/operations.md"
         ) from None
     return connection

@@ -179,8 +179,8 @@ def read_parquet(
             return parquet.read(columns=columns)
     except pa.ArrowInvalid as error:
         raise StorageError(
-            f"{shown(uri)} is not a readable Parquet file: {error}; a damaged part of an output "
-            "may be moved away: its job does the units again that it held"
+            f"{shown(uri)} is not a readable Parquet file: {error}; of a damaged part of an "
+            "output see disasters in docs/operations.md"
         ) from None
 
 
