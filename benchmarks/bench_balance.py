@@ -51,7 +51,8 @@ def skewed_units(num_units, seed, job):
             grid_thw=(pairs, 16, 32),
             num_vision_tokens=tokens,
         )
-        prompt = Prompt(task="caption", num_prompt_tokens=tokens + 10 * pairs + 20)
+        shared = tokens + 10 * pairs
+        prompt = Prompt(task="caption", num_prompt_tokens=shared + 20, num_own_tokens=20)
         units.append(
             Unit(
                 unit_id=f"{seed}-{k}",
@@ -60,6 +61,7 @@ def skewed_units(num_units, seed, job):
                 media=Media(media_type="video", width=512, height=256),
                 sampling=sampling,
                 prompts=(prompt,),
+                num_shared_tokens=shared,
                 predicted_cost=float(prompt.num_prompt_tokens + question.max_new_tokens),
             )
         )
@@ -109,7 +111,7 @@ def cut(way, units, seconds, job, replicas):
     )  # fmt: skip
     costs = units["predicted_cost"].to_numpy()
     if way == "learnt":
-        each = features(units)
+        each = features(units, {"caption": float(job.model.simulated.output_tokens)})
         took = np.array([seconds[unit] for unit in units["unit_id"].to_pylist()])
         files = [slice(at, at + 64) for at in range(0, 64 * 24, 64)]
         weights = fit([(each[file].sum(axis=0), float(took[file].sum())) for file in files])

@@ -16,7 +16,8 @@ from typing import Any
 from jobs.runs import Run
 from pipeline.storage import Storage, join
 from pipeline.write import write_json
-from schemas.job import Job, OnFinish
+from schemas.job import Job
+from schemas.limits import OnFinish
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from jobs.blocks import at_most, in_blocks
 from jobs.cluster import actor_errors, connected, pools
-from jobs.cost import Work
+from jobs.cost import Rates, Work
+from jobs.estimate import check_cost, estimate, money
 from jobs.items import write_items
 from jobs.lease import Lease, leased
 from jobs.plan import Opened, make_plan, nothing_new, open_job, print_plan
@@ -51,9 +52,9 @@ def run(job: Job, console: Console) -> Run:
         return opened.run
     started = time.monotonic()
     check_decoder(job)
-    current = dataclasses.replace(opened.run, starts=opened.run.starts + 1)
+    current = opened.run
     with leased(current.folder(job.output), opened.storage, console) as lease, connected(console):
-        current.save(job, opened.storage)
+        current.save(job, opened.storage)  # an output that cannot be written is noticed
         fitted = pools(job)
         plan = make_plan(opened, console)
         opened = dataclasses.replace(opened, items=[])  # a driver may hold a million
@@ -66,6 +67,12 @@ def run(job: Job, console: Console) -> Run:
         if todo.num_rows < plan.num_rows:
             ready = plan.num_rows - todo.num_rows
             console.print(f"{ready:,} units are done already, {todo.num_rows:,} to do")
+        predicted = estimate(todo, job, opened.run.cost)
+        if predicted.is_measured or job.cost.per_hour or job.limits.max_cost:
+            console.print(Text(f"predicted: {money(predicted, job)}"), soft_wrap=True)
+        check_cost(predicted, job)
+        current = dataclasses.replace(opened.run, starts=opened.run.starts + 1)
+        current.save(job, opened.storage)
         current = annotate_units(opened, current, plan, todo, fitted, lease, console)
         return finish(opened, current, plan, time.monotonic() - started, console)
 
@@ -124,9 +131,7 @@ def _tried_again(rows: pa.Table, run: Run) -> pa.ChunkedArray:
     return pc.or_(is_storage, pc.and_(passing, pc.not_equal(rows["run_id"], run.run_id)))
 
 
-def _follow(
-    dataset: Any, work: Work, watch: Watch, lease: Lease, console: Console
-) -> dict[str, float]:
+def _follow(dataset: Any, work: Work, watch: Watch, lease: Lease, console: Console) -> Rates | None:
     """Run the chain, showing progress by what was committed; returns what work costs."""
     with (
         Progress(
@@ -148,7 +153,7 @@ def _follow(
             )
             if work.learnt():
                 bar.recost(done=work.done_cost, total=work.total_cost)
-    return work.seconds_each
+    return work.rates
 
 
 def _remove_pending(run: Run, output: str, storage: Storage) -> None:

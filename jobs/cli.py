@@ -1,34 +1,21 @@
 """The command ``reelscribe``. Everything heavy is imported by the command that needs it."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from jobs import cli_output, cli_results
+from jobs import cli_job, cli_output, cli_results
+from jobs.cli_job import assignment
 from jobs.printable import console
-
-if TYPE_CHECKING:
-    from schemas.job import Job
-
-MANIFEST_EXTENSIONS = (
-    ".parquet",
-    ".jsonl",
-    ".ndjson",
-    ".csv",
-    ".jsonl.gz",
-    ".ndjson.gz",
-    ".csv.gz",
-)
 
 
 class _Commands(click.Group):
     """A group that says a user's mistake in one message, and how to go on after Ctrl-C."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; exit code 2 for a UserError, 130 for Ctrl-C; else errors are whole."""
+        """Run a command; a UserError has its exit code, Ctrl-C 130; other errors are whole."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -44,7 +31,7 @@ class _Commands(click.Group):
             from jobs.printable import printable
 
             click.echo(f"error: {printable(str(error))}", err=True)
-            ctx.exit(2)
+            ctx.exit(error.exit_code)
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> None:
@@ -104,95 +91,6 @@ def scan(prefix: str, output: str | None, glob: str, endpoint_url: str | None) -
     job.run(prefix, glob, output, Storage(options), console())
 
 
-def _job_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add what ``plan`` and ``annotate`` have in common: a job file, or all of it as options."""
-    options = [
-        click.argument("job_file", metavar="[JOB.yaml]", required=False, type=Path),
-        click.option(
-            "--input", "-i", "input_", help="Manifest, or folder or s3:// prefix to scan."
-        ),
-        click.option("--output", "-o", help="Folder or s3:// prefix of the output table."),
-        click.option("--model", "-m", help="Checkpoint: hub id or local folder."),
-        click.option("--tasks", "-t", help="Names of tasks, separated by commas."),
-        click.option(
-            "--set",
-            "assignments",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Replace a value of the job file, such as --set sampling.fps=1. May be repeated.",
-        ),
-        click.option("--only-new", is_flag=True, help="Only media that the table does not have."),
-        click.option("--since", help="Of a scan: objects written since 24h, 7d or a date."),
-        click.option("--limit", type=int, help="At most so many items."),
-        click.option("--sample", type=float, help="A share of the items, such as 0.01."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-@main.command()
-@_job_options
-@click.option("--dry-run", is_flag=True, help="Write nothing.")
-def plan(*, dry_run: bool, **options: Any) -> None:
-    """Count a job's units and tokens, from headers.
-
-    Says exactly how many tokens the model will see, and which media cannot be done and why.
-    """
-    from jobs import plan as job
-
-    job.run(_load(**options), console(), dry_run=dry_run)
-
-
-@main.command()
-@_job_options
-@click.option("--dry-run", is_flag=True, help="Only say what would be done; write nothing.")
-@click.option("--max-failed", metavar="SHARE", help="Exit with 3 if more units failed, such as 1%.")
-def annotate(*, dry_run: bool, **options: Any) -> None:
-    """Run a job, or go on where it was interrupted.
-
-    Give a job file, or the job as options:
-
-    \b
-      reelscribe annotate -i s3://bucket/clips/ -o out -m ./checkpoint -t caption,ocr
-
-    The exit code is 0 when the run is complete, rows with errors included; 3 if more than
-    --max-failed of them are errors; 2 if nothing was started, and a message says why.
-    """
-    from jobs import annotate as job
-    from jobs import plan
-    from jobs.after_run import after_run
-    from pipeline.storage import Storage
-
-    if dry_run:
-        plan.run(_load(**options), console(), dry_run=True)
-        return
-    asked = _load(**options)
-    finished = job.run(asked, console())
-    sys.exit(after_run(finished, asked, Storage(asked.storage_options)))
-
-
-@main.command()
-@_job_options
-@click.option(
-    "--error-type",
-    "error_types",
-    multiple=True,
-    metavar="TYPE",
-    help="Of the failed rows to do again, such as media_unreadable; may be repeated. Default: all "
-    "that may pass.",
-)
-@click.option("--run", "run_id", metavar="RUN_ID", help="Of this job; default: the latest run.")
-def retry(error_types: tuple[str, ...], run_id: str | None, **options: Any) -> None:
-    """Do the failed units of a run again.
-
-    Give the job as to `annotate`. New answers take the place of the failed rows in the table.
-    """
-    from jobs import retry as job
-
-    job.run(_load(**options), console(), run_id=run_id, error_types=error_types)
-
-
 @main.command()
 @click.argument("job_file", metavar="JOB.yaml", type=Path)
 @click.option(
@@ -207,7 +105,7 @@ def finetune(job_file: Path, assignments: tuple[str, ...]) -> None:
     from jobs import finetune as job
     from schemas.finetune import load_finetune_job
 
-    job.run(load_finetune_job(job_file, dict(map(_assignment, assignments))), console())
+    job.run(load_finetune_job(job_file, dict(map(assignment, assignments))), console())
 
 
 @main.command()
@@ -257,7 +155,7 @@ def check_dataset(
     """
     from jobs import check_dataset as job
 
-    overrides = dict(map(_assignment, assignments))
+    overrides = dict(map(assignment, assignments))
     overrides |= {"model.source": model} if model else {}
     overrides |= {"model.max_model_len": max_model_len} if max_model_len is not None else {}
     names = [name for text in tasks for name in _names(text)]
@@ -356,53 +254,7 @@ def _bar(text: str) -> tuple[str, float]:
         raise click.UsageError(f"a bar is such as caption.exact=0.9, got {text!r}") from None
 
 
-def _load(
-    *,
-    job_file: Path | None,
-    input_: str | None,
-    output: str | None,
-    model: str | None,
-    tasks: str | None,
-    assignments: tuple[str, ...],
-    only_new: bool,
-    max_failed: str | None = None,
-    **selection: Any,
-) -> "Job":
-    """Check the job: the file's values, replaced by those of ``--set``, replaced by the options."""
-    from schemas.job import load_job
-
-    overrides = dict(_assignment(text) for text in assignments)
-    if input_:
-        is_manifest = input_.rstrip("/").lower().endswith(MANIFEST_EXTENSIONS)
-        overrides["input.manifest"] = input_ if is_manifest else None
-        overrides["input.scan"] = None if is_manifest else input_
-    overrides |= {"input.only_new": True} if only_new else {}
-    overrides |= {"limits.max_failed": max_failed} if max_failed else {}
-    overrides |= {f"input.{key}": value for key, value in selection.items() if value is not None}
-    if output:
-        overrides["output"] = output
-    if model:
-        overrides["model.source"] = model
-    if tasks:
-        overrides["tasks"] = [name.strip() for name in tasks.split(",") if name.strip()]
-    if job_file is None and not overrides:
-        raise click.UsageError("give a job file, or at least --input and --output")
-    return load_job(job_file, overrides)
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    import yaml
-
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise click.UsageError(f"--set takes KEY=VALUE, such as sampling.fps=1, got {key!r}")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        raise click.UsageError(f"--set {key}: the value is not valid YAML, quote it") from None
-
-
-for _command in (*cli_results.COMMANDS, *cli_output.COMMANDS):
+for _command in (*cli_job.COMMANDS, *cli_results.COMMANDS, *cli_output.COMMANDS):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cluster import actor_errors, connected, plan_actors
+from jobs.estimate import check_cost, estimate, print_estimate
 from jobs.plan_uris import with_secrets, without_secrets
 from jobs.printable import printable
 from jobs.progress import Progress
@@ -243,6 +244,9 @@ def run(job: Job, console: Console, *, dry_run: bool = False) -> pa.Table:
     with connected(console):
         table = make_plan(opened, console, dry_run=dry_run)
     print_plan(table, opened, console, dry_run=dry_run)
+    predicted = estimate(table, opened.job, opened.run.cost)
+    print_estimate(predicted, opened.job, console)
+    check_cost(predicted, opened.job)
     if dry_run:
         console.print("a dry run: nothing was written")
     return table

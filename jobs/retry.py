@@ -13,6 +13,7 @@ from rich.text import Text
 
 from jobs.annotate import annotate_units, check_decoder, finish
 from jobs.cluster import connected, pools
+from jobs.estimate import check_cost, estimate
 from jobs.lease import leased
 from jobs.plan import make_plan, open_job, plan_again
 from jobs.runs import Run, find_run
@@ -65,6 +66,7 @@ def run(
         plan = plan_again(opened, plan, {row["media_id"] for row in failed}, console)
         done = set(rows["unit_id"].to_pylist()) - {row["unit_id"] for row in failed}
         todo = _todo(plan, done, {row["unit_id"]: row["error"]["attempts"] for row in failed})
+        check_cost(estimate(todo, job, found.cost), job)
         current = annotate_units(opened, current, plan, todo, fitted, lease, console)
         return finish(opened, current, plan, time.monotonic() - started, console)
 

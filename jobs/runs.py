@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from jobs.calibration import read_calibration
+from jobs.cost import Rates
 from pipeline.recipe import differences, recipe_id
 from pipeline.same_code import code_digest
 from pipeline.storage import Storage, join, shown
@@ -29,8 +31,8 @@ class Run:
     """One execution of a plan; killed and resumed, it stays the same run.
 
     status: ``running`` until every unit has its row, then ``complete``.
-    cost: engine seconds of each of ``jobs.cost.FEATURES``; of a new run those of the latest run of
-        the same model; empty where there is none.
+    cost: what work costs, as far as it is known: before the run by calibration, or by the latest
+        run of the same model.
     """
 
     run_id: str
@@ -42,7 +44,7 @@ class Run:
     created_at: str
     starts: int = 0
     seconds: float = 0.0
-    cost: dict[str, float] = field(default_factory=dict)
+    cost: Rates | None = None
     counts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -95,6 +97,8 @@ def open_run(
     same = [run for run in earlier if run.fingerprint == fingerprint]
     for run in same:
         if run.status == "running" or not job.input.only_new:
+            if run.starts == 0 or run.cost is None:
+                run = dataclasses.replace(run, cost=_known_cost(job, recipe, runs, storage))
             return run, []
     now = datetime.now(UTC)
     named_by = json.dumps([fingerprint, len(same)], sort_keys=True)
@@ -107,7 +111,7 @@ def open_run(
         fingerprint=fingerprint,
         recipe=recipe,
         created_at=now.isoformat(timespec="seconds"),
-        cost=_known_cost(recipe, runs),
+        cost=_known_cost(job, recipe, runs, storage),
     )
     if not earlier:
         return fresh, []
@@ -119,10 +123,22 @@ def open_run(
     return fresh, [f"{name} differs from {latest.run_id}" for name in changed]
 
 
-def _known_cost(recipe: dict[str, Any], runs: list[Run]) -> dict[str, float]:
-    """What the latest run of the same model learnt of its costs."""
-    known = [run for run in runs if run.cost and run.recipe.get("model") == recipe["model"]]
-    return max(known, key=lambda run: run.created_at).cost if known else {}
+def _known_cost(
+    job: Job, recipe: dict[str, Any], runs: list[Run], storage: Storage
+) -> Rates | None:
+    """What is known of the costs of the same model: what was measured last, by a run or on purpose.
+
+    A calibration that the job names goes before all.
+    """
+    calibrated = read_calibration(job, recipe["model"], storage)
+    if calibrated and job.cost.calibration is not None:
+        return calibrated.rates
+    known = [(c.created_at, c.rates) for c in (calibrated,) if c is not None]
+    for run in runs:
+        if run.cost and not run.cost.origin and run.recipe.get("model") == recipe["model"]:
+            rates = dataclasses.replace(run.cost, origin=f"learnt by the run {run.run_id}")
+            known.append((run.created_at, rates))
+    return max(known, key=lambda found: found[0])[1] if known else None
 
 
 def find_run(job: Job, recipe: dict[str, Any], storage: Storage, run_id: str | None = None) -> Run:
@@ -163,7 +179,8 @@ def all_runs(output: str, storage: Storage) -> list[Run]:
     for file in storage.list_files(join(output, "runs"), "*/run.json"):
         try:
             content = json.loads(storage.read_bytes(file["uri"]))
-            runs.append(Run(**{k: v for k, v in content.items() if k in names}))
+            kept = {k: v for k, v in content.items() if k in names}
+            runs.append(Run(**kept | {"cost": Rates.read(content.get("cost"))}))
         except (ValueError, TypeError) as error:
             raise StorageError(
                 f"{file['uri']} is not a run file this version can read ({error}): move it away or "

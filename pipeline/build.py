@@ -65,8 +65,7 @@ COMMITTED = pa.schema(
         pa.field("error", ERROR),
         pa.field("predicted_cost", pa.float64(), nullable=False),
         pa.field("num_vision_tokens", pa.int64(), nullable=False),
-        pa.field("num_prompt_tokens", pa.int64(), nullable=False),
-        pa.field("num_answers", pa.int64(), nullable=False),
+        pa.field("num_text_tokens", pa.int64(), nullable=False),
         pa.field("num_output_tokens", pa.int64(), nullable=False),
         pa.field("engine_seconds", pa.float64(), nullable=False),
         pa.field("responses", pa.list_(pa.struct([RESPONSE.field(name) for name in _ACCOUNT]))),
@@ -287,8 +286,9 @@ class Commit:
                 "error": row["error"],
                 "predicted_cost": unit.predicted_cost,
                 "num_vision_tokens": _vision_tokens(unit) if unit.answers else 0,
-                "num_prompt_tokens": sum(answer.num_prompt_tokens for answer in unit.answers),
-                "num_answers": len(unit.answers),
+                "num_text_tokens": (
+                    unit.num_fed_tokens - _vision_tokens(unit) if unit.answers else 0
+                ),
                 "engine_seconds": unit.engine_seconds,
                 "num_output_tokens": sum(answer.num_output_tokens for answer in unit.answers),
                 "responses": row["responses"],

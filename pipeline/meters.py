@@ -74,8 +74,11 @@ class Meters:
             written = response.get("num_output_tokens") or 0
             self._count("reelscribe_prompt_tokens", fed)
             self._count("reelscribe_output_tokens", written)
-            self._count("reelscribe_actual_cost_tokens", fed + written)
+            self._count("reelscribe_actual_cost_tokens", written)
         self._count("reelscribe_predicted_cost_tokens", row["predicted_cost"])
+        # What tasks share is fed once, though each of their prompts counts it.
+        fed = row["num_vision_tokens"] + row["num_text_tokens"]
+        self._count("reelscribe_actual_cost_tokens", fed)
         timings = row["timings"]
         self._count("reelscribe_read_bytes", timings["bytes_read"] or 0)
         for stage in ("decode", "engine"):

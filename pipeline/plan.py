@@ -130,17 +130,33 @@ class Planner:
         """
         questions = self._asked(item, kind)
         prompts, cost = [], 0.0
+        shared: dict[tuple[object, ...], int] = {}
         for question in questions:
             if unit.messages is not None:
-                tokens = self._prompter.num_chat_tokens(
+                length = self._prompter.chat_length(
                     unit.messages, visions, add_vision_id=question.add_vision_id
                 )
             else:
                 text = TASKS[question.task].prompt(question, kind)
-                tokens = self._prompter.num_tokens(visions[0], text, question.tools)
-            prompts.append(Prompt(task=question.task, num_prompt_tokens=tokens))
-            cost += tokens + question.max_new_tokens
-        unit = dataclasses.replace(unit, prompts=tuple(prompts), predicted_cost=cost)
+                length = self._prompter.length(visions[0], text, question.tools)
+            prompts.append(
+                Prompt(
+                    task=question.task,
+                    num_prompt_tokens=length.num_tokens,
+                    num_own_tokens=length.num_own_tokens,
+                )
+            )
+            # Only these two change what stands before the media.
+            begin = (question.tools, question.add_vision_id)
+            shared[begin] = length.num_tokens - length.num_own_tokens
+            cost += length.num_own_tokens + question.max_new_tokens
+        num_shared_tokens = sum(shared.values())
+        unit = dataclasses.replace(
+            unit,
+            prompts=tuple(prompts),
+            num_shared_tokens=num_shared_tokens,
+            predicted_cost=num_shared_tokens + cost,
+        )
         num_vision_tokens = sum(vision.num_slots * vision.tokens_per_slot for vision in visions)
         for prompt, question in zip(prompts, questions, strict=True):
             total = prompt.num_prompt_tokens + question.max_new_tokens

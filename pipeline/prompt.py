@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas.conversation import Turn
 from schemas.errors import ModelError
@@ -58,6 +58,17 @@ class Vision:
     def num_slots(self) -> int:
         """Its places in the prompt: one, or one for each frame pair."""
         return max(1, len(self.pts_seconds) // 2)
+
+
+class Length(NamedTuple):
+    """How many tokens a prompt has, and how many of them are its own.
+
+    num_own_tokens: those after the last image or video, or, without any, the last one. What comes
+        before, prompts of a unit have in common, and an engine reads it once.
+    """
+
+    num_tokens: int
+    num_own_tokens: int
 
 
 class Prompter:
@@ -110,9 +121,9 @@ class Prompter:
         visions = [vision] if vision else []
         return self._expand(self._slotted_ids(asked, visions), visions)
 
-    def num_tokens(self, vision: Vision, text: str, tools: str | None = None) -> int:
+    def length(self, vision: Vision, text: str, tools: str | None = None) -> Length:
         """Length of ``input_ids``, without making them."""
-        return self._num_expanded(self._question(vision, text, tools), [vision])
+        return self._length(self._question(vision, text, tools), [vision])
 
     def chat_ids(
         self, messages: str, visions: Sequence[Vision], *, add_vision_id: bool = False
@@ -126,12 +137,12 @@ class Prompter:
         prompt = self._rendered(json.loads(plain(messages)), add_vision_id=add_vision_id)
         return self._expand(self._slotted_ids(prompt, visions), visions)
 
-    def num_chat_tokens(
+    def chat_length(
         self, messages: str, visions: Sequence[Vision], *, add_vision_id: bool = False
-    ) -> int:
+    ) -> Length:
         """Length of ``chat_ids``, without making them."""
         prompt = self._rendered(json.loads(plain(messages)), add_vision_id=add_vision_id)
-        return self._num_expanded(prompt, visions)
+        return self._length(prompt, visions)
 
     def conversation_ids(
         self, turns: Sequence[Turn], visions: Sequence[Vision]
@@ -212,9 +223,12 @@ class Prompter:
             expanded += [token] * (next(counts) if token in pads else 1)
         return expanded
 
-    def _num_expanded(self, prompt: str, visions: Sequence[Vision]) -> int:
+    def _length(self, prompt: str, visions: Sequence[Vision]) -> Length:
+        ids = self._slotted_ids(prompt, visions)
         more = sum(vision.num_slots * (vision.tokens_per_slot - 1) for vision in visions)
-        return len(self._slotted_ids(prompt, visions)) + more
+        pads = set(self.pad_ids.values())
+        own = next((k for k, token in enumerate(reversed(ids)) if token in pads), 1)
+        return Length(len(ids) + more, own)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out."""

@@ -121,7 +121,11 @@ class Summariser:
             unit_id=unit_id,
             media_id=unit_id,
             uri="",
-            prompts=(Prompt(task=TASK, num_prompt_tokens=len(ids), input_ids=ids),),
+            prompts=(
+                Prompt(
+                    task=TASK, num_prompt_tokens=len(ids), num_own_tokens=len(ids), input_ids=ids
+                ),
+            ),
             predicted_cost=float(len(ids) + self._question.max_new_tokens),
         )
 

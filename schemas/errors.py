@@ -6,7 +6,8 @@ Exception
 │   ├── ManifestError    the manifest, or the listing it came from
 │   ├── StorageError     a bucket, folder or credentials
 │   ├── ModelError       the checkpoint
-│   └── ResourceError    the cluster is too small, or its workers differ from the driver
+│   ├── ResourceError    the cluster is too small, or its workers differ from the driver
+│   └── CostError        the run would cost more than the job allows; exit code 4
 └── UnitError            one unit: becomes that unit's row, with an ErrorType; no other is touched
 """
 
@@ -129,7 +130,9 @@ PASSING = frozenset(
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; shown as one message, exit code 2."""
+    """A mistake that the user can mend; shown as one message."""
+
+    exit_code = 2
 
 
 class JobFileError(UserError):
@@ -150,6 +153,12 @@ class ModelError(UserError):
 
 class ResourceError(UserError):
     """The cluster cannot run this job."""
+
+
+class CostError(UserError):
+    """The run is predicted to cost more than the job allows."""
+
+    exit_code = 4
 
 
 class UnitError(Exception):

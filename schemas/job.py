@@ -14,6 +14,7 @@ from pydantic import (
 
 from schemas.errors import JobFileError
 from schemas.job_errors import explain
+from schemas.limits import Cost, Limits, OnFinish
 from schemas.model import Model
 from schemas.section import Section
 from schemas.task import Question
@@ -134,16 +135,6 @@ class SamplingSpec(Section):
         if self.min_frames > self.max_frames:
             raise ValueError(f"min_frames {self.min_frames} is over max_frames {self.max_frames}")
         return self
-
-
-def as_share(value: Any) -> Any:
-    """Read ``1%`` as 0.01; other values stay as they are, to be checked as numbers."""
-    if isinstance(value, str) and value.strip().endswith("%"):
-        try:
-            return float(value.strip()[:-1]) / 100
-        except ValueError:
-            return value
-    return value
 
 
 TokenRange = Annotated[tuple[int, int], Field(description="[least, most]")]
@@ -297,34 +288,6 @@ class Resources(Section):
     )
 
 
-class Limits(Section):
-    """What a run may come to."""
-
-    max_failed: Annotated[float, BeforeValidator(as_share), Field(ge=0, le=1)] | None = Field(
-        None,
-        description="A complete run of which a larger share of units failed ends with exit code 3: "
-        "`1%` or 0.01.",
-    )
-
-
-class OnFinish(Section):
-    """Whom a complete run tells."""
-
-    command: tuple[str, ...] = Field(
-        (),
-        description="A program and its arguments, run without a shell; `REELSCRIBE_SUMMARY` is the "
-        "path of summary.json, `REELSCRIBE_RUN_ID` the run, `REELSCRIBE_STATUS` ok or "
-        "too_many_failed.",
-    )
-    webhook_env: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="Environment variable with a url that gets summary.json by POST; a url with a "
-        "token belongs into no file.",
-    )
-    timeout: float = Field(60.0, gt=0, description="Seconds for each.")
-
-
 class Job(Section):
     """A job file."""
 
@@ -347,6 +310,7 @@ class Job(Section):
         "`items`; `{}` for the defaults.",
     )
     resources: Resources = Field(default_factory=Resources, description="Spread of the work.")
+    cost: Cost = Field(default_factory=Cost, description="What an engine costs.")
     limits: Limits = Field(default_factory=Limits, description="What a run may come to.")
     on_finish: OnFinish = Field(default_factory=OnFinish, description="Whom a complete run tells.")
     storage_options: dict[str, dict[str, Any]] = Field(

@@ -31,10 +31,14 @@ class UnitStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One task's prompt: its exact length in the plan, its token ids once prepared."""
+    """One task's prompt: its exact length in the plan, its token ids once prepared.
+
+    num_own_tokens: of it those that no other prompt of the unit shares.
+    """
 
     task: str
     num_prompt_tokens: int
+    num_own_tokens: int = 0
     input_ids: tuple[int, ...] | None = None
 
 
@@ -43,6 +47,12 @@ PROMPT = pa.struct(
         described("task", pa.string(), "name of the task", nullable=False),
         described(
             "num_prompt_tokens", pa.int32(), "vision and text tokens together", nullable=False
+        ),
+        described(
+            "num_own_tokens",
+            pa.int32(),
+            "of them those after the last image or video: the task's own text",
+            nullable=False,
         ),
         described("input_ids", pa.list_(pa.int32()), "token ids; null in the plan"),
     ]
@@ -67,10 +77,16 @@ class Unit:
     messages: str | None = None
     parts: tuple[Part, ...] = ()
     prompts: tuple[Prompt, ...] = ()
+    num_shared_tokens: int = 0
     predicted_cost: float = 0.0
     attempts: int = 0
     status: str = UnitStatus.PLANNED
     error: ErrorRecord | None = None
+
+    @property
+    def num_fed_tokens(self) -> int:
+        """Tokens that an engine reads for all its prompts, what they share once."""
+        return self.num_shared_tokens + sum(prompt.num_own_tokens for prompt in self.prompts)
 
     @property
     def seen(self) -> tuple[Part, ...]:
@@ -137,9 +153,17 @@ UNIT = pa.schema(
         ),
         described("prompts", pa.list_(PROMPT), "one for each task"),
         described(
+            "num_shared_tokens",
+            pa.int64(),
+            "up to the end of the media: what the tasks' prompts begin with, which the engine "
+            "reads once for all of them",
+            nullable=False,
+        ),
+        described(
             "predicted_cost",
             pa.float64(),
-            "prompt tokens plus the tokens that may be generated; orders the work and the ETA",
+            "tokens that the engine reads, what tasks share once, plus those that may be "
+            "generated; orders the work and the ETA",
             unit="tokens",
             nullable=False,
         ),

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.blocks import at_most, frame_bytes, in_blocks
-from jobs.cost import FEATURES, Work, features, fit
+from jobs.cost import FEATURES, Rates, Work, features, fit
 from jobs.runs import open_run
 from pipeline.build import COMMITTED, Pools
 from pipeline.storage import Storage
@@ -46,7 +46,10 @@ def planned(costs, side: int = 32) -> pa.Table:
                 uri="a.mp4",
                 media=media,
                 sampling=sampling(int(cost), side),
-                prompts=(Prompt(task="caption", num_prompt_tokens=int(cost) + 20),),
+                prompts=(
+                    Prompt(task="caption", num_prompt_tokens=int(cost) + 20, num_own_tokens=12),
+                ),
+                num_shared_tokens=int(cost) + 8,
                 predicted_cost=float(cost),
             )
             for k, cost in enumerate(costs)
@@ -111,7 +114,9 @@ def test_frames_of_a_conversation_are_those_of_its_parts():
     units = pa.concat_tables([planned([1.0]), to_table([talk], UNIT), planned([1.0])])
     clip = 3 * 2 * 32 * 32
     assert frame_bytes(units).tolist() == [clip, 3 * (32 * 32 + 64 * 64), clip]
-    assert features(units).tolist() == [[1, 21, 1], [8, 0, 0], [1, 21, 1]]
+    talk_has_no_prompt = [8, -8, 0]
+    found = features(units, {"caption": 30.0}).tolist()
+    assert found == [[1, 20, 30], talk_has_no_prompt, [1, 20, 30]]
 
 
 def makespan(seconds: list[float], replicas: int) -> float:
@@ -171,9 +176,17 @@ def rows_of(units: pa.Table, seconds_per_token: float) -> pa.Table:
             "status": "ok",
             "predicted_cost": unit["predicted_cost"],
             "num_vision_tokens": unit["sampling"]["num_vision_tokens"],
-            "num_prompt_tokens": unit["prompts"][0]["num_prompt_tokens"],
-            "num_answers": 1,
+            "num_text_tokens": 20,
             "num_output_tokens": 9,
+            "responses": [
+                {
+                    "task": "caption",
+                    "num_prompt_tokens": unit["prompts"][0]["num_prompt_tokens"],
+                    "num_output_tokens": 9,
+                    "attempts": 1,
+                    "status": "ok",
+                }
+            ],
             "engine_seconds": seconds_per_token * unit["sampling"]["num_vision_tokens"],
         }
         for unit in units.to_pylist()
@@ -183,7 +196,7 @@ def rows_of(units: pa.Table, seconds_per_token: float) -> pa.Table:
 
 def test_a_run_learns_its_costs_and_the_next_one_begins_with_them():
     units = planned(range(100, 4100, 10))
-    work = Work(units, {})
+    work = Work(units, None)
     assert work.total_cost == sum(range(100, 4100, 10))
     files = [rows_of(units.slice(at, 20), 0.01) for at in range(0, 400, 20)]
     learnt = []
@@ -191,10 +204,11 @@ def test_a_run_learns_its_costs_and_the_next_one_begins_with_them():
         work.done(file)
         learnt.append(work.learnt())
     assert learnt == [False] * 5 + [True]
-    assert set(work.seconds_each) == set(FEATURES)
+    assert set(work.rates.seconds_each) == set(FEATURES)
+    assert work.rates.output_tokens == {"caption": 9}
     assert work.total_cost == pytest.approx(0.01 * sum(range(100, 4100, 10)), rel=0.02)
     assert work.done_cost == pytest.approx(0.01 * sum(range(100, 1300, 10)), rel=0.02)
-    following = Work(units, work.seconds_each)
+    following = Work(units, work.rates)
     assert following.costs == pytest.approx(0.01 * np.arange(100, 4100, 10), rel=0.05, abs=0.1)
 
 
@@ -203,8 +217,12 @@ def test_a_new_run_begins_with_what_the_latest_run_of_its_model_learnt(tmp_path)
     storage = Storage()
     small, large = {"model": {"weights": "a"}}, {"model": {"weights": "b"}}
     first, _ = open_run(job, "one manifest", small, storage)
-    assert first.cost == {}
-    learnt = {"num_vision_tokens": 0.25, "num_prompt_tokens": 0.0, "num_answers": 1.5}
-    dataclasses.replace(first, cost=learnt, status="complete").save(job, storage)
-    assert open_run(job, "another manifest", small, storage)[0].cost == learnt
-    assert open_run(job, "another manifest", large, storage)[0].cost == {}
+    assert first.cost is None
+    each = {"num_vision_tokens": 0.25, "num_text_tokens": 0.0, "num_output_tokens": 1.5}
+    learnt = Rates(seconds_each=each, output_tokens={"caption": 40.0})
+    done = dataclasses.replace(first, cost=learnt, starts=1, status="complete")
+    done.save(job, storage)
+    second, _ = open_run(job, "another manifest", small, storage)
+    assert second.cost == dataclasses.replace(learnt, origin=f"learnt by the run {first.run_id}")
+    assert open_run(job, "another manifest", large, storage)[0].cost is None
+    assert open_run(job, "one manifest", small, storage)[0] == done

@@ -21,10 +21,11 @@ from jobs import annotate
 from jobs.blocks import frame_bytes
 from jobs.plan import print_plan
 from pipeline.build import Prepare, code_digest
+from pipeline.engines.batches import roots_of
 from pipeline.engines.patches import normalise, patches, seen_pixels
 from pipeline.engines.transformers import TransformersEngine
 from pipeline.plan import Planner
-from pipeline.prompt import VIDEO_SLOT
+from pipeline.prompt import VIDEO_SLOT, Prompter
 from pipeline.storage import Storage
 from pipeline.write import RunKey, annotation_row
 from schemas.job import Job, check_job
@@ -187,6 +188,9 @@ def test_messages_are_what_transformers_own_processor_makes_of_them(
     assert decode(ids) == decode(expected["input_ids"][0])
     assert ids == expected["input_ids"][0].tolist()
     assert prompt.num_prompt_tokens == len(ids)
+    (root,) = roots_of(unit, {"chat": 1}, Prompter(str(checkpoint)).pad_ids.values())
+    assert len(root.prefix) == unit.num_shared_tokens
+    assert len(root.branches[0].suffix) == prompt.num_own_tokens
     found = {"image": [], "video": []}
     for part, pixels in zip(unit.seen, seen_pixels(unit), strict=True):
         found[part.media.media_type].append((part, pixels))

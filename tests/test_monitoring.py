@@ -24,7 +24,8 @@ from jobs.run_log import RunLog, log_as_json
 from pipeline import meters
 from pipeline.storage import Storage
 from schemas.errors import JobFileError
-from schemas.job import OnFinish, check_job
+from schemas.job import check_job
+from schemas.limits import OnFinish
 
 MONITORING = Path(__file__).parent.parent / "deploy" / "monitoring"
 ONLY_WITH_GPUS = {"ray_node_gpus_utilization"}

@@ -19,6 +19,7 @@ from pipeline.build import Prepare, code_digest
 from pipeline.choose import planned_pts
 from pipeline.container import open_video
 from pipeline.decode import decode_unit
+from pipeline.engines.batches import roots_of
 from pipeline.plan import Planner
 from pipeline.probe import VideoProbe
 from pipeline.prompt import pair_seconds
@@ -54,12 +55,17 @@ def plan(
 def assert_exact(checkpoint: Path, units: list[Unit], **changes) -> None:
     """What the plan promised is what the decoder and the prompt make."""
     prepare = Prepare(job(checkpoint, **changes), Storage(), code_digest())
+    pad_ids = prepare._prompter.pad_ids.values()
     for unit in units:
         assert unit.status == "planned", unit.error
         prepared = prepare.prepare(unit)
         assert prepared.error is None, (unit.uri, prepared.error)
         for prompt in prepared.prompts:
             assert len(prompt.input_ids) == prompt.num_prompt_tokens, (unit.uri, prompt.task)
+        roots = roots_of(prepared, dict.fromkeys((p.task for p in unit.prompts), 1), pad_ids)
+        assert sum(len(root.prefix) for root in roots) == unit.num_shared_tokens
+        own = {b.prompt.task: len(b.suffix) for root in roots for b in root.branches}
+        assert own == {p.task: p.num_own_tokens for p in unit.prompts}
         pads = prepared.prompts[0].input_ids
         prompter = prepare._prompter
         pad = prompter.pad_ids[unit.media.media_type]

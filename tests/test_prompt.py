@@ -67,7 +67,7 @@ def test_video_ids_are_those_of_the_models_own_processor(
     )
     vision = Vision(media_type="video", pts_seconds=tuple(pts), tokens_per_slot=tokens)
     assert prompter.input_ids(vision, text) == expected
-    assert prompter.num_tokens(vision, text) == len(expected)
+    assert prompter.length(vision, text).num_tokens == len(expected)
 
 
 @settings(max_examples=30, deadline=None)

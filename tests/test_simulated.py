@@ -71,8 +71,14 @@ def unit(unit_id: str, kind: str = "video", num_tokens: int = 90) -> PreparedUni
             num_vision_tokens=8 if is_video else 4,
             pts_seconds=(8.0, 10.0, 12.0, 14.0) if is_video else None,
         ),
+        num_shared_tokens=20,
         prompts=tuple(
-            Prompt(task=task, num_prompt_tokens=num_tokens, input_ids=(1,) * num_tokens)
+            Prompt(
+                task=task,
+                num_prompt_tokens=num_tokens,
+                num_own_tokens=num_tokens - 20,
+                input_ids=(1,) * num_tokens,
+            )
             for task in asked
         ),
     )

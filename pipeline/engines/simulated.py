@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.engines.simulated_answers import answer_text
 from schemas.job import Generation, Job
@@ -22,7 +23,7 @@ _PATCHES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Size:
+class ModelSize:
     """Parameters, and bytes of keys and values a token, in bfloat16 (layers x heads x 128 x 4)."""
 
     vision_parameters: float
@@ -30,39 +31,72 @@ class _Size:
     parameters: float
     cache_bytes: int
 
+    @classmethod
+    def of(cls, config: Any) -> "ModelSize":
+        """Count the parameters of a checkpoint, dense or MoE, by its configuration."""
+        text, vision = config.text_config, config.vision_config
+        hidden, heads = text.hidden_size, text.num_attention_heads
+        head = getattr(text, "head_dim", None) or hidden // heads
+        attention = 2 * hidden * head * (heads + text.num_key_value_heads)
+        is_tied = getattr(config, "tie_word_embeddings", False)
+        embedding = text.vocab_size * hidden * (1 if is_tied else 2)
+        experts = getattr(text, "num_experts", None)
+        width = text.moe_intermediate_size if experts else text.intermediate_size
+        expert = 3 * hidden * width
+
+        def parameters(num_experts: int) -> float:
+            layer = attention + num_experts * expert
+            return float(text.num_hidden_layers * layer + embedding)
+
+        return cls(
+            vision_parameters=float(
+                vision.depth
+                * vision.hidden_size
+                * (4 * vision.hidden_size + 2 * vision.intermediate_size)
+            ),
+            active_parameters=parameters(text.num_experts_per_tok if experts else 1),
+            parameters=parameters(experts or 1),
+            cache_bytes=text.num_hidden_layers * text.num_key_value_heads * head * 4,
+        )
+
+    @property
+    def shown(self) -> str:
+        """Its size in words."""
+        return f"{self.parameters / 1e9:.3g} billion parameters"
+
 
 _SIZES = {
-    "2B": _Size(
+    "2B": ModelSize(
         vision_parameters=0.4e9,
         active_parameters=1.7e9,
         parameters=1.7e9,
         cache_bytes=28 * 8 * 512,
     ),
-    "4B": _Size(
+    "4B": ModelSize(
         vision_parameters=0.4e9,
         active_parameters=4.0e9,
         parameters=4.0e9,
         cache_bytes=36 * 8 * 512,
     ),
-    "8B": _Size(
+    "8B": ModelSize(
         vision_parameters=0.6e9,
         active_parameters=8.2e9,
         parameters=8.2e9,
         cache_bytes=36 * 8 * 512,
     ),
-    "32B": _Size(
+    "32B": ModelSize(
         vision_parameters=0.6e9,
         active_parameters=32.8e9,
         parameters=32.8e9,
         cache_bytes=64 * 8 * 512,
     ),
-    "30B-A3B": _Size(
+    "30B-A3B": ModelSize(
         vision_parameters=0.6e9,
         active_parameters=3.3e9,
         parameters=30.5e9,
         cache_bytes=48 * 4 * 512,
     ),
-    "235B-A22B": _Size(
+    "235B-A22B": ModelSize(
         vision_parameters=0.6e9,
         active_parameters=22e9,
         parameters=235e9,
@@ -90,9 +124,12 @@ class EngineTimes:
     max_num_seqs: int
 
     @classmethod
-    def of(cls, spec: Simulated) -> "EngineTimes":
-        """Two operations a parameter and token; weights and cache are read once a step."""
-        size, (operations, bytes_per_second) = _SIZES[spec.size], _GPUS[spec.gpu]
+    def of(cls, spec: Simulated, size: ModelSize | None = None) -> "EngineTimes":
+        """Two operations a parameter and token; weights and cache are read once a step.
+
+        size: instead of the published one that ``spec`` names.
+        """
+        size, (operations, bytes_per_second) = size or _SIZES[spec.size], _GPUS[spec.gpu]
         compute = 2 / (operations * _COMPUTE_EFFICIENCY)
         traffic = 1 / (bytes_per_second * _BANDWIDTH_EFFICIENCY)
 
@@ -115,13 +152,14 @@ class EngineTimes:
     def seconds(self, unit: AnsweredUnit) -> float:
         """Seconds that a unit adds to the work of an engine that is always full.
 
+        What tasks share is read once.
+
         Continuous batching: ``max_num_seqs`` answers share each step, whatever unit they are of.
         """
         vision = sum(part.sampling.num_vision_tokens for part in unit.seen)
-        total = vision * self.per_vision_token
+        total = vision * self.per_vision_token + unit.num_fed_tokens * self.per_prompt_token
         for raw in unit.answers:
             written, read = raw.num_output_tokens, raw.num_prompt_tokens
-            total += read * self.per_prompt_token
             total += written * self.per_step / self.max_num_seqs
             total += written * (read + written / 2) * self.per_cached_token
         return total

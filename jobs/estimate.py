@@ -1,0 +1,197 @@
+"""What a plan will cost: engine hours and money, of each task, by what is known of the model."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jobs.cost import Rates, features
+from jobs.printable import printable
+from pipeline.checkpoint import load_config
+from pipeline.engines.simulated import EngineTimes, ModelSize
+from schemas.errors import CostError
+from schemas.job import Job
+
+MEDIA = "what is seen, once"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A task's share of the work, or that of the media, which all tasks have in common."""
+
+    name: str
+    num_read: float
+    num_written: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Engine seconds of a plan, and what they follow from.
+
+    unmeasured: tasks whose answers are taken as long as they may be.
+    """
+
+    shares: tuple[Share, ...]
+    seconds: float
+    rates: Rates
+    is_measured: bool
+    unmeasured: tuple[str, ...]
+
+    @property
+    def hours(self) -> float:
+        """Engine hours."""
+        return self.seconds / 3600
+
+
+def estimate(units: pa.Table, job: Job, known: Rates | None) -> Estimate:
+    """Predict what units cost.
+
+    units: UNIT rows; those that cannot be done cost nothing.
+    known: what was measured; without it, ``default_rates``.
+    """
+    units = units.filter(pc.is_null(units["error"]))
+    rates = known or default_rates(job, units)
+    longest = {question.task: float(question.max_new_tokens) for question in job.questions()}
+    prompts = pc.list_flatten(units["prompts"])
+    asked = pa.table(
+        {name: pc.struct_field(prompts, name) for name in ("task", "num_own_tokens")}
+    ).group_by("task")
+    found = {
+        row["task"]: (row["num_own_tokens_sum"], row["task_count"])
+        for row in asked.aggregate([("num_own_tokens", "sum"), ("task", "count")]).to_pylist()
+    }
+    unmeasured = tuple(
+        task for task in longest if task in found and task not in rates.output_tokens
+    )
+    rates = dataclasses.replace(
+        rates, output_tokens=rates.output_tokens | {task: longest[task] for task in unmeasured}
+    )
+    vision, _, _ = features(units, rates.output_tokens).sum(axis=0)
+    shared = float(pc.sum(units["num_shared_tokens"]).as_py() or 0)
+    per_vision, per_text, per_output = rates.weights
+    shares = [
+        Share(
+            name=MEDIA,
+            num_read=shared,
+            num_written=0.0,
+            seconds=vision * per_vision + (shared - vision) * per_text,
+        )
+    ]
+    for task in longest:
+        if task in found:
+            own, count = found[task]
+            written = count * rates.output_tokens[task]
+            seconds = own * per_text + written * per_output
+            shares.append(Share(name=task, num_read=own, num_written=written, seconds=seconds))
+    return Estimate(
+        shares=tuple(shares),
+        seconds=sum(share.seconds for share in shares),
+        rates=rates,
+        is_measured=known is not None,
+        unmeasured=unmeasured,
+    )
+
+
+def default_rates(job: Job, units: pa.Table) -> Rates:
+    """Assume costs where none were measured: arithmetic and memory traffic of a model of this size.
+
+    The GPU is ``model.simulated.gpu``; Source: ``pipeline/engines/simulated.py``.
+    """
+    model = job.model
+    if model.engine == "simulated":
+        times, size = EngineTimes.of(model.simulated), f"Qwen3-VL {model.simulated.size}"
+    else:
+        found = ModelSize.of(load_config(model.source, model.revision, model.yarn))
+        times, size = EngineTimes.of(model.simulated, found), found.shown
+    prompts = pc.list_flatten(units["prompts"])
+    context = pc.mean(pc.struct_field(prompts, "num_prompt_tokens")).as_py() or 0.0
+    per_output = times.per_step / times.max_num_seqs + context * times.per_cached_token
+    return Rates(
+        seconds_each={
+            "num_vision_tokens": times.per_vision_token + times.per_prompt_token,
+            "num_text_tokens": times.per_prompt_token,
+            "num_output_tokens": per_output,
+        },
+        output_tokens={},
+        origin=f"defaults, NOT measured: arithmetic and memory traffic of a model of {size} on one "
+        f"{model.simulated.gpu.upper()}, {times.max_num_seqs} answers at a time; `reelscribe "
+        "calibrate` measures",
+    )
+
+
+def money(estimated: Estimate, job: Job) -> str:
+    """Engine hours as a text, with their price where the job gives one."""
+    hours = f"{_number(estimated.hours)} engine hours"
+    if job.cost.per_hour is None:
+        return hours
+    price = _number(estimated.hours * job.cost.per_hour)
+    return f"{hours}, {price} {printable(job.cost.currency)}"
+
+
+def print_estimate(estimated: Estimate, job: Job, console: Console) -> None:
+    """Print what each task costs, and how that is known."""
+    price = job.cost.per_hour
+    grid = Table(title="predicted cost", title_justify="left", box=box.SIMPLE_HEAD)
+    names = ["", "tokens read", "tokens written", "engine hours"]
+    for name in [*names, *([printable(job.cost.currency)] if price else [])]:
+        grid.add_column(name, justify="left" if not name else "right")
+    reads = sum(share.num_read for share in estimated.shares)
+    writes = sum(share.num_written for share in estimated.shares)
+    total = Share(name="all", num_read=reads, num_written=writes, seconds=estimated.seconds)
+    for share in (*estimated.shares, total):
+        cells = [f"{share.num_read:,.0f}", f"{share.num_written:,.0f}"]
+        cells.append(_number(share.seconds / 3600))
+        cells += [_number(share.seconds / 3600 * price)] if price else []
+        grid.add_row(share.name, *cells, style="bold" if share is total else None)
+    console.print(grid)
+    for line in _remarks(estimated, job):
+        console.print(Text(f"  {printable(line)}"), soft_wrap=True)
+
+
+def _remarks(estimated: Estimate, job: Job) -> list[str]:
+    lines = [f"By {estimated.rates.origin or 'what this run has learnt'}."]
+    if estimated.unmeasured:
+        tasks = ", ".join(estimated.unmeasured)
+        lines.append(f"Answers of {tasks} are taken as long as they may be (max_new_tokens).")
+    gpus = job.model.vllm.gpus if job.model.engine == "vllm" else 1
+    if gpus > 1:
+        hours = _number(estimated.hours * gpus)
+        lines.append(f"An engine has {gpus} GPUs: {hours} GPU-hours.")
+    if job.summary is not None:
+        lines.append("Summaries of whole videos are not in it.")
+    lines.append("Engines' starts, and waiting for decoders, come on top.")
+    return lines
+
+
+def check_cost(estimated: Estimate, job: Job) -> None:
+    """Refuse a run that is over the job's limit.
+
+    Raises:
+        CostError: it is.
+    """
+    most, price = job.limits.max_cost, job.cost.per_hour
+    if most is None:
+        return
+    cost = estimated.hours * (price or 1.0)
+    if cost <= most:
+        return
+    unit = job.cost.currency if price else "engine hours (there is no cost.per_hour)"
+    raise CostError(
+        f"this run is predicted to cost {_number(cost)} {unit}, over limits.max_cost "
+        f"{most:g}; by {estimated.rates.origin or 'what this run has learnt'}. Take fewer items "
+        "(--limit, --sample), lower sampling.fps or budget, or raise --max-cost; `reelscribe "
+        "plan` shows what each would change. Nothing was annotated"
+    )
+
+
+def _number(value: float) -> str:
+    """At least two decimals, and three digits that say something."""
+    if value >= 10:
+        return f"{value:,.2f}"
+    return f"{value:.3f}" if value >= 0.1 or value == 0 else f"{value:.3g}"
