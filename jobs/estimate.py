@@ -127,10 +127,10 @@ def default_rates(job: Job, units: pa.Table) -> Rates:
 
 def money(estimated: Estimate, job: Job) -> str:
     """Engine hours as a text, with their price where the job gives one."""
-    hours = f"{_number(estimated.hours)} engine hours"
+    hours = f"{number(estimated.hours)} engine hours"
     if job.cost.per_hour is None:
         return hours
-    price = _number(estimated.hours * job.cost.per_hour)
+    price = number(estimated.hours * job.cost.per_hour)
     return f"{hours}, {price} {printable(job.cost.currency)}"
 
 
@@ -146,8 +146,8 @@ def print_estimate(estimated: Estimate, job: Job, console: Console) -> None:
     total = Share(name="all", num_read=reads, num_written=writes, seconds=estimated.seconds)
     for share in (*estimated.shares, total):
         cells = [f"{share.num_read:,.0f}", f"{share.num_written:,.0f}"]
-        cells.append(_number(share.seconds / 3600))
-        cells += [_number(share.seconds / 3600 * price)] if price else []
+        cells.append(number(share.seconds / 3600))
+        cells += [number(share.seconds / 3600 * price)] if price else []
         grid.add_row(share.name, *cells, style="bold" if share is total else None)
     console.print(grid)
     for line in _remarks(estimated, job):
@@ -161,7 +161,7 @@ def _remarks(estimated: Estimate, job: Job) -> list[str]:
         lines.append(f"Answers of {tasks} are taken as long as they may be (max_new_tokens).")
     gpus = job.model.vllm.gpus if job.model.engine == "vllm" else 1
     if gpus > 1:
-        hours = _number(estimated.hours * gpus)
+        hours = number(estimated.hours * gpus)
         lines.append(f"An engine has {gpus} GPUs: {hours} GPU-hours.")
     if job.summary is not None:
         lines.append("Summaries of whole videos are not in it.")
@@ -183,15 +183,15 @@ def check_cost(estimated: Estimate, job: Job) -> None:
         return
     unit = job.cost.currency if price else "engine hours (there is no cost.per_hour)"
     raise CostError(
-        f"this run is predicted to cost {_number(cost)} {unit}, over limits.max_cost "
+        f"this run is predicted to cost {number(cost)} {unit}, over limits.max_cost "
         f"{most:g}; by {estimated.rates.origin or 'what this run has learnt'}. Take fewer items "
         "(--limit, --sample), lower sampling.fps or budget, or raise --max-cost; `reelscribe "
         "plan` shows what each would change. Nothing was annotated"
     )
 
 
-def _number(value: float) -> str:
-    """At least two decimals, and three digits that say something."""
+def number(value: float) -> str:
+    """Write hours or money: at least two decimals, and three digits that say something."""
     if value >= 10:
         return f"{value:,.2f}"
     return f"{value:.3f}" if value >= 0.1 or value == 0 else f"{value:.3g}"

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.alternatives import print_alternatives
 from jobs.cluster import actor_errors, connected, plan_actors
 from jobs.estimate import check_cost, estimate, print_estimate
 from jobs.plan_uris import with_secrets, without_secrets
@@ -246,6 +247,8 @@ def run(job: Job, console: Console, *, dry_run: bool = False) -> pa.Table:
     print_plan(table, opened, console, dry_run=dry_run)
     predicted = estimate(table, opened.job, opened.run.cost)
     print_estimate(predicted, opened.job, console)
+    context = opened.checkpoint.max_model_len
+    print_alternatives(table, opened.job, predicted, context, console)
     check_cost(predicted, opened.job)
     if dry_run:
         console.print("a dry run: nothing was written")
