@@ -22,8 +22,8 @@ from jobs.run_log import RunLog
 from jobs.runs import Run
 from jobs.watch import Watch
 from pipeline.build import Pools, build_annotate
-from pipeline.decode import torchcodec_problem
 from pipeline.storage import Storage, join
+from pipeline.torchcodec_frames import torchcodec_problem
 from pipeline.views import write_views
 from pipeline.write import committed, drop_rows, settle
 from schemas.errors import PASSING, ErrorType, ResourceError
@@ -225,7 +225,7 @@ def _print_run(run: Run, opened: Opened, console: Console) -> None:
         ("units", f"{counts['units']:,}: {_listed(counts['status'])}" + _earlier(counts)),
         ("answers", _listed(counts["answers"])),
         ("errors", _listed(counts["errors"])),
-        ("decoded by", _listed(counts["decoders"]) + _decoder_remark(counts["decoders"])),
+        ("decoded by", _listed(counts["decoders"])),
         (
             "tokens",
             f"{counts['prompt_tokens']:,} in, {counts['output_tokens']:,} out",
@@ -252,14 +252,6 @@ def _starts(run: Run) -> str:
 
 def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{n:,} {name}" for name, n in sorted(counts.items())) or "none"
-
-
-def _decoder_remark(decoders: dict[str, int]) -> str:
-    """Say it where videos fell back to PyAV because torchcodec does not load."""
-    if "pyav" not in decoders or "torchcodec" in decoders:
-        return ""
-    problem = torchcodec_problem()
-    return f" (torchcodec does not load here: {problem})" if problem else ""
 
 
 def check_decoder(job: Job) -> None:

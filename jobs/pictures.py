@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.decode import Frame, decode_unit
+from pipeline.decode import decode_unit
+from pipeline.frames import Pixels
 from pipeline.storage import Storage, join
 from pipeline.write import read_parquet
 from schemas.errors import ErrorType, StorageError, UnitError
@@ -71,7 +72,7 @@ def seen_parts(row: dict[str, Any], planned: dict[str, Any] | None) -> list[Part
     ]
 
 
-def decode_again(part: Part, storage: Storage) -> Frame:
+def decode_again(part: Part, storage: Storage) -> Pixels:
     """Decode a part as the run did: the same frames at the same size, ``uint8 [T, H, W, 3]``.
 
     Raises:
@@ -106,7 +107,7 @@ def choose_frames(
     return sorted(chosen | set(_evenly(others, most - len(chosen))))
 
 
-def make_sheet(pixels: Frame, frames: Sequence[int], longest: int) -> Sheet:
+def make_sheet(pixels: Pixels, frames: Sequence[int], longest: int) -> Sheet:
     """Lay out frames, each scaled down to ``longest`` pixels at its longer side."""
     height, width = pixels.shape[1:3]
     scale = min(1.0, longest / max(height, width))

@@ -271,6 +271,11 @@ def _num_slots(prompt: str) -> int:
     return len(_SLOT.findall(prompt))
 
 
+def num_digits(seconds: float) -> int:
+    """Length of a time as the prompt tells it, on which the number of its tokens depends."""
+    return len(f"{max(seconds, 0.0):.1f}")
+
+
 def pair_seconds(pts_seconds: Sequence[float]) -> list[float]:
     """The time of each frame pair: the mean of its two PTS, never negative."""
     pairs = zip(pts_seconds[::2], pts_seconds[1::2], strict=True)

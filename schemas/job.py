@@ -126,8 +126,17 @@ class SamplingSpec(Section):
         "clock (PTS), or the unit's begin, for a model that knows short clips only. The table has "
         "PTS either way.",
     )
+    frames: Literal["exact", "nearest", "keyframes"] = Field(
+        "exact",
+        description="exact: the frame on display at the sample time. nearest: the closest of those "
+        "that others refer to, which saves a third of the decoding where there are B-frames. "
+        "keyframes: the key frame before it, for a rough look at an archive in a fraction of the "
+        "time; a frame may then be seen many times. The rows have the true times.",
+    )
     decoder: Literal["auto", "torchcodec", "pyav"] = Field(
-        "auto", description="auto: torchcodec where it loads, else PyAV. Same frames, same times."
+        "auto",
+        description="auto is pyav. torchcodec gives the same frames and times, at several times "
+        "the memory.",
     )
 
     @model_validator(mode="after")

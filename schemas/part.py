@@ -92,9 +92,10 @@ class Sampling:
     """Which frames of the unit the model sees, and how large.
 
     A frame is chosen by time: frame k of ``num_frames`` is the one on display at
-    ``start_seconds + k * (end_seconds - start_seconds) / num_frames``. The plan fixes these times,
-    the decoder adds the indices and PTS of the frames it found there. To the model times are told
-    from ``origin_seconds`` on.
+    ``start_seconds + k * (end_seconds - start_seconds) / num_frames``, or, as ``frames`` says, the
+    nearest that others refer to, or the last key frame. The plan fixes these times, the decoder
+    adds the indices and PTS of the frames it found there. To the model times are told from
+    ``origin_seconds`` on.
     """
 
     start_seconds: float | None = None
@@ -106,6 +107,7 @@ class Sampling:
     resized_width: int
     grid_thw: tuple[int, int, int]
     num_vision_tokens: int
+    frames: str = "exact"
     frame_indices: tuple[int | None, ...] | None = None
     pts_seconds: tuple[float, ...] | None = None
     decoder: str | None = None
@@ -143,6 +145,12 @@ SAMPLING = pa.struct(
         ),
         described(
             "num_vision_tokens", pa.int32(), "tokens that the language model gets", nullable=False
+        ),
+        described(
+            "frames",
+            pa.string(),
+            "how a sample time found its frame: exact, nearest or keyframes",
+            nullable=False,
         ),
         described(
             "frame_indices",

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.decode import Frame, decode_unit
+from pipeline.decode import decode_unit
+from pipeline.frames import Pixels
 from pipeline.plan import Planner
 from pipeline.positions import Grid, Ints, mrope_positions, token_types
 from pipeline.prompt import Prompter, Vision
@@ -35,7 +36,7 @@ class Picture:
     """An image or a video as the model sees it. pixels: uint8 [T, H, W, 3]."""
 
     media_type: str
-    pixels: Frame
+    pixels: Pixels
     grid_thw: Grid
     vision: Vision
 
