@@ -180,14 +180,15 @@ class VideoProbe:
     def key_times(self, times: list[float]) -> list[float]:
         """About the time of the key frame on display at each time; the index tells no PTS.
 
-        Without an index all packets are read.
+        Without an index of every frame, as MP4 has it, all packets are read.
         """
         begin, base = self._begin_ticks, self._time_base
-        entries = self._stream.index_entries
-        keys = [entry.timestamp for entry in entries if entry.is_keyframe]
-        keys = [key - keys[0] + begin for key in keys]  # packets are indexed by DTS
+        entries, keys = self._stream.index_entries, []
+        if len(entries) == self._stream.frames:  # else it may be what was read so far
+            keys = [entry.timestamp for entry in entries if entry.is_keyframe]
+            keys = [key - keys[0] + begin for key in keys]  # packets are indexed by DTS
         if not keys:
-            self._seek(begin)
+            self._seek(begin - 10 * int(1 / base))
             keys = [
                 pts for pts, _, is_key in packet_times(self._container, self._stream)[0] if is_key
             ]

@@ -1,0 +1,151 @@
+"""sampling.frames: nearest and keyframes, their true times, and plans that stay exact; seeks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clips import number_in, numbered_frames, video_unit
+from PIL import Image
+
+from jobs.encode_clip import encode_clip
+from pipeline.build import Prepare, code_digest
+from pipeline.container import open_video, packet_times
+from pipeline.decode import decode_unit
+from pipeline.plan import Planner
+from pipeline.pyav_frames import pyav_frames
+from pipeline.storage import Storage
+from schemas.job import SamplingSpec, Segmentation, check_job
+from schemas.manifest import MediaItem
+from schemas.unit import Unit
+
+NUM_FRAMES, FPS = 260, 10
+IN_ONE = Segmentation(kind="none")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("clips")
+    frames = numbered_frames(NUM_FRAMES)
+    uneven = np.cumsum([0.04, 0.15, 0.1, 0.11] * (NUM_FRAMES // 4)).tolist()
+    options = {
+        "b.mp4": {"max_b_frames": 3, "gop_size": 40},
+        "b.mkv": {"max_b_frames": 3, "gop_size": 40, "start_seconds": 90.0},
+        "b.ts": {"max_b_frames": 3, "gop_size": 25, "start_seconds": 1.0},
+        "uneven.mkv": {"max_b_frames": 2, "gop_size": 30, "pts_seconds": uneven},
+        "hevc.mp4": {"codec": "libx265", "max_b_frames": 3, "gop_size": 50},
+    }
+    for name, given in options.items():
+        encode_clip(folder / name, frames, fps=FPS, **given)
+    return {name: folder / name for name in options}
+
+
+NAMES = ["b.mp4", "b.mkv", "b.ts", "uneven.mkv", "hevc.mp4"]
+
+
+def all_packets(path: Path) -> list[tuple[float, bool]]:
+    """PTS in seconds and key flag of every packet, ascending."""
+    with Storage().open_media(str(path)) as file, open_video(file) as (container, stream):
+        times, _ = packet_times(container, stream)
+        return [(float(pts * stream.time_base), is_key) for pts, _, is_key in times]
+
+
+def numbers(pixels: np.ndarray) -> list[int]:
+    small = [Image.fromarray(frame).resize((160, 120)) for frame in pixels]
+    return [number_in(np.asarray(frame)) for frame in small]
+
+
+def unit_of(path: Path, frames: str, **spec) -> Unit:
+    unit = video_unit(path, SamplingSpec(segmentation=IN_ONE, **spec))
+    object.__setattr__(unit.sampling, "frames", frames)
+    return unit
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nearest_is_close_and_tells_its_true_time(clips, name: str):
+    unit = unit_of(clips[name], "nearest", fps=2)
+    found = decode_unit(unit, Storage())
+    every = [pts for pts, _ in all_packets(clips[name])]
+    shown = [int(np.argmin(np.abs(np.array(every) - pts))) for pts in found.pts_seconds]
+    assert np.allclose([every[n] for n in shown], found.pts_seconds, atol=1e-6)
+    assert numbers(found.pixels) == shown
+    distance = np.abs(np.array(found.pts_seconds) - unit.sampling.times_seconds())
+    assert distance.max() < 0.5
+    exact = decode_unit(unit_of(clips[name], "exact", fps=2), Storage())
+    assert found.pts_seconds != exact.pts_seconds  # some frames are not there
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keyframes_are_those_on_display(clips, name: str):
+    unit = unit_of(clips[name], "keyframes", fps=2)
+    found = decode_unit(unit, Storage())
+    packets = all_packets(clips[name])
+    keys = [pts for pts, is_key in packets if is_key]
+    assert 2 < len(keys) < 20
+    wanted = [
+        max([k for k in keys if k <= t + 1e-6], default=keys[0])
+        for t in unit.sampling.times_seconds()
+    ]
+    assert np.allclose(found.pts_seconds, wanted, atol=1e-6)
+    times = [pts for pts, _ in packets]
+    assert numbers(found.pixels) == [
+        int(np.argmin(np.abs(np.array(times) - pts))) for pts in found.pts_seconds
+    ]
+
+
+@pytest.mark.parametrize("frames", ["exact", "nearest", "keyframes"])
+@pytest.mark.parametrize("seconds", [60, 4.7])
+@pytest.mark.parametrize("clock", ["media", "unit"])
+def test_the_plan_has_the_exact_tokens(clips, checkpoint, frames: str, seconds: float, clock: str):
+    """Over 10 s and 100 s, where the text of a time gains a digit, and in windows."""
+    spec = {
+        "input": {"scan": "unused"},
+        "output": "unused",
+        "model": {"source": str(checkpoint)},
+        "tasks": ["caption"],
+        "budget": {"image_tokens": [4, 64], "frame_tokens": [4, 16], "unit_tokens": 256},
+        "sampling": {
+            "frames": frames,
+            "clock": clock,
+            "segmentation": {"kind": "window", "seconds": seconds},
+        },
+    }
+    job = check_job(spec, "test")
+    items = [MediaItem(media_id=name, uri=str(path)) for name, path in clips.items()]
+    prepare = Prepare(job, Storage(), code_digest())
+    units = Planner(job, 262_144, Storage()).plan(items)
+    assert len(units) >= 5
+    for unit in units:
+        prepared = prepare.prepare(unit)
+        assert prepared.error is None
+        (prompt,) = prepared.prompts
+        assert len(prompt.input_ids) == prompt.num_prompt_tokens
+        assert prepared.sampling.frames == frames
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_seeks_lead_to_the_same_frames(clips, name: str):
+    unit = unit_of(clips[name], "exact", num_frames=4)
+    found = []
+    for seek in (True, False):
+        with Storage().open_media(unit.uri) as file, open_video(file) as (container, stream):
+            frames = pyav_frames(container, stream, unit.media, unit.sampling, 1, seek=seek)
+            found.append(frames)
+    assert found[0].pts_seconds == found[1].pts_seconds
+    assert np.array_equal(found[0].pixels, found[1].pixels)
+
+
+def test_what_no_frame_needs_is_not_decoded(clips, monkeypatch: pytest.MonkeyPatch):
+    """Four frames of 26 s, with a key frame every 4 s: most of the packets are left out."""
+    from pipeline import pyav_frames as module
+
+    walks = []
+    original = module._Walk.__init__
+
+    def noting(self, *args) -> None:
+        original(self, *args)
+        walks.append(self)
+
+    monkeypatch.setattr(module._Walk, "__init__", noting)
+    decode_unit(unit_of(clips["b.mp4"], "exact", num_frames=4), Storage())
+    (walk,) = walks
+    assert len(walk.packets) < 0.6 * NUM_FRAMES
