@@ -16,7 +16,7 @@ from jobs.printable import printable
 from jobs.progress import print_summary
 from jobs.read_annotations import Row, output_and_run, read_annotations
 from jobs.report_units import facts
-from pipeline.decode import Frame
+from pipeline.frames import Pixels
 from pipeline.storage import Storage, join, shown
 from schemas.errors import UnitError, UserError
 
@@ -126,7 +126,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _sheet(frames: list[Frame]) -> Image.Image:
+def _sheet(frames: list[Pixels]) -> Image.Image:
     """All frames on one picture, each scaled down to a cell."""
     pictures = [Image.fromarray(frame) for frame in frames]
     for picture in pictures:
