@@ -114,7 +114,8 @@ class Chooser:
             sample_fps=count / (end - start),
             frames=spec.frames,
         )
-        pts = stretch_pts(sampling, probe, least)
+        times = sampling.times_seconds()
+        pts = planned_pts(times, least, probe.displayed_pts, sampling.origin_seconds)
         return Chosen(media=media, sampling=sampling, pts_seconds=pts, stretch=stretch)
 
     def _frame_list(self, item: MediaItem) -> Chosen:
@@ -154,28 +155,11 @@ class Chooser:
         return Chosen(media=media, sampling=sampling, pts_seconds=pts)
 
 
-def stretch_pts(sampling: Sampling, probe: VideoProbe, least: float) -> list[float]:
-    """Frame times of a stretch of video from which its prompt's length follows exactly.
-
-    least: a time that none of its frames is before.
-    """
-    times, origin = sampling.times_seconds(), sampling.origin_seconds
-    if sampling.frames == "keyframes":
-        # They may lie long before: their own times count, not the sample times.
-        begin = probe.media.begin_seconds or 0.0
-        keys = probe.key_times(times)
-        return planned_pts(keys, begin, probe.key_pts, origin, asked=times, slack=1.0)
-    return planned_pts(times, least, probe.displayed_pts, origin)
-
-
 def planned_pts(
     times: list[float],
     least: float,
     displayed_pts: Callable[[float], float],
     origin_seconds: float = 0.0,
-    *,
-    asked: list[float] | None = None,
-    slack: float = 1e-5,
 ) -> list[float]:
     """Frame times from which the prompt's length follows exactly.
 
@@ -183,21 +167,19 @@ def planned_pts(
     least: a time that none of the frames is before.
     displayed_pts: the exact PTS of the frame on display at a time; may have to read packets.
     origin_seconds: what the times in the prompt count from.
-    asked: the sample times, where ``times`` are nearer to the frames' own.
-    slack: how much later than ``times`` a frame may be.
 
     A timestamp's length changes only where it gains a digit (10.0 s, 100.0 s, ...). Away from
     there the sample time stands for the PTS; near there the exact PTS is taken.
     """
-    pts, asked = list(times), asked or times
+    pts = list(times)
 
     def told(k: int) -> float:
         return pair_seconds([t - origin_seconds for t in pts[k : k + 2]])[0]
 
     before = max(least - origin_seconds, 0.0)
     for k in range(0, len(pts), 2):
-        if num_digits(told(k) + slack) > num_digits(before):
-            pts[k : k + 2] = [displayed_pts(t) for t in asked[k : k + 2]]
+        if num_digits(told(k) + 1e-5) > num_digits(before):
+            pts[k : k + 2] = [displayed_pts(t) for t in times[k : k + 2]]
         before = told(k)
     return pts
 

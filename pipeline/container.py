@@ -140,12 +140,6 @@ def packet_times(
     return sorted(times), ended
 
 
-def packet_end(packets: list[tuple[int, int]]) -> tuple[int, int, bool]:
-    """Of (pts, duration) of packets the one that is shown last."""
-    pts, duration = max(packets)
-    return pts, duration, False
-
-
 def displayed(pts: list[int], ticks: int) -> int:
     """Index into ascending ``pts`` of the frame on display at ``ticks``; 0 if none is yet."""
     return max(bisect_right(pts, ticks) - 1, 0)

@@ -57,13 +57,10 @@ def decode_unit(
             found = _by_torchcodec(media, sampling, file, num_threads)
             if found is not None:
                 return dataclasses.replace(found, bytes_read=file.bytes_read)
-        # A seek that lands too late is made good from the start, and so is a time out of the plan.
-        ways = [(sampling, True), (sampling, False)]
-        if sampling.frames == "nearest":
-            ways.append((dataclasses.replace(sampling, frames="exact"), False))
-        for way, seek in ways:
+        exact = dataclasses.replace(sampling, frames="exact")
+        for way, lead in [(sampling, 1.0), (sampling, 10.0), (exact, 10.0), (exact, None)]:
             with open_video(file) as (container, stream):
-                found = pyav_frames(container, stream, media, way, num_threads, seek=seek)
+                found = pyav_frames(container, stream, media, way, num_threads, lead_seconds=lead)
                 if found is not None:
                     return dataclasses.replace(found, bytes_read=file.bytes_read)
         raise UnitError(ErrorType.MEDIA_UNREADABLE, "no frame could be decoded")

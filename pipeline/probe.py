@@ -71,7 +71,6 @@ class VideoProbe:
         self._begin_ticks: int = frame.pts
         self._cadence = self._index_cadence()
         self._known: list[int] = []
-        self._known_keys: list[bool] = []
         self._known_until = self._begin_ticks - 1
         turn = quarter_turn(frame)
         turned = turn in (90, 270)
@@ -170,31 +169,6 @@ class VideoProbe:
             self._read_around(ticks)
         return float(self._known[displayed(self._known, ticks)] * self._time_base)
 
-    def key_pts(self, seconds: float) -> float:
-        """PTS in seconds of the last key frame at or before ``seconds``, else of the first."""
-        ticks = max(to_ticks(seconds, self._time_base), self._begin_ticks)
-        self._read_around(ticks)
-        keys = [pts for pts, is_key in zip(self._known, self._known_keys, strict=True) if is_key]
-        return float(keys[displayed(keys, ticks)] * self._time_base) if keys else seconds
-
-    def key_times(self, times: list[float]) -> list[float]:
-        """About the time of the key frame on display at each time; the index tells no PTS.
-
-        Without an index of every frame, as MP4 has it, all packets are read.
-        """
-        begin, base = self._begin_ticks, self._time_base
-        entries, keys = self._stream.index_entries, []
-        if len(entries) == self._stream.frames:  # else it may be what was read so far
-            keys = [entry.timestamp for entry in entries if entry.is_keyframe]
-            keys = [key - keys[0] + begin for key in keys]  # packets are indexed by DTS
-        if not keys:
-            self._seek(begin - 10 * int(1 / base))
-            keys = [
-                pts for pts, _, is_key in packet_times(self._container, self._stream)[0] if is_key
-            ]
-        keys = keys or [begin]
-        return [float(keys[displayed(keys, to_ticks(t, base))] * base) for t in times]
-
     def _read_around(self, ticks: int) -> None:
         second = int(1 / self._time_base)
         for start in (ticks, ticks - 10 * second, self._begin_ticks - 10 * second):
@@ -210,5 +184,4 @@ class VideoProbe:
             at = float(ticks * self._time_base)
             raise UnitError(ErrorType.MEDIA_UNREADABLE, f"no packets near {at:.3f} s")
         self._known = pts
-        self._known_keys = [time[2] for time in times]
         self._known_until = (1 << 62) if ended else ticks + second

@@ -5,26 +5,22 @@ How a sample time finds its frame (``sampling.frames``):
     exact      the frame on display then: the one with the latest PTS at or before it
     nearest    the closest of the frames that others refer to; the rest is not decoded
     keyframes  the key frame on display then, if there were only key frames
+
+The plan counts the tokens of the exact frames' times. Where the text of another frame's time could
+be of another length, the exact frame is taken: so a prompt has its planned length in every case.
 """
 
-from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
-from pipeline.container import (
-    alpha_decoder,
-    displayed,
-    packet_end,
-    quarter_turn,
-    to_ticks,
-    unreadable,
-)
+from pipeline.container import alpha_decoder, quarter_turn, to_ticks, unreadable
 from pipeline.frames import (
     Frames,
     Pixels,
@@ -35,6 +31,7 @@ from pipeline.frames import (
 )
 from pipeline.images import to_rgb
 from pipeline.prompt import num_digits, pair_seconds
+from schemas.errors import ErrorType, UnitError
 from schemas.unit import Media, Sampling
 
 _SKIPPED = {"exact": "DEFAULT", "nearest": "NONREF", "keyframes": "NONKEY"}
@@ -50,136 +47,180 @@ def pyav_frames(
     sampling: Sampling,
     num_threads: int,
     *,
-    seek: bool,
+    lead_seconds: float | None,
 ) -> Frames | None:
     """Decode the frames of a unit, from a container at its start.
 
-    seek: go to the key frame before a sample time, where that leaves frames out; else decode from
-        the start of the file.
+    lead_seconds: seek to the key frame so long before a sample time, where that leaves frames
+        out. (Seeks go by DTS, which runs ahead of PTS.) None: never; decode from the start.
 
-    Returns None if there is no frame, if a seek landed too late, or if frames that are not exact
-    have times that would not fit the planned prompt.
+    Returns None if a seek landed too late, or if there is no frame of the kind asked for.
 
     Raises:
-        UnitError: a frame cannot be decoded, or the file is cut short.
+        UnitError: a frame cannot be decoded, there is none, or the file is cut short.
     """
-    base, clock = stream.time_base, sampling.times_seconds()
-    targets = [to_ticks(t, base) for t in clock]
-    second = int(1 / base)
-    walk = _Walk(container, stream, num_threads, sampling.frames)
-    critical = _critical(sampling)
-    if sampling.frames == "nearest":
-        walk.all_near = sorted(targets[k] for k in critical)
-    # A packet's DTS runs ahead of its PTS, and seeks go by DTS: aim a second early.
-    start = targets[0] - second
-    sought = seek and start > to_ticks(media.begin_seconds or 0.0, base)
-    if sought:
-        walk.seek(start)
-    keys = [entry.timestamp for entry in stream.index_entries if entry.is_keyframe] if seek else []
-    counted = not sought and sampling.frames == "exact"
+    base = stream.time_base
+    targets = [to_ticks(t, base) for t in sampling.times_seconds()]
+    walk = _Walk(container, stream, num_threads, lead_seconds)
     pixels, picture_of = empty_pixels(sampling), _Pictures(media, sampling, num_threads)
-    chosen: list[tuple[int, int | None]] = []  # (pts, index) of the frame of each target so far
+    chosen: dict[int, _Choice] = {}
 
-    def keep(frame: Any, position: int) -> None:
-        k = len(chosen)
-        if chosen and chosen[-1][0] == frame.pts:  # a held frame
-            pixels[k] = pixels[k - 1]
-        else:
-            pixels[k] = picture_of(frame)
-        chosen.append((frame.pts, position if counted else _even_index(frame.pts, media, base)))
+    def decode(numbers: Sequence[int], rule: str) -> bool:
+        before = -1
+        choices = walk.choose([targets[k] for k in numbers], rule)
+        for k, (frame, choice) in zip(numbers, choices, strict=False):
+            if before >= 0 and chosen[before].pts == choice.pts:
+                pixels[k] = pixels[before]  # a held frame
+            else:
+                pixels[k] = picture_of(frame)
+            chosen[k], before = choice, k
+        return before == numbers[-1]
 
-    current, position = None, -1
     with unreadable("decoding failed"):
-        while len(chosen) < len(targets):
-            frame = walk.next_frame()
-            if frame is None:
-                break
-            if current is None and walk.sought and frame.pts > targets[len(chosen)]:
+        walk.seek_before(targets[0], begin=to_ticks(media.begin_seconds or 0.0, base))
+        done = decode(range(len(targets)), sampling.frames)
+        if walk.at_end:
+            check_not_truncated(container, stream, walk.end, sampling)
+        again = _unsure(chosen, targets, base, sampling.origin_seconds) if done else []
+        if again and sampling.frames != "exact":
+            if lead_seconds is None:
                 return None
-            while current is not None and len(chosen) < len(targets):
-                target = targets[len(chosen)]
-                if frame.pts <= target:
-                    break
-                is_closer = frame.pts - target < target - current.pts
-                free = sampling.frames == "nearest" and len(chosen) not in critical
-                keep(*((frame, position + 1) if free and is_closer else (current, position)))
-            current, position = frame, position + 1
-            if len(chosen) < len(targets):
-                at = bisect_right(keys, targets[len(chosen)] - second) - 1
-                if at >= 0 and keys[at] > frame.pts + _JUMP_SECONDS * second:
-                    walk.seek(keys[at])
-                    current, counted = None, False
-        if len(chosen) < len(targets):
-            if current is None:
-                return None
-            last = (current.pts, current.duration or 0, False)
-            if sampling.frames == "keyframes":
-                last = packet_end(walk.packets)
-            check_not_truncated(container, stream, last, sampling)
-            while len(chosen) < len(targets):
-                keep(current, position)
-    pts_seconds = tuple(float(pts * base) for pts, _ in chosen)
-    if sampling.frames == "nearest":
-        seen = sorted(pts for pts, _ in walk.packets)
-        exact = [float(seen[displayed(seen, target)] * base) for target in targets]
-        if _widths(pts_seconds, sampling) != _widths(exact, sampling):
-            return None
+            walk.seek_before(targets[again[0]])
+            done = decode(again, "exact")
+    if not done:
+        if sampling.frames == "exact" and not walk.sought:
+            raise UnitError(ErrorType.MEDIA_UNREADABLE, "no frame could be decoded")
+        return None
+    found = [chosen[k] for k in range(len(targets))]
     return Frames(
         pixels=pixels,
-        pts_seconds=pts_seconds,
-        frame_indices=tuple(index for _, index in chosen),
+        pts_seconds=tuple(float(choice.pts * base) for choice in found),
+        frame_indices=tuple(
+            _even_index(choice.pts, media, base) if choice.index is None else choice.index
+            for choice in found
+        ),
         decoder="pyav",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """A frame chosen for a sample time.
+
+    pts, floor: in ticks, of this frame, and of one that is not later than the exact frame.
+    index: in presentation order, if all frames before were decoded.
+    """
+
+    pts: int
+    floor: int
+    index: int | None
 
 
 class _Walk:
     """Decodes frames in the order of their PTS, from where the container stands.
 
-    all_near: around these times, in ticks and ascending, no frame is left out.
-    packets: pts and duration of those that were read.
-    sought: whether it began elsewhere than at the start of the file.
+    at_end: whether the last frame was reached; ``end`` is its PTS and duration then.
+    sought: whether it ever went elsewhere than on.
     """
 
-    def __init__(self, container: Any, stream: Any, num_threads: int, frames: str) -> None:
+    def __init__(
+        self, container: Any, stream: Any, num_threads: int, lead_seconds: float | None
+    ) -> None:
         self._container, self._stream = container, stream
         self._decoder = alpha_decoder(stream)
         self._decoder.thread_count = num_threads
         self._decoder.thread_type = "AUTO"
-        self._usual = self._skipped = _SKIPPED[frames]
-        self._decoder.skip_frame = self._usual
-        self._second = int(1 / stream.time_base)
+        second = 1 / stream.time_base
+        self._lead = None if lead_seconds is None else int(lead_seconds * second)
+        self._far = int(_JUMP_SECONDS * second)
         self._frames = self._decoded()
-        self.all_near: list[int] = []
-        self.packets: list[tuple[int, int]] = []
-        self.sought = False
+        self._landed: int | None = None
+        self._jumped = -(1 << 62)
+        self.at_end = self.sought = False
+        self.end: tuple[int, int, bool] | None = None
+        self.num_packets = 0
 
-    def seek(self, ticks: int) -> None:
-        """Go to the key frame before a time."""
+    def choose(self, targets: list[int], rule: str) -> Iterator[tuple[Any, _Choice]]:
+        """The frame of each target, ascending, in ticks. Fewer, if a seek landed after one."""
+        self._decoder.skip_frame = _SKIPPED[rule]
+        counted = rule == "exact" and not self.sought
+        current: Any = None
+        index, done = -1, 0
+        while done < len(targets):
+            frame = next((frame for frame in self._frames if frame.pts is not None), None)
+            if frame is None:
+                break
+            if current is None and self._is_late(frame.pts, targets[done]):
+                return
+            while current is not None and done < len(targets) and frame.pts > targets[done]:
+                target, floor = targets[done], current.pts
+                if rule == "nearest" and frame.pts - target < target - floor:
+                    yield frame, _Choice(pts=frame.pts, floor=floor, index=None)
+                else:
+                    known = index if counted else None
+                    yield current, _Choice(pts=floor, floor=floor, index=known)
+                done += 1
+            current, index = frame, index + 1
+            if done < len(targets) and self._jump(frame.pts, targets[done], rule):
+                counted = False
+                if rule != "keyframes":
+                    current = None
+        self.at_end = done < len(targets)
+        if current is None or not self.at_end:
+            return
+        if rule == "exact":
+            self.end = current.pts, current.duration or 0, False
+        for _ in targets[done:]:
+            known = index if counted else None
+            yield current, _Choice(pts=current.pts, floor=current.pts, index=known)
+
+    def seek_before(self, ticks: int, begin: int | None = None) -> None:
+        """Go to the key frame well before a time, unless that is the begin."""
+        if self._lead is not None and (begin is None or ticks - self._lead > begin):
+            self._jumped = -(1 << 62)
+            self._seek(ticks - self._lead)
+
+    def _is_late(self, pts: int, target: int) -> bool:
+        """Whether decoding began, by a seek, behind the frame that is on display at a time.
+
+        Frames before the key frame in presentation order may lack what they refer to.
+        """
+        return self.sought and max(pts, pts if self._landed is None else self._landed) > target
+
+    def _jump(self, pts: int, target: int, rule: str) -> bool:
+        """Seek ahead if the frames up to a later key frame are not needed."""
+        if self._lead is None:
+            return False
+        entries, least = self._stream.index_entries, pts + self._far
+        at, aim = entries.search_timestamp(target - self._lead), target - self._lead
+        if rule == "keyframes":
+            following = entries.search_timestamp(least, backward=False)
+            if following > at:
+                # The index has DTS, and FFmpeg seeks in MP4 by PTS: later by what the first is.
+                late = max((self._stream.start_time or 0) - entries[0].timestamp, 0)
+                at, aim = following, entries[following].timestamp + late
+        if at < 0 or entries[at].timestamp <= max(least, self._jumped):
+            return False
+        self._jumped = entries[at].timestamp
+        self._seek(aim)
+        return True
+
+    def _seek(self, ticks: int) -> None:
         with unreadable("seeking"):
             self._container.seek(ticks, stream=self._stream, backward=True)
         if self._decoder is not self._stream.codec_context:
             self._decoder.flush_buffers()
-        self._frames = self._decoded()
-        self.sought = True
-
-    def next_frame(self) -> Any:
-        """The next frame that has a time; None at the end."""
-        return next((frame for frame in self._frames if frame.pts is not None), None)
+        self._frames, self._landed, self.sought = self._decoded(), None, True
 
     def _decoded(self) -> Iterator[Any]:
         for packet in self._container.demux(self._stream):
-            if packet.pts is not None and packet.size:
-                self.packets.append((packet.pts, packet.duration or 0))
-                if self.all_near:
-                    self._skip_unless_near(packet.pts)
+            if packet.pts is not None and packet.size and not packet.is_discard:
+                self.num_packets += 1
+                if self._landed is None and packet.is_keyframe:
+                    self._landed = packet.pts
+                if self.end is None or packet.pts > self.end[0]:
+                    self.end = packet.pts, packet.duration or 0, False
             yield from self._decoder.decode(packet)
-
-    def _skip_unless_near(self, pts: int) -> None:
-        at = bisect_right(self.all_near, pts - self._second)
-        is_near = at < len(self.all_near) and self.all_near[at] <= pts + self._second
-        skipped = "DEFAULT" if is_near else self._usual
-        if skipped != self._skipped:
-            self._skipped = self._decoder.skip_frame = skipped
 
 
 class _Pictures:
@@ -187,6 +228,8 @@ class _Pictures:
 
     def __init__(self, media: Media, sampling: Sampling, num_threads: int) -> None:
         self._media, self._is_first = media, True
+        self._num_threads = num_threads
+        self._converted = VideoReformatter()
         self._resized = Resizer(sampling.resized_height, sampling.resized_width, num_threads)
 
     def __call__(self, frame: Any) -> Pixels:
@@ -201,7 +244,9 @@ class _Pictures:
         else:
             # Deeper chroma is interpolated as FFmpeg's own tools do.
             way = Interpolation.BICUBIC if is_deep(frame.format.name) else None
-            rgb = frame.reformat(format="rgb24", interpolation=way)
+            rgb = self._converted.reformat(
+                frame, format="rgb24", interpolation=way, threads=self._num_threads
+            )
         return self._resized(rgb, turn)
 
 
@@ -212,19 +257,26 @@ def is_deep(pixel_format: str | None) -> bool:
     return any(c.bits > 8 for c in av.VideoFormat(pixel_format).components)
 
 
-def _critical(sampling: Sampling) -> set[int]:
-    """Targets near which the text of the time gains a digit: they get the exact frame.
+def _unsure(
+    chosen: dict[int, _Choice], targets: list[int], time_base: Fraction, origin_seconds: float
+) -> list[int]:
+    """Numbers of the frames, in pairs, whose time may be told in a text of another length.
 
-    The plan counts on that digit. Elsewhere a frame next to the exact one has a text as long.
+    The exact frame is not before the floor and not after the sample time, so its text is as long
+    as theirs where those are equally long.
     """
-    times = [t - sampling.origin_seconds for t in sampling.times_seconds()]
-    near = [num_digits(told - 1) != num_digits(told + 1) for told in pair_seconds(times)]
-    return {k for pair, is_near in enumerate(near) if is_near for k in (2 * pair, 2 * pair + 1)}
 
+    def lengths(ticks: Sequence[int]) -> list[int]:
+        seconds = [float(t * time_base) - origin_seconds for t in ticks]
+        return [num_digits(told) for told in pair_seconds(seconds)]
 
-def _widths(pts_seconds: Any, sampling: Sampling) -> list[int]:
-    told = pair_seconds([t - sampling.origin_seconds for t in pts_seconds])
-    return [num_digits(seconds) for seconds in told]
+    choices = [chosen[k] for k in range(len(targets))]
+    floors = [choice.floor for choice in choices]
+    tops = [max(pair) for pair in zip(targets, floors, strict=True)]
+    found = [choice.pts for choice in choices]
+    sides = zip(lengths(floors), lengths(tops), lengths(found), strict=True)
+    pairs = [k for k, lengths_of_pair in enumerate(sides) if len(set(lengths_of_pair)) > 1]
+    return [k for pair in pairs for k in (2 * pair, 2 * pair + 1)]
 
 
 def _even_index(pts: int, media: Media, time_base: Fraction) -> int | None:

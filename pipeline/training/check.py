@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.build import stage
-from pipeline.choose import stretch_pts
+from pipeline.choose import planned_pts
 from pipeline.container import open_video
 from pipeline.plan import PROBE_THREADS
 from pipeline.probe import VideoProbe
@@ -210,7 +210,9 @@ class Checker(Preparer):
             return [min(k, last) / unit.sampling.sample_fps for k in range(len(times))]
         with self._storage.open_media(unit.uri, header_only=True) as file, open_video(file) as at:
             probe = VideoProbe(file, *at)
-            return stretch_pts(unit.sampling, probe, max(unit.media.begin_seconds or 0.0, 0.0))
+            return planned_pts(
+                times, max(unit.media.begin_seconds or 0.0, 0.0), probe.displayed_pts
+            )
 
     def _boxes(self, group: Sequence[Conversation]) -> tuple[list[DataProblem], list[AnswerBoxes]]:
         """Judge the boxes in the answers of each conversation that has any."""
