@@ -129,9 +129,10 @@ class SamplingSpec(Section):
     frames: Literal["exact", "nearest", "keyframes"] = Field(
         "exact",
         description="exact: the frame on display at the sample time. nearest: the closest of those "
-        "that others refer to, which saves a third of the decoding where there are B-frames. "
-        "keyframes: the key frame before it, for a rough look at an archive in a fraction of the "
-        "time; a frame may then be seen many times. The rows have the true times.",
+        "that others refer to, which is less work where there are B-frames. "
+        "keyframes: the key frame before it, for a rough look at an archive; a frame may then be "
+        "seen many times. Where the text of a time could be of another length than planned, the "
+        "exact frame is taken. The rows have the true times.",
     )
     decoder: Literal["auto", "torchcodec", "pyav"] = Field(
         "auto",
