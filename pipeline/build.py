@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipeline.decode import Frames, decode_unit
+from pipeline.decode import Frames, decode_unit, decoder_modules
 from pipeline.guard import Guard, remember_deaths
 from pipeline.isolate import Isolated, Limits
 from pipeline.parse import TASKS
@@ -181,7 +181,12 @@ class Prepare:
         )
         start, end = part.sampling.start_seconds or 0.0, part.sampling.end_seconds or 0.0
         limits = Limits.of(self._job.resources, more_seconds=10 * (end - start))
-        frames: Frames = self._isolated.call(decode, part, self._storage, limits=limits)
+        modules = self._storage.modules(part.frames or (part.uri,))
+        if part.media.media_type == "video" and not part.frames:
+            modules |= decoder_modules(self._job.sampling.decoder)
+        frames: Frames = self._isolated.call(
+            decode, part, self._storage, limits=limits, modules=modules
+        )
         return frames
 
     def _prompt(self, unit: Unit, prompt: Prompt, visions: list[Vision]) -> Prompt:

@@ -29,6 +29,11 @@ MAX_TORCHCODEC_BYTES = 64 << 20
 and for a small part of a remote file, PyAV reads just the stretch that the unit needs."""
 
 
+def decoder_modules(decoder: str) -> set[str]:
+    """What takes long to import of a decoder of videos."""
+    return set() if decoder == "pyav" else {"torchcodec.decoders"}
+
+
 def decode_unit(
     unit: Unit | Part, storage: Storage, *, decoder: str = "auto", num_threads: int = 1
 ) -> Frames:

@@ -102,7 +102,11 @@ class Planner:
         if self._isolated is None:
             return self._chooser.choose(item, sampling)
         chosen: list[Chosen] = self._isolated.call(
-            self._chooser.choose, item, sampling, limits=self._limits
+            self._chooser.choose,
+            item,
+            sampling,
+            limits=self._limits,
+            modules=self._chooser.storage.modules(item.frames or (item.uri,)),
         )
         return chosen
 

@@ -10,12 +10,13 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 import fsspec
+from fsspec.registry import known_implementations
 from fsspec.utils import glob_translate
 
 from pipeline.listing import found_file, local_file, local_version, s3_pages, version, walk
@@ -97,6 +98,11 @@ class Storage:
             raise StorageError(f"{shown(uri)}: {protocol}:// needs {missing}") from None
         except ValueError as error:
             raise StorageError(f"cannot open {shown(uri)}: {error}") from None
+
+    def modules(self, uris: Collection[str]) -> set[str]:
+        """Names of the modules that opening ``uris`` imports."""
+        implementations = [known_implementations.get(_protocol(uri)) for uri in uris]
+        return {found["class"].rpartition(".")[0] for found in implementations if found}
 
     @contextmanager
     def open_media(self, uri: str, *, header_only: bool = False) -> Iterator[MediaFile]:

@@ -18,6 +18,14 @@ def pid() -> int:
     return os.getpid()
 
 
+def loaded(module: str) -> tuple[int, bool]:
+    return os.getpid(), module in sys.modules
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def crash() -> None:
     faulthandler._sigsegv()
 

@@ -15,16 +15,18 @@ from misbehave import (
     after,
     crash,
     crash_once,
+    die,
     eat_memory,
     frames,
     hang,
     hang_holding_the_interpreter,
+    loaded,
     pid,
     refuse,
 )
 
 from pipeline.isolate import Isolated, Limits
-from schemas.errors import ErrorType, UnitError
+from schemas.errors import ErrorType, ResourceError, UnitError
 
 LIMITS = Limits(timeout_seconds=60, max_resident_bytes=1 << 30)
 SHORT = Limits(timeout_seconds=1, max_resident_bytes=1 << 30)
@@ -110,18 +112,59 @@ def test_memory_is_bounded(isolated):
     assert isolated.call(abs, -1, limits=LIMITS) == 1
 
 
-@pytest.mark.parametrize("bad", [crash, hang])
-def test_of_calls_that_share_a_child_only_the_bad_one_fails(bad):
+def test_of_calls_at_a_time_only_the_bad_ones_fail():
+    bad = {crash: ErrorType.DECODER_CRASHED, hang: ErrorType.DECODE_TIMEOUT}
     isolated = Isolated("misbehave", 4)
     with ThreadPoolExecutor(4) as pool:
-        isolated.call(abs, -1, limits=LIMITS)  # it has started
-        lost = pool.submit(isolated.call, bad, limits=SHORT if bad is hang else LIMITS)
+        lost = {f: pool.submit(isolated.call, f, limits=SHORT) for f in bad}
         answers = [pool.submit(isolated.call, after, 0.3, k, limits=LIMITS) for k in range(12)]
         assert [answer.result() for answer in answers] == list(range(12))
-        assert isinstance(lost.exception(), UnitError)
-        names = {crash: ErrorType.DECODER_CRASHED, hang: ErrorType.DECODE_TIMEOUT}
-        assert lost.exception().error_type == names[bad]
+        assert {f: call.exception().error_type for f, call in lost.items()} == bad
     isolated.close()
+
+
+def test_few_calls_keep_few_children():
+    isolated = Isolated("misbehave", 4)
+    assert len({isolated.call(pid, limits=LIMITS) for _ in range(8)}) == 1
+
+
+def test_modules_are_imported_before_children_are_forked(isolated):
+    """Once for all children, and one that has them not yet is replaced."""
+    wanted = {"wave", "no_such_module"}
+    before = isolated.call(loaded, "wave", limits=LIMITS)
+    with_it = isolated.call(loaded, "wave", limits=LIMITS, modules=wanted)
+    assert (before[1], with_it[1]) == (False, True)
+    assert before[0] != with_it[0]
+    assert isolated.call(loaded, "wave", limits=LIMITS) == with_it
+
+
+def test_a_child_has_the_environment_and_folder_of_now(isolated, monkeypatch, tmp_path):
+    isolated.call(pid, limits=LIMITS)
+    monkeypatch.setenv("PLANTED", "now")
+    monkeypatch.chdir(tmp_path)
+    other = Isolated("misbehave")
+    assert other.call(os.getenv, "PLANTED", limits=LIMITS) == "now"
+    assert other.call(os.getcwd, limits=LIMITS) == str(tmp_path)
+
+
+def test_hundreds_of_crashes_cost_little(isolated):
+    """A child is forked, not started: a start imports for a second or more."""
+    for _ in range(100):
+        with pytest.raises(UnitError, match="SIGKILL"):
+            isolated.call(die, limits=LIMITS)
+    assert isolated.call(abs, -1, limits=LIMITS) == 1
+
+
+def test_a_forker_that_ends_is_started_again(isolated):
+    forker = isolated.call(os.getppid, limits=LIMITS)
+    os.kill(forker, signal.SIGKILL)
+    until(lambda: not is_running(forker))
+    assert isolated.call(os.getppid, limits=LIMITS) != forker
+
+
+def test_what_cannot_start_is_the_machines_fault():
+    with pytest.raises(ResourceError, match=r"does not start: .* ended with exit code 1"):
+        Isolated("no_such_module").call(pid, limits=LIMITS)
 
 
 @pytest.mark.parametrize("busy", ["hang", "hang_holding_the_interpreter", None])
