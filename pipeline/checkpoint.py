@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
             "model.attn_implementation is flash_attention_2, which needs the package flash_attn: "
             "install it, or set sdpa"
         )
+    # It tells of each of its attempts, twice; what came of them is in the error.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         config = load_config(model.source, model.revision, model.yarn)
     except (OSError, ValueError) as error:
