@@ -169,7 +169,9 @@ def real(job, replicas):
     import ray
 
     from jobs.cluster import start_ray
-    from pipeline.build import Generate, code_digest, stage
+    from pipeline.build import stage
+    from pipeline.same_code import code_digest
+    from pipeline.stages import Generate
 
     log = Path(tempfile.mkdtemp())
 

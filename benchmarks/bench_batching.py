@@ -20,9 +20,10 @@ OUT = ROOT / "build" / "bench" / "batching.json"
 def main() -> None:
     from jobs.render_archive import render_archive
     from jobs.tiny_checkpoint import write_tiny_checkpoint
-    from pipeline.build import Prepare, code_digest
     from pipeline.engines.transformers import TransformersEngine
     from pipeline.plan import Planner
+    from pipeline.same_code import code_digest
+    from pipeline.stages import Prepare
     from pipeline.storage import Storage
     from schemas.job import check_job
     from schemas.manifest import MediaItem, guess_media_type

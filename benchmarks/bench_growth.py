@@ -128,6 +128,7 @@ def copy_rows(job, folder: Path) -> None:
     import pyarrow as pa
 
     from pipeline import build
+    from pipeline.stages import COMMITTED
     from pipeline.storage import Storage
     from pipeline.write import ANNOTATION, RunKey, annotation_row, part_name, write_parquet
     from schemas.manifest import MediaItem
@@ -137,7 +138,7 @@ def copy_rows(job, folder: Path) -> None:
     item = MediaItem(media_id="one", uri=str(folder / "tiny.png"))
     planned = build.Plan(job, 262_144, storage, code)({"item": [item]})
     (prepared,) = build.Prepare(job, storage, code)(planned)
-    answered = build.Generate(job, code)(prepared)
+    answered = build.Generate(job, build.remember_deaths(), code)(prepared)
     (unit,) = from_table(answered, AnsweredUnit)
     questions = {question.task: question for question in job.questions()}
     key = RunKey(run_id="none", recipe_id="none", run_date="none")
@@ -181,10 +182,10 @@ def copy_rows(job, folder: Path) -> None:
             write_parquet(table, place + name, self.storage)
             account = {"status": ["ok"] * n, "unit_id": ids} | {
                 field.name: pa.array([1] * n).cast(field.type)
-                for field in build.COMMITTED
+                for field in COMMITTED
                 if field.name not in ("status", "unit_id")
             }
-            return pa.table(account).select(build.COMMITTED.names).cast(build.COMMITTED)
+            return pa.table(account).select(COMMITTED.names).cast(COMMITTED)
 
     build.Plan, build.Prepare, build.Generate, build.Commit = Plan, Prepare, Generate, Commit
 

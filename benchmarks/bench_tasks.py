@@ -67,9 +67,10 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Ratios of a size over the rounds."""
     from benchmarks.render_media import render_clips, render_images
-    from pipeline.build import Prepare, code_digest
     from pipeline.engines.transformers import TransformersEngine
     from pipeline.plan import Planner
+    from pipeline.same_code import code_digest
+    from pipeline.stages import Prepare
     from pipeline.storage import Storage
     from schemas.job import check_job
     from schemas.manifest import MediaItem

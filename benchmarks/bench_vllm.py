@@ -24,10 +24,11 @@ TASKS = {"one task": ["caption"], "three tasks": ["caption", "events", "ocr"]}
 def main() -> None:
     from jobs.demo import MODEL
     from jobs.render_archive import render_archive
-    from pipeline.build import Prepare, code_digest
     from pipeline.engines.transformers import TransformersEngine
     from pipeline.engines.vllm import VllmEngine
     from pipeline.plan import Planner
+    from pipeline.same_code import code_digest
+    from pipeline.stages import Prepare
     from pipeline.storage import Storage
     from schemas.job import check_job
     from schemas.manifest import MediaItem

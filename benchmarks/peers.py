@@ -163,9 +163,10 @@ class Engine:
     """This project's engine, on units that are ready."""
 
     def __init__(self, request: dict[str, Any]) -> None:
-        from pipeline.build import Prepare, code_digest
         from pipeline.engines.transformers import TransformersEngine
         from pipeline.plan import Planner
+        from pipeline.same_code import code_digest
+        from pipeline.stages import Prepare
         from pipeline.storage import Storage
         from schemas.job import check_job
 

@@ -25,11 +25,13 @@ from jobs.calibration import Calibration, calibration_uri, write_calibration
 from jobs.cluster import actor_errors, connected, pools
 from jobs.cost import FEATURES, Array, Rates, fit, rates_of
 from jobs.plan import Opened, open_job
-from pipeline.build import Generate, Pools, Prepare, remember_deaths
+from pipeline.build import Pools
+from pipeline.guard import remember_deaths
 from pipeline.isolate import Isolated
 from pipeline.plan import PROBE_THREADS, Planner
 from pipeline.recipe import recipe
 from pipeline.same_code import code_digest
+from pipeline.stages import Generate, Prepare
 from schemas.errors import ResourceError
 from schemas.job import Job
 from schemas.unit import (

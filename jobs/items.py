@@ -17,8 +17,9 @@ from rich.console import Console
 from jobs.cluster import actor_errors, connected, pools
 from jobs.plan import Opened
 from jobs.progress import Progress
-from pipeline.build import UNSUMMARISED, build_summaries
+from pipeline.build import build_summaries
 from pipeline.parse import TASKS
+from pipeline.stages import UNSUMMARISED
 from pipeline.stitch import Seen, stitch
 from pipeline.storage import join
 from pipeline.write import committed, drop_rows, part_name, read_parts, settle, write_parquet

@@ -10,7 +10,8 @@ import pytest
 from jobs.blocks import at_most, frame_bytes, in_blocks
 from jobs.cost import FEATURES, Rates, Work, features, fit
 from jobs.runs import open_run
-from pipeline.build import COMMITTED, Pools
+from pipeline.build import Pools
+from pipeline.stages import COMMITTED
 from pipeline.storage import Storage
 from schemas.job import check_job
 from schemas.unit import UNIT, Media, Part, Prompt, Sampling, Unit, to_table

@@ -20,12 +20,13 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from jobs import annotate
 from jobs.blocks import frame_bytes
 from jobs.plan import print_plan
-from pipeline.build import Prepare, code_digest
 from pipeline.engines.batches import roots_of
 from pipeline.engines.patches import normalise, patches, seen_pixels
 from pipeline.engines.transformers import TransformersEngine
 from pipeline.plan import Planner
 from pipeline.prompt import VIDEO_SLOT, Prompter
+from pipeline.same_code import code_digest
+from pipeline.stages import Prepare
 from pipeline.storage import Storage
 from pipeline.write import RunKey, annotation_row
 from schemas.job import Job, check_job

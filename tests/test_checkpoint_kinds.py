@@ -12,10 +12,11 @@ from transformers import AutoConfig
 
 from jobs.plan import open_job
 from jobs.tiny_checkpoint import write_tiny_checkpoint
-from pipeline.build import Prepare, code_digest
 from pipeline.checkpoint import inspect_checkpoint
 from pipeline.engines.transformers import TransformersEngine
 from pipeline.plan import Planner
+from pipeline.same_code import code_digest
+from pipeline.stages import Prepare
 from pipeline.storage import Storage
 from pipeline.write import RunKey, annotation_row
 from schemas.errors import ModelError

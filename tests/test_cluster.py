@@ -4,7 +4,7 @@ import pytest
 
 from jobs import cluster
 from jobs.cluster import actor_errors, fit_pools, plan_actors
-from pipeline.build import Plan
+from pipeline.stages import Plan
 from schemas.errors import ResourceError
 from schemas.job import Resources, check_job
 

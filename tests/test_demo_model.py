@@ -19,11 +19,12 @@ from jobs import demo
 from jobs.cli import main
 from jobs.figures import Case
 from jobs.metrics import METRICS
-from pipeline.build import Prepare, code_digest
 from pipeline.engines.transformers import TransformersEngine
 from pipeline.parse import TASKS, parse_answer
 from pipeline.plan import Planner
 from pipeline.prompt import Prompter, Vision
+from pipeline.same_code import code_digest
+from pipeline.stages import Prepare
 from pipeline.storage import Storage
 from schemas.job import Job, load_job
 from schemas.manifest import MediaItem

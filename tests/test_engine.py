@@ -12,13 +12,14 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from jobs.tiny_checkpoint import write_tiny_checkpoint
-from pipeline.build import Prepare, code_digest
 from pipeline.engines.batches import num_tokens
 from pipeline.engines.patches import patches, seen_pixels
 from pipeline.engines.sampling import loop_start
 from pipeline.engines.transformers import TransformersEngine
 from pipeline.plan import Planner
 from pipeline.prompt import Prompter
+from pipeline.same_code import code_digest
+from pipeline.stages import Prepare
 from pipeline.storage import Storage
 from schemas.errors import ModelError
 from schemas.job import Job, check_job

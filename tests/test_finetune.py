@@ -19,9 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from jobs import finetune
 from jobs.cli import main
-from pipeline.build import Prepare, code_digest
 from pipeline.engines.transformers import TransformersEngine
 from pipeline.plan import Planner
+from pipeline.same_code import code_digest
+from pipeline.stages import Prepare
 from pipeline.storage import Storage
 from pipeline.training.load import export, load_model
 from pipeline.training.train import Samples, make_trainer

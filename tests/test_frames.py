@@ -8,11 +8,12 @@ from clips import number_in, numbered_frames, video_unit
 from PIL import Image
 
 from jobs.encode_clip import encode_clip
-from pipeline.build import Prepare, code_digest
 from pipeline.container import open_video, packet_times
 from pipeline.decode import decode_unit
 from pipeline.plan import Planner
 from pipeline.pyav_frames import pyav_frames
+from pipeline.same_code import code_digest
+from pipeline.stages import Prepare
 from pipeline.storage import Storage
 from schemas.job import SamplingSpec, Segmentation, check_job
 from schemas.manifest import MediaItem

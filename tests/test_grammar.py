@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from jobs.plan import open_job
-from pipeline.build import Prepare, code_digest
 from pipeline.engines.grammar import Grammars
 from pipeline.engines.sampling import PresencePenalty
 from pipeline.engines.transformers import TransformersEngine
 from pipeline.parse import parse_raw
 from pipeline.plan import Planner
 from pipeline.prompt import Prompter
+from pipeline.same_code import code_digest
+from pipeline.stages import Prepare
 from pipeline.storage import Storage
 from schemas.errors import JobFileError
 from schemas.job import Job, check_job

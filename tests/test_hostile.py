@@ -11,9 +11,10 @@ from misbehave import Trap
 from rich.console import Console
 
 from jobs import annotate
-from pipeline.build import Prepare, code_digest
 from pipeline.isolate import Isolated
 from pipeline.plan import Planner
+from pipeline.same_code import code_digest
+from pipeline.stages import Prepare
 from pipeline.storage import Storage
 from pipeline.write import committed
 from schemas.errors import ErrorType

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.encode_clip import encode_clip
-from pipeline.build import Prepare, code_digest
 from pipeline.choose import planned_pts
 from pipeline.container import open_video
 from pipeline.decode import decode_unit
@@ -23,6 +22,8 @@ from pipeline.engines.batches import roots_of
 from pipeline.plan import Planner
 from pipeline.probe import VideoProbe
 from pipeline.prompt import pair_seconds
+from pipeline.same_code import code_digest
+from pipeline.stages import Prepare
 from pipeline.storage import Storage
 from schemas.job import Job, check_job
 from schemas.manifest import Intrinsics, MediaItem

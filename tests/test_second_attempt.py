@@ -2,10 +2,11 @@
 
 import pytest
 
-from pipeline.build import Prepare, code_digest
 from pipeline.engines.transformers import TransformersEngine
 from pipeline.plan import Planner
+from pipeline.same_code import code_digest
 from pipeline.second_attempt import ask_again
+from pipeline.stages import Prepare
 from pipeline.storage import Storage
 from schemas.job import Generation, Retry, check_job
 from schemas.manifest import MediaItem

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from pipeline.build import Prepare, code_digest
 from pipeline.engines.batches import num_tokens, roots_of, split, unit_batches
 from pipeline.engines.branches import Branches
 from pipeline.engines.patches import patches, seen_pixels
 from pipeline.engines.transformers import TransformersEngine
 from pipeline.plan import Planner
+from pipeline.same_code import code_digest
+from pipeline.stages import Prepare
 from pipeline.storage import Storage
 from schemas.job import Job, check_job
 from schemas.manifest import MediaItem

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.build import Prepare, code_digest
 from pipeline.parse import TASKS
 from pipeline.plan import Planner
 from pipeline.positions import mrope_positions
+from pipeline.same_code import code_digest
+from pipeline.stages import Prepare
 from pipeline.storage import Storage
 from pipeline.training.sample import IGNORED, ROOT, Preparer, Sample, group_by_media
 from schemas.conversation import Conversation, DataProblem, Turn

@@ -19,10 +19,10 @@ import pytest
 from conversations import SYSTEM, image, read, text, user, video
 
 from jobs.demo import MODEL, SPEC
-from pipeline.build import Prepare
 from pipeline.parse import parse_raw
 from pipeline.plan import Planner
 from pipeline.same_code import code_digest
+from pipeline.stages import Prepare
 from pipeline.storage import Storage
 from schemas.job import Job, check_job, load_job
 from schemas.manifest import MediaItem
