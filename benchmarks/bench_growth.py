@@ -93,8 +93,6 @@ def child(folder: Path, way: str, size: int) -> None:
         },
         "the benchmark",
     )
-    if way == "orchestration":
-        copy_rows(job, folder)
     steps = {}
 
     def timed(name, work):
@@ -107,6 +105,8 @@ def child(folder: Path, way: str, size: int) -> None:
         return result
 
     start_ray(num_cpus=2)
+    if way == "orchestration":
+        copy_rows(job, folder)
     timed("plan", lambda: plan.run(job, quiet()))
     run = timed("annotate", lambda: annotate.run(job, quiet()))
     assert run.counts["units"] == size, run.counts
@@ -152,6 +152,9 @@ def copy_rows(job, folder: Path) -> None:
             table = table.set_column(at, schema.field(at), pa.array(values, pa.string()))
         return table.cast(schema)
 
+    def ids_of(batch: pa.Table) -> dict[str, pa.Array]:
+        return {name: batch[name].combine_chunks() for name in ("unit_id", "media_id")}
+
     class Plan:
         def __init__(self, *args) -> None:
             pass
@@ -163,11 +166,11 @@ def copy_rows(job, folder: Path) -> None:
 
     class Prepare(Plan):
         def __call__(self, batch: pa.Table) -> pa.Table:
-            return copies(prepared, PREPARED, unit_id=batch["unit_id"].combine_chunks())
+            return copies(prepared, PREPARED, **ids_of(batch))
 
     class Generate(Plan):
         def __call__(self, batch: pa.Table) -> pa.Table:
-            return copies(answered, ANSWERED, unit_id=batch["unit_id"].combine_chunks())
+            return copies(answered, ANSWERED, **ids_of(batch))
 
     class Commit(Plan):
         def __init__(self, job, key, storage, code) -> None:
@@ -176,16 +179,14 @@ def copy_rows(job, folder: Path) -> None:
         def __call__(self, batch: pa.Table) -> pa.Table:
             ids, n = batch["unit_id"].to_pylist(), batch.num_rows
             names = {"run_id": [self.key.run_id] * n, "recipe_id": [self.key.recipe_id] * n}
-            table = copies(row, ANNOTATION, unit_id=ids, media_id=ids, **names)
+            table = copies(row, ANNOTATION, **ids_of(batch), **names)
             place = f"{self.job.output}/annotations/run_date={self.key.run_date}/"
             name = part_name(ids, self.key.run_id, self.key.recipe_id)
             write_parquet(table, place + name, self.storage)
-            account = {"status": ["ok"] * n, "unit_id": ids} | {
-                field.name: pa.array([1] * n).cast(field.type)
-                for field in COMMITTED
-                if field.name not in ("status", "unit_id")
-            }
-            return pa.table(account).select(COMMITTED.names).cast(COMMITTED)
+            numbers = {f.name: 1 for f in COMMITTED if pa.types.is_primitive(f.type)}
+            same = numbers | {"status": "ok", "responses": [], "timings": {"decode_seconds": 0.001}}
+            account = [same | {"unit_id": unit_id} for unit_id in ids]
+            return pa.Table.from_pylist(account, schema=COMMITTED)
 
     build.Plan, build.Prepare, build.Generate, build.Commit = Plan, Prepare, Generate, Commit
 
