@@ -13,13 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
-import jsonschema
 import pyarrow.dataset as ds
 import pytest
 from conversations import SYSTEM, image, read, text, user, video
 
 from jobs.demo import MODEL, SPEC
-from pipeline.parse import parse_raw
 from pipeline.plan import Planner
 from pipeline.same_code import code_digest
 from pipeline.stages import Prepare
@@ -151,18 +149,16 @@ def test_conversations_of_several_media_and_of_none(both, archive):
 
 
 def test_answers_are_held_to_the_schema(both, archive):
-    asked = job(MODEL)
-    (question,) = [q for q in asked.questions() if q.task == "custom"]
-    ended = 0
-    for unit in both.vllm.generate(of_files(asked, archive, IMAGES)):
+    """The demo model was not trained on such JSON and may stay in blanks, which do not count."""
+    wholes = [f'{{"color":"{c}","n":{n}}}' for c in ("red", "green") for n in range(10)]
+    begun = 0
+    for unit in both.vllm.generate(of_files(job(MODEL), archive, IMAGES)):
         (raw,) = [answer for answer in unit.answers if answer.task == "custom"]
-        if raw.finish_reason != "stop":
-            continue  # the demo's model was not trained on JSON of its own: it may stay in blanks
-        answer = parse_raw(unit, raw, {"custom": question})
-        assert answer.status == "ok", raw.raw_text
-        jsonschema.validate(json.loads(answer.value), COLOR)
-        ended += 1
-    assert ended
+        said = "".join(raw.raw_text.removeprefix("```json").removesuffix("```").split())
+        assert any(whole.startswith(said) for whole in wholes), raw.raw_text
+        assert raw.finish_reason != "stop" or said in wholes
+        begun += said.startswith('{"color"')
+    assert begun
 
 
 def test_penalties_and_greedy_settings_are_the_same(both, archive):
