@@ -21,6 +21,12 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 ROUNDS = 5
 SECONDS, FPS, WIDTH, HEIGHT = 10, 30, 1280, 720
+WAYS = (
+    ("pyav", "exact"),
+    ("pyav", "nearest"),
+    ("pyav", "keyframes"),
+    ("torchcodec", "exact"),
+)
 OUT = ROOT / "build" / "bench" / "decode.json"
 
 
@@ -32,7 +38,7 @@ def child_cpu_seconds(command: list[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def decode(path: str, decoder: str, times: int) -> None:
+def decode(path: str, decoder: str, frames: str, times: int) -> None:
     """What the measured process does: plan the clip, then decode it so many times."""
     from clips import video_unit
 
@@ -40,7 +46,7 @@ def decode(path: str, decoder: str, times: int) -> None:
     from pipeline.storage import Storage
     from schemas.job import SamplingSpec, Segmentation
 
-    spec = SamplingSpec(fps=2.0, segmentation=Segmentation(kind="none"))
+    spec = SamplingSpec(fps=2.0, frames=frames, segmentation=Segmentation(kind="none"))
     unit = video_unit(Path(path), spec)
     if times == 0 and decoder == "torchcodec":
         from torchcodec.decoders import VideoDecoder  # noqa: F401  its import is not decoding
@@ -58,13 +64,13 @@ def main() -> None:
             clips[codec] = render(Path(folder) / f"{codec}.{suffix}", codec)
         results = {}
         for codec, path in clips.items():
-            for decoder in ("pyav", "torchcodec"):
-                results[f"{codec}/{decoder}"] = ratio(path, decoder)
+            for decoder, frames in WAYS:
+                results[f"{codec}/{decoder}/{frames}"] = ratio(path, decoder, frames)
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps({"rounds": ROUNDS, "cpu_ratio_to_ffmpeg_null": results}, indent=2))
     print(f"decode: CPU over `ffmpeg -f null`, {WIDTH}x{HEIGHT}, {SECONDS} s, median of {ROUNDS}")
     for name, found in results.items():
-        print(f"  {name:24} {found['median']:.2f}  ({found['min']:.2f} to {found['max']:.2f})")
+        print(f"  {name:32} {found['median']:.2f}  ({found['min']:.2f} to {found['max']:.2f})")
     print(f"  -> {OUT}")
 
 
@@ -86,20 +92,20 @@ def render(path: Path, codec: str) -> Path:
     return path
 
 
-def ratio(path: Path, decoder: str) -> dict[str, float]:
+def ratio(path: Path, decoder: str, frames: str) -> dict[str, float]:
     ratios = []
     for _ in range(ROUNDS):
         limit = child_cpu_seconds(
             ["ffmpeg", "-v", "error", "-threads", "1", "-i", str(path), "-f", "null", "-"]
         )
-        us = [sys.executable, __file__, str(path), decoder]
+        us = [sys.executable, __file__, str(path), decoder, frames]
         start_up = child_cpu_seconds([*us, "0"])
         ratios.append((child_cpu_seconds([*us, "1"]) - start_up) / limit)
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        decode(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    if len(sys.argv) == 5:
+        decode(*sys.argv[1:4], int(sys.argv[4]))
     else:
         main()

@@ -149,8 +149,8 @@ SAMPLING = pa.struct(
         described(
             "frames",
             pa.string(),
-            "how a sample time found its frame: exact, nearest or keyframes",
-            nullable=False,
+            "how a sample time found its frame: exact, nearest or keyframes; null in rows from "
+            "before there was a choice, which are exact",
         ),
         described(
             "frame_indices",

@@ -157,11 +157,21 @@ def test_tables_of_other_versions_are_joined(tmp_path: Path):
     """Of an earlier one, which lacks columns; of a later one, which has more."""
     uri = write(tmp_path, [row("1", "a", "v1")])
     old = read_parquet(uri, STORAGE).drop_columns(["content_version", "document", "objects"])
+    sampling = old["sampling"].combine_chunks()
+    names = [field.name for field in sampling.type if field.name != "frames"]
+    fields = [sampling.type.field(name) for name in names]
+    without = pa.StructArray.from_arrays([sampling.field(n) for n in names], fields=fields)
+    at = old.column_names.index("sampling")
+    old = old.set_column(at, pa.field("sampling", without.type), without)
     write_parquet(old, uri, STORAGE)
     uri = write(tmp_path, [row("2", "b", "v2")])
     new = read_parquet(uri, STORAGE).append_column("mood", pa.array(["calm"]))
     write_parquet(new, uri, STORAGE)
     write(tmp_path, [row("3", "c", "v3")])
+    with duckdb.connect() as db:
+        db.execute(views_sql(str(tmp_path)))
+        found = db.sql("SELECT sampling.frames, mood FROM latest ORDER BY unit_id").fetchall()
+    assert found == [(None, None), ("exact", "calm"), ("exact", None)]
     joined(tmp_path)
     (file,) = tmp_path.rglob("*.parquet")
     table = read_parquet(str(file), STORAGE)
