@@ -19,7 +19,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-ROUNDS = 5
+ROUNDS = 3
 SECONDS, FPS, WIDTH, HEIGHT = 10, 30, 1280, 720
 WAYS = (
     ("pyav", "exact"),

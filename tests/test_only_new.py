@@ -38,7 +38,8 @@ def row(unit_id, media_id, version, *, video=None, error=None, readable=True):
         } if readable else None,
         "sampling": {
             "frames": "exact", "origin_seconds": 0.0, "num_frames": 1,
-            "resized_height": 32, "resized_width": 32, "grid_thw": [1, 2, 2], "num_vision_tokens": 1, "start_seconds": start,
+            "resized_height": 32, "resized_width": 32, "grid_thw": [1, 2, 2],
+            "num_vision_tokens": 1, "start_seconds": start,
             "end_seconds": end,
         } if readable else None,
         "parts": [], "responses": [], "timings": {},
