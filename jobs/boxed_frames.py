@@ -72,7 +72,7 @@ def full_size(part: Part, pts_seconds: float | None, storage: Storage) -> Image.
     stretch: dict[str, Any] = {}
     if pts_seconds is not None and not part.frames:
         stretch = {"start_seconds": pts_seconds, "end_seconds": pts_seconds + _INSTANT_SECONDS}
-        stretch["num_frames"] = 1
+        stretch |= {"num_frames": 1, "frames": "exact"}  # which has this PTS, however it was found
     stretch |= {"resized_width": part.media.width, "resized_height": part.media.height}
     sampling = dataclasses.replace(part.sampling, **stretch)
     pixels = decode_unit(dataclasses.replace(part, sampling=sampling), storage).pixels

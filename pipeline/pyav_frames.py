@@ -81,8 +81,8 @@ def pyav_frames(
         done = decode(range(len(targets)), sampling.frames)
         if walk.at_end:
             check_not_truncated(container, stream, walk.end, sampling)
-        again = _unsure(chosen, targets, base, sampling.origin_seconds) if done else []
-        if again and sampling.frames != "exact":
+        is_free = done and sampling.frames != "exact"
+        if is_free and (again := _unsure(chosen, targets, base, sampling.origin_seconds)):
             if lead_seconds is None:
                 return None
             walk.seek_before(targets[again[0]])

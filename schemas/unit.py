@@ -279,20 +279,24 @@ def part_from(row: dict[str, Any]) -> Part:
         uri=row["uri"],
         frames=tuple(row.get("frames") or ()),
         media=_media(row["media"]),
-        sampling=Sampling(**_tuples(row["sampling"])),
+        sampling=_sampling(row["sampling"]),
     )
 
 
 def _unit(row: dict[str, Any], cls: type[Any]) -> Any:
     row["frames"] = tuple(row["frames"] or ())
     row["media"] = _media(row["media"]) if row["media"] else None
-    row["sampling"] = Sampling(**_tuples(row["sampling"])) if row["sampling"] else None
+    row["sampling"] = _sampling(row["sampling"]) if row["sampling"] else None
     row["parts"] = tuple(part_from(part) for part in row["parts"] or ())
     row["prompts"] = tuple(Prompt(**_tuples(p)) for p in row["prompts"] or ())
     row["error"] = ErrorRecord(**row["error"]) if row["error"] else None
     if "answers" in row:
         row["answers"] = tuple(RawAnswer(**a) for a in row["answers"] or ())
     return cls(**row)
+
+
+def _sampling(row: dict[str, Any]) -> Sampling:
+    return Sampling(**_tuples(row | {"frames": row.get("frames") or "exact"}))
 
 
 def _tuples(row: dict[str, Any]) -> dict[str, Any]:
