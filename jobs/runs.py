@@ -136,7 +136,7 @@ def _known_cost(
     known = [(c.created_at, c.rates) for c in (calibrated,) if c is not None]
     for run in runs:
         if run.cost and not run.cost.origin and run.recipe.get("model") == recipe["model"]:
-            rates = dataclasses.replace(run.cost, origin=f"learnt by the run {run.run_id}")
+            rates = dataclasses.replace(run.cost, origin=f"what the run {run.run_id} learnt")
             known.append((run.created_at, rates))
     return max(known, key=lambda found: found[0])[1] if known else None
 

@@ -48,8 +48,8 @@ class Frames:
 class Resizer:
     """Resizes video frames as the model's reference code does: bicubic with antialias, on floats.
 
-    FFmpeg's scaler does it three times as fast as Pillow and comes nearer. It scales RGB by way of
-    YUV, so each colour goes through it as a picture of its own.
+    FFmpeg's scaler does it two to three times as fast as Pillow and comes nearer. It scales RGB by
+    way of YUV, so each colour goes through it as a picture of its own.
     """
 
     def __init__(self, height: int, width: int, num_threads: int = 1) -> None:

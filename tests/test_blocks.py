@@ -224,6 +224,6 @@ def test_a_new_run_begins_with_what_the_latest_run_of_its_model_learnt(tmp_path)
     done = dataclasses.replace(first, cost=learnt, starts=1, status="complete")
     done.save(job, storage)
     second, _ = open_run(job, "another manifest", small, storage)
-    assert second.cost == dataclasses.replace(learnt, origin=f"learnt by the run {first.run_id}")
+    assert second.cost == dataclasses.replace(learnt, origin=f"what the run {first.run_id} learnt")
     assert open_run(job, "another manifest", large, storage)[0].cost is None
     assert open_run(job, "one manifest", small, storage)[0] == done

@@ -103,6 +103,8 @@ def test_pixels_are_ffmpegs_resized_bicubic(clips, name: str, decoder: str):
         else:
             assert difference.mean() < 0.1
             assert (difference > PIXEL_TOLERANCE).mean() < 1e-3
+            # Where black and white meet, FFmpeg's scaler cuts off between its two passes.
+            assert (difference > 2).mean() < 2e-4 and difference.max() <= 16
 
 
 def as_the_reference_does(frame: np.ndarray, height: int, width: int) -> np.ndarray:
