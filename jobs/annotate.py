@@ -111,7 +111,7 @@ def _committed(opened: Opened, run: Run, plan: pa.Table) -> pa.Table:
     media_ids = plan["media_id"].combine_chunks().unique()
     recipe_id = run.key.recipe_id
     found = committed(opened.job.output, recipe_id, opened.storage, media_ids=media_ids)
-    return settle(found, opened.storage)
+    return settle(found, opened.storage, plan["unit_id"])
 
 
 def _write_items(opened: Opened, plan: pa.Table, console: Console) -> None:

@@ -33,7 +33,7 @@ ITEM = item_schema(TASKS["events"].column)
 ITEMS_PER_FILE = 1024
 
 _COLUMNS = (
-    "unit_id", "media_id", "media", "run_id", "uri", "status", "error.attempts",
+    "unit_id", "media_id", "media", "run_id", "uri", "status", "error.type", "error.attempts",
     "sampling.start_seconds", "sampling.end_seconds", "sampling.sample_fps", "caption", "events",
     "attributes", "parts.list.element.uri",
 )  # fmt: skip
@@ -58,7 +58,8 @@ def write_items(opened: Opened, plan: pa.Table, console: Console) -> int:
     }
     items_id = _hash(json.dumps(settings, sort_keys=True))[:16]
     folder = join(job.output, "items")
-    rows = settle(committed(job.output, key.recipe_id, storage, _COLUMNS), storage)
+    rows = committed(job.output, key.recipe_id, storage, _COLUMNS)
+    rows = settle(rows, storage, plan["unit_id"])
     is_video = pc.equal(pc.struct_field(rows["media"], "media_type"), "video")
     is_planned = pc.is_in(rows["unit_id"], plan["unit_id"])
     videos: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -29,7 +29,7 @@ from pipeline.recipe import recipe, recipe_id
 from pipeline.select import select
 from pipeline.shots import check_shots
 from pipeline.storage import Storage, join, shown
-from pipeline.write import read_parquet, write_parquet
+from pipeline.write import is_read, read_parquet, write_parquet
 from schemas.errors import ErrorType, ManifestError, StorageError
 from schemas.job import Job
 from schemas.manifest import MediaItem
@@ -121,10 +121,10 @@ def make_plan(opened: Opened, console: Console, *, dry_run: bool = False) -> pa.
         plan = with_secrets(plan, opened.items)
     except FileNotFoundError:
         plan = UNIT.empty_table()
-    failed = pc.is_valid(plan["error"])
-    if plan.num_rows and (opened.run.starts or not pc.any(failed).as_py()):
+    failed = set(plan["media_id"].filter(pc.is_valid(plan["error"])).to_pylist())
+    if plan.num_rows and (opened.run.starts or not failed):
         return plan
-    kept = plan.filter(pc.invert(failed))
+    kept = plan.filter(pc.invert(_is_among(plan["media_id"], failed)))
     planned = set(kept["media_id"].to_pylist())
     items = [item for item in opened.items if item.media_id not in planned]
     table = pa.concat_tables([kept, _only_new(_probe(items, opened, console), items, opened)])
@@ -135,21 +135,16 @@ def make_plan(opened: Opened, console: Console, *, dry_run: bool = False) -> pa.
 def plan_again(opened: Opened, plan: pa.Table, media_ids: set[str], console: Console) -> pa.Table:
     """Look at some items of a run's plan again, and write what they are now into the plan.
 
-    media_ids: the items; of those that cannot be read now, or are not in the manifest any more, the
-        units stay as they are.
+    media_ids: the items; of those that cannot be read now, be it one stretch of several, or are not
+        in the manifest any more, the units stay as they are.
     """
     items = [item for item in opened.items if item.media_id in media_ids]
     fresh = _probe(items, opened, console) if items else UNIT.empty_table()
-    was_read = set(plan.filter(_is_read(plan))["media_id"].to_pylist())
-    is_lost = pc.and_(pc.invert(_is_read(fresh)), _is_among(fresh["media_id"], was_read))
-    fresh = fresh.filter(pc.invert(is_lost))
+    was_read = set(plan["media_id"].filter(is_read(plan)).to_pylist())
+    unread = set(fresh["media_id"].filter(pc.invert(is_read(fresh))).to_pylist())
+    fresh = fresh.filter(pc.invert(_is_among(fresh["media_id"], was_read & unread)))
     replaced = _is_among(plan["media_id"], set(fresh["media_id"].to_pylist()))
     return _write_plan(pa.concat_tables([plan.filter(pc.invert(replaced)), fresh]), opened)
-
-
-def _is_read(units: pa.Table) -> pa.ChunkedArray:
-    has_parts = pc.greater(pc.fill_null(pc.list_value_length(units["parts"]), 0), 0)
-    return pc.or_(pc.is_valid(units["media"]), has_parts)
 
 
 def _is_among(column: pa.ChunkedArray, values: set[str]) -> pa.ChunkedArray:

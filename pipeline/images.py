@@ -28,6 +28,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+_TURNED = ("TIFF",)
+"""Pillow turns these itself: their size is the displayed one from the start."""
 
 try:
     import pillow_heif
@@ -63,7 +65,7 @@ def open_image(media: MediaFile) -> Image.Image:
 def upright_size(image: Image.Image) -> tuple[int, int, int]:
     """Width, height and clockwise rotation of an image as displayed, by its EXIF orientation."""
     rotation = _ROTATIONS.get(_orientation(image), 0)
-    if rotation in (90, 270):
+    if rotation in (90, 270) and image.format not in _TURNED:
         return image.height, image.width, rotation
     return image.width, image.height, rotation
 
@@ -85,7 +87,7 @@ def load_image(media: MediaFile) -> Image.Image:
     """
     image = open_image(media)
     try:
-        turn = _TURNS.get(_orientation(image))
+        turn = None if image.format in _TURNED else _TURNS.get(_orientation(image))
         image.load()
         return to_rgb(image.transpose(turn) if turn is not None else image)
     except MemoryError as error:

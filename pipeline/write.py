@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pipeline.parse import TASKS, Answer, parse_raw
 from pipeline.storage import Storage, join, shown
 from schemas.annotation import annotation_schema
-from schemas.errors import StorageError
+from schemas.errors import ErrorType, StorageError
 from schemas.task import AnswerStatus, Question
 from schemas.unit import AnsweredUnit, RawAnswer, UnitStatus
 
@@ -277,11 +277,14 @@ def _with_file(table: pa.Table, uri: str) -> pa.Table:
 _RANKS = {UnitStatus.OK: 0, UnitStatus.PARTIAL: 1, UnitStatus.FAILED: 2}
 
 
-def settle(rows: pa.Table, storage: Storage) -> pa.Table:
+def settle(
+    rows: pa.Table, storage: Storage, planned: pa.ChunkedArray | None = None
+) -> pa.Table:
     """Leave one row for each unit, the best, where runs beside each other wrote several.
 
     rows: what ``committed`` read. The choice follows from the rows alone, so that two drivers make
     the same one. Of two that failed, the one that was tried more often is the later one.
+    planned: ids of units whose row is never replaced by that of other units.
 
     Returns the rows that stay.
 
@@ -290,10 +293,12 @@ def settle(rows: pa.Table, storage: Storage) -> pa.Table:
     """
     counts = pc.value_counts(rows["unit_id"])
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    is_read = _is_read(rows)
+    was_read = is_read(rows)
     # Media that could not be read had no version, so its unit had another id than it has now.
-    read = pc.unique(rows["media_id"].filter(is_read))
-    replaced = pc.and_(pc.invert(is_read), pc.is_in(rows["media_id"], read))
+    read = pc.unique(rows["media_id"].filter(was_read))
+    replaced = pc.and_(pc.invert(was_read), pc.is_in(rows["media_id"], read))
+    if planned is not None:  # of several stretches of a media item, one may have failed alone
+        replaced = pc.and_not(replaced, pc.is_in(rows["unit_id"], planned))
     doubtful = pc.or_(pc.is_in(rows["unit_id"], repeated), replaced)
     places = pc.indices_nonzero(doubtful)
     if not len(places):
@@ -344,10 +349,15 @@ def _renamed(file: str, ids: Sequence[str]) -> str:
     return f"{file.rpartition('-')[0]}-{_digest(ids)}.parquet"
 
 
-def _is_read(rows: pa.Table) -> pa.ChunkedArray:
-    """Whether the media of a row could be read. Tables of before have no column ``parts``."""
+def is_read(rows: pa.Table) -> pa.ChunkedArray:
+    """Whether the media of a row could be read, be it that they are not what it asks for.
+
+    rows: of a plan or of the table. Tables of before have no column ``parts``.
+    """
     has_parts = pc.fill_null(pc.greater(pc.list_value_length(rows["parts"]), 0), False)
-    return pc.or_(pc.is_valid(rows["media"]), has_parts)
+    is_refused = pc.equal(pc.struct_field(rows["error"], "type"), ErrorType.BAD_REQUEST.value)
+    is_found = pc.or_(pc.is_valid(rows["media"]), has_parts)
+    return pc.or_(is_found, pc.fill_null(is_refused, False))
 
 
 def write_json(content: dict[str, Any], uri: str, storage: Storage) -> None:

@@ -82,13 +82,16 @@ def test_palette_and_gray_with_transparency_go_onto_white():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied_and_the_size_is_the_displayed_one(orientation: int):
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_exif_orientation_is_applied_and_the_size_is_the_displayed_one(
+    orientation: int, format: str
+):
     image = Image.new("RGB", (96, 64), (255, 255, 255))
     image.paste((255, 0, 0), (0, 0, 48, 32))  # red in the stored top left corner
     exif = Image.Exif()
     exif[0x0112] = orientation
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", exif=exif)
+    image.save(buffer, format, exif=exif)
     upright = load_image(as_file(buffer.getvalue()))
     with Image.open(buffer) as header:
         width, height, _ = upright_size(header)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from jobs import annotate, retry
+from jobs import annotate, plan, retry
 from schemas.errors import JobFileError
 from schemas.job import Job, check_job
 
@@ -92,6 +92,28 @@ def test_failed_units_are_done_again_into_the_same_table(damaged):
     said = console()
     assert retry.run(job, said).run_id == run.run_id
     assert "has no rows that failed by" in said.file.getvalue()
+
+
+def test_one_stretch_that_cannot_be_done_costs_no_other_its_row(archive, checkpoint, tmp_path):
+    clip, out = str(archive / "clips" / "long-audio.mp4"), tmp_path / "out"
+    spans = [(0, 2), (1000, 1010)]
+    rows = [{"uri": clip, "start_seconds": start, "end_seconds": end} for start, end in spans]
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = {"source": str(checkpoint), "engine": "simulated", "simulated": {"speed": 1000.0}}
+    spec = {"input": {"manifest": str(manifest)}, "output": str(out), "model": model}
+    job = check_job(spec, "test")
+
+    def statuses() -> list[str]:
+        table = ds.dataset(out / "annotations", partitioning="hive").to_table()
+        return sorted(table["status"].to_pylist())
+
+    plan.run(job, console())  # what could not be planned is looked at again
+    annotate.run(job, console())
+    assert statuses() == ["failed", "ok"]
+    run = retry.run(job, console(), error_types=["bad_request"])
+    assert run.status == "complete"
+    assert statuses() == ["failed", "ok"]
 
 
 def texts(row: dict) -> tuple[str, list[str]]:

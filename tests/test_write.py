@@ -230,6 +230,21 @@ def test_media_that_could_be_read_later_replace_their_error_row(tmp_path: Path):
     assert len(list(tmp_path.rglob("*.parquet"))) == 1
 
 
+def test_a_stretch_that_failed_by_itself_keeps_its_row(tmp_path: Path):
+    def failed(unit_id: str, kind: str) -> dict:
+        error = ErrorRecord(stage="plan", type=kind, message="no")
+        fields = {"media": None, "sampling": None, "status": "failed", "error": error}
+        return annotation_row(unit(unit_id=unit_id, **fields), QUESTIONS, KEY)
+
+    parts = [failed("beyond the end", "bad_request"), failed("storage away", "storage_failed")]
+    write_part([*parts, *rows("a")], str(tmp_path), KEY, Storage())
+    found = committed(str(tmp_path), "r1", Storage())
+    assert settle(found, Storage(), found["unit_id"]) == found
+    # Of a unit that no plan has any more, another that could be read takes the place.
+    stay = settle(found, Storage(), pa.chunked_array([["a"]]))
+    assert sorted(stay["unit_id"].to_pylist()) == ["a", "beyond the end"]
+
+
 def test_of_two_failed_rows_the_one_that_was_tried_more_often_stays(tmp_path: Path):
     def failed(message: str, attempts: int) -> dict:
         error = ErrorRecord(
