@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -133,15 +133,16 @@ def _ask_for_nodes(resources: Resources) -> None:
 def _fitting(job: Job) -> Pools:
     import ray
 
-    have = ray.cluster_resources()
-    if job.model.device == "cuda" and have.get("GPU", 0.0) < 1:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = _total("GPU", nodes)
+    if job.model.device == "cuda" and gpus < 1:
         raise ResourceError("model.device is cuda, but the cluster has no GPU: set auto or cpu")
-    needs_none = job.model.device == "cpu" or job.model.engine == "simulated"
-    gpus = 0.0 if needs_none else have.get("GPU", 0.0)
     resources = job.resources
-    if job.model.engine == "vllm" and gpus:
+    if job.model.device == "cpu" or job.model.engine == "simulated":
+        nodes = [{"CPU": node.get("CPU", 0.0)} for node in nodes]
+    elif job.model.engine == "vllm" and gpus:
         resources = resources.model_copy(update={"gpus_per_replica": _gpus_of_vllm(job)})
-    return fit_pools(resources, have.get("CPU", 0.0), gpus)
+    return fit_pools(resources, nodes)
 
 
 def _gpus_of_vllm(job: Job) -> int:
@@ -154,26 +155,31 @@ def _gpus_of_vllm(job: Job) -> int:
     return needed
 
 
-def fit_pools(resources: Resources, cpus: float, gpus: float) -> Pools:
-    """Fit the job's actors into so many CPUs and GPUs.
+def fit_pools(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> Pools:
+    """Fit the job's actors into nodes, of each its CPUs and GPUs. An actor is on one node.
 
     Raises:
         ResourceError: they do not fit.
     """
+    cpus, gpus = _total("CPU", nodes), _total("GPU", nodes)
     usual = 1.0 if gpus >= 1 else 0.0
     gpus_each = usual if resources.gpus_per_replica == "auto" else resources.gpus_per_replica
-    most = max(1, int(gpus // gpus_each)) if gpus_each else 1
+    on_gpus = [_times(gpus_each, node.get("GPU", 0.0)) for node in nodes]
+    most = max(1, sum(on_gpus)) if gpus_each else 1
     replicas = most if resources.replicas == "auto" else resources.replicas
     left = cpus - replicas * resources.cpus_per_replica
-    fitting = max(1, int(left // resources.cpus_per_decoder))
+    fitting = max(1, _times(resources.cpus_per_decoder, left))
     decoders = fitting if resources.decoders == "auto" else resources.decoders
     need_cpus = replicas * resources.cpus_per_replica + decoders * resources.cpus_per_decoder
-    if need_cpus > cpus + 1e-6 or replicas * gpus_each > gpus + 1e-6:
+    on_cpus = [_times(resources.cpus_per_replica, node.get("CPU", 0.0)) for node in nodes]
+    places = sum(map(min, on_gpus, on_cpus)) if gpus_each else sum(on_cpus)
+    if need_cpus > cpus + 1e-6 or replicas > places:
+        of_nodes = f" on {len(nodes)} nodes, a replica on one of them" if len(nodes) > 1 else ""
         raise ResourceError(
             f"{replicas} engine replicas of {resources.cpus_per_replica:g} CPUs and {gpus_each:g} "
             f"GPUs and {decoders} decoders of {resources.cpus_per_decoder:g} CPUs do not fit into "
-            f"the cluster's {cpus:g} CPUs and {gpus:g} GPUs: lower resources.replicas, decoders, "
-            "cpus_per_replica or cpus_per_decoder"
+            f"the cluster's {cpus:g} CPUs and {gpus:g} GPUs{of_nodes}: lower resources.replicas, "
+            "decoders, cpus_per_replica or cpus_per_decoder"
         )
     return Pools(
         decoders=decoders,
@@ -182,6 +188,15 @@ def fit_pools(resources: Resources, cpus: float, gpus: float) -> Pools:
         cpus_per_replica=resources.cpus_per_replica,
         gpus_per_replica=gpus_each,
     )
+
+
+def _total(kind: str, nodes: Sequence[Mapping[str, float]]) -> float:
+    return sum(node.get(kind, 0.0) for node in nodes)
+
+
+def _times(share: float, whole: float) -> int:
+    """How many shares there are in a whole: ten tenths, which ``1 // 0.1`` does not find."""
+    return math.floor(whole / share + 1e-6) if share else 0
 
 
 @contextmanager

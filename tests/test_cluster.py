@@ -10,17 +10,17 @@ from schemas.job import Resources, check_job
 
 
 def test_on_two_cpus_one_engine_and_one_decoder():
-    pools = fit_pools(Resources(), cpus=2, gpus=0)
+    pools = fit_pools(Resources(), [{"CPU": 2}])
     assert (pools.replicas, pools.decoders, pools.gpus_per_replica) == (1, 1, 0)
 
 
 def test_an_engine_for_each_gpu_and_the_other_cpus_decode():
-    pools = fit_pools(Resources(), cpus=64, gpus=8)
+    pools = fit_pools(Resources(), [{"CPU": 64, "GPU": 8}])
     assert (pools.replicas, pools.gpus_per_replica, pools.decoders) == (8, 1, 56)
 
 
 def test_half_a_gpu_each():
-    pools = fit_pools(Resources(gpus_per_replica=0.5), cpus=16, gpus=2)
+    pools = fit_pools(Resources(gpus_per_replica=0.5), [{"CPU": 16, "GPU": 2}])
     assert (pools.replicas, pools.gpus_per_replica) == (4, 0.5)
 
 
@@ -37,7 +37,20 @@ def test_what_does_not_fit_is_refused_with_the_numbers(resources, cpus, gpus):
     with pytest.raises(
         ResourceError, match=rf"do not fit into the cluster's {cpus} CPUs and {gpus}"
     ):
-        fit_pools(resources, cpus, gpus)
+        fit_pools(resources, [{"CPU": cpus, "GPU": gpus}])
+
+
+def test_a_replica_is_on_one_node():
+    nodes = [{"CPU": 8}, {"CPU": 8, "GPU": 4}, {"CPU": 8, "GPU": 7}]
+    assert fit_pools(Resources(gpus_per_replica=2.0), nodes).replicas == 5
+    with pytest.raises(ResourceError, match="24 CPUs and 11 GPUs on 3 nodes, a replica on one"):
+        fit_pools(Resources(gpus_per_replica=8.0), nodes)
+    with pytest.raises(ResourceError, match="on 3 nodes"):
+        fit_pools(Resources(replicas=1, gpus_per_replica=0, cpus_per_replica=12), nodes)
+
+
+def test_ten_tenths_of_a_gpu_are_ten():
+    assert fit_pools(Resources(gpus_per_replica=0.1), [{"CPU": 16, "GPU": 1}]).replicas == 10
 
 
 @pytest.mark.parametrize(("items", "actors"), [(1, 1), (256, 1), (257, 2), (10**6, 3)])
@@ -64,7 +77,7 @@ def test_waiting_for_the_nodes_of_a_growing_cluster(monkeypatch: pytest.MonkeyPa
     import ray.autoscaler.sdk
 
     asked, cpus = [], iter([0.0, 0.0, 6.0])
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": next(cpus)})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": next(cpus)}}])
     monkeypatch.setattr(
         ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(bundles)
     )
