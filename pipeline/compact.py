@@ -48,11 +48,13 @@ def bins(output: str, storage: Storage, target_bytes: int) -> Iterator[Bin]:
                 groups[found[1], found[3]].append(file)
     for (folder, recipe_id), files in sorted(groups.items()):
         held: list[dict[str, Any]] = []
+        size = 0
         for file in files:
-            if held and sum(f["size"] for f in held) + file["size"] > target_bytes:
+            if held and size + file["size"] > target_bytes:
                 yield Bin(folder=folder, recipe_id=recipe_id, files=held)
-                held = []
+                held, size = [], 0
             held.append(file)
+            size += file["size"]
         yield Bin(folder=folder, recipe_id=recipe_id, files=held)
 
 

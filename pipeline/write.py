@@ -277,9 +277,7 @@ def _with_file(table: pa.Table, uri: str) -> pa.Table:
 _RANKS = {UnitStatus.OK: 0, UnitStatus.PARTIAL: 1, UnitStatus.FAILED: 2}
 
 
-def settle(
-    rows: pa.Table, storage: Storage, planned: pa.ChunkedArray | None = None
-) -> pa.Table:
+def settle(rows: pa.Table, storage: Storage, planned: pa.ChunkedArray | None = None) -> pa.Table:
     """Leave one row for each unit, the best, where runs beside each other wrote several.
 
     rows: what ``committed`` read. The choice follows from the rows alone, so that two drivers make

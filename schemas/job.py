@@ -340,6 +340,12 @@ class Job(Section):
             raise ValueError(f"a task may be asked once, got {names}")
         if self.summary is not None and "caption" not in names:
             raise ValueError("summary is made of captions: add the task caption")
+        gpus = self.resources.gpus_per_replica
+        if self.model.engine == "transformers" and gpus != "auto" and gpus > 1:
+            raise ValueError(
+                f"resources.gpus_per_replica is {gpus:g}, but the engine transformers runs on one: "
+                "leave it at auto, or share the model out by the engine vllm"
+            )
         return self
 
     def questions(self) -> tuple[Question, ...]:
@@ -376,11 +382,10 @@ def read_spec(path: Path | None, overrides: dict[str, Any] | None) -> dict[str, 
         *sections, last = dotted.split(".")
         target = spec
         for section in sections:
-            if target.get(section) is None:
-                target[section] = {}
-            target = target[section]
-            if not isinstance(target, dict):
+            inner = {} if target.get(section) is None else target[section]
+            if not isinstance(inner, dict):
                 raise JobFileError(f"{dotted}: {section} has no keys, set it as a whole")
+            target[section] = target = dict(inner)  # a copy: it may be the caller's own
         target[last] = value
     return spec
 

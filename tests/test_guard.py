@@ -1,6 +1,7 @@
 """Engines that die, hang or leak: every unit has its row, and only those at fault are errors."""
 
 import io
+import mmap
 import os
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 
 import pipeline.build
 from jobs import annotate
-from pipeline.guard import _groups
+from pipeline.guard import _groups, resident_bytes
 from schemas.job import Job, check_job
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -113,13 +114,25 @@ def test_an_engine_that_leaks_is_replaced_between_blocks(
         engine.kept = [*getattr(engine, "kept", []), b"\1" * (100 << 20)]
 
     monkeypatch.setattr(pipeline.build, "Generate", make_faulty(tmp_path / "log", leak))
-    monkeypatch.setattr(annotate, "block_cost", lambda *args: 1.0)  # a unit is a block
+    monkeypatch.setattr(
+        annotate,
+        "in_blocks",
+        lambda units, *args: [units.slice(k, 1) for k in range(units.num_rows)],
+    )
     rows = run(job(checkpoint, media, tmp_path / "out", replicas=1, engine_growth_gib=0.5))
     assert {row["error"]["type"] for row in rows.values() if row["error"]} == {"media_unreadable"}
     pids = [line.split()[0] for line in (tmp_path / "log").read_text().splitlines()]
     assert len(pids) == len(rows)  # nothing was done twice
     assert max(map(pids.count, pids)) == 7  # the first, and six more that leaked 600 MB
     assert len(set(pids)) == 2
+
+
+def test_what_an_engine_reads_of_the_object_store_is_no_growth():
+    store = mmap.mmap(-1, 64 << 20)  # shared memory, as Ray's
+    before = resident_bytes()
+    store.write(b"x" * len(store))
+    own = bytearray(os.urandom(1 << 20) * 16)
+    assert len(own) <= resident_bytes() - before < 32 << 20
 
 
 def test_what_an_engine_died_at_comes_again_in_smaller_groups():

@@ -90,6 +90,7 @@ def test_task_names_are_one_list():
         ({"name": "Nightly"}, "name: must match pattern '^[a-z0-9][a-z0-9-]{0,62}$' (got 'Night"),
         ({"input": {}}, "input: give exactly one of `manifest` and `scan`"),
         ({"input": {"scan": "a", "manifest": "b"}}, "input: give exactly one of `manifest` and"),
+        ({"resources": {"gpus_per_replica": 2}}, "the job: resources.gpus_per_replica is 2, but "),
         ({"sampling": {"fps": "two"}}, "sampling.fps: must be a valid number, unable to parse"),
         ({"sampling": {"fps": 0}}, "sampling.fps: must be greater than 0 (got '0')"),
         ({"sampling": {"fps": float("nan")}}, "sampling.fps: must be less than or equal to 240"),
@@ -166,6 +167,13 @@ def test_overrides_without_a_file():
     assert job == check_job(LEAST, "test")
     with pytest.raises(JobFileError, match="the job is not valid:\n  output: required"):
         load_job(None, {"input.scan": "clips/"})
+
+
+def test_overrides_leave_the_callers_mapping_as_it_is():
+    sampling = {"fps": 1.0}
+    job = load_job(None, LEAST | {"sampling": sampling, "sampling.fps": 4})
+    assert job.sampling.fps == 4
+    assert sampling == {"fps": 1.0}
 
 
 def test_overrides_that_lead_nowhere(tmp_path):
