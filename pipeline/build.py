@@ -23,6 +23,8 @@ from schemas.job import Job
 from schemas.manifest import MediaItem
 
 PLAN_BATCH_ITEMS = 64
+MAX_BLOCK_BYTES = 1 << 30
+"""Ray Data would cut what the decoders make of a piece of work into blocks of 128 MB."""
 MAX_TASK_RETRIES = 3
 
 
@@ -67,6 +69,7 @@ def build_annotate(
     import ray
 
     code = code_digest()
+    ray.data.DataContext.get_current().target_max_block_size = MAX_BLOCK_BYTES
     units = ray.data.from_arrow(blocks)
     prepared = stage(
         units, Prepare, (job, storage, code), pools.decoders, num_cpus=pools.cpus_per_decoder

@@ -45,6 +45,36 @@ def test_a_replica_without_work_gives_back_its_resources_while_another_works_on(
     assert len(done) == 2
 
 
+def test_a_piece_of_work_comes_to_the_engine_as_one(monkeypatch: pytest.MonkeyPatch):
+    """Else an engine works on one long video at a time."""
+    from pipeline import build
+
+    class Frames:
+        def __init__(self, *args: object) -> None: ...
+
+        def __call__(self, batch: pa.Table):
+            for unit in batch["unit"].to_pylist():
+                frames = pa.array([bytes(60 << 20)], pa.large_binary())
+                yield pa.table({"unit": [unit], "frames": frames})
+
+    class Counts(Frames):
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            return pa.table({"units": [batch.num_rows]})
+
+    class Passes(Frames):
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            return batch
+
+    for name, fake in (("Prepare", Frames), ("Generate", Counts), ("Commit", Passes)):
+        monkeypatch.setattr(build, name, fake)
+    pools = build.Pools(
+        decoders=1, cpus_per_decoder=1, replicas=1, cpus_per_replica=1, gpus_per_replica=0
+    )
+    units = pa.table({"unit": list(range(4))})
+    dataset = build.build_annotate([units], None, None, None, pools, 8)
+    assert dataset.take_all() == [{"units": 4}]
+
+
 def _free_cpus() -> float:
     import ray
 

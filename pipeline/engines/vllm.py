@@ -1,8 +1,7 @@
 """The engine for GPUs: vLLM, which writes many answers at once and begins a new one where one ends.
 
-One engine of vLLM's lives as long as its actor. ``generate`` is safe for threads: calls for several
-blocks run at the same time, and what they ask for stands in one queue, so that the engine is never
-empty between two blocks.
+One engine of vLLM's lives as long as its actor. ``generate`` is safe for threads: what calls at the
+same time ask for stands in one queue. Its actor makes one call, for one block, at a time.
 """
 
 import asyncio
