@@ -163,7 +163,7 @@ def _checked(table: pa.Table) -> pa.Table:
 
 def _write_plan(table: pa.Table, opened: Opened) -> pa.Table:
     table = _checked(table)
-    write_parquet(without_secrets(table, opened.items), _plan_uri(opened), opened.storage)
+    write_parquet(without_secrets(table), _plan_uri(opened), opened.storage)
     return table
 
 

@@ -1,10 +1,16 @@
 """Signed urls are not in the plan's file, and are in the plan that is run."""
 
+import json
+
 from jobs.plan_uris import with_secrets, without_secrets
 from schemas.manifest import MediaItem
-from schemas.unit import UNIT, Unit, to_table
+from schemas.unit import UNIT, Media, Part, Sampling, Unit, to_table
 
 SIGNED = "https://host/a.png?X-Amz-Signature=PLANTED"
+MEDIA = Media(media_type="image", width=32, height=32)
+SAMPLING = Sampling(
+    num_frames=1, resized_height=32, resized_width=32, grid_thw=(1, 2, 2), num_vision_tokens=1
+)
 
 
 def test_there_and_back():
@@ -18,7 +24,36 @@ def test_there_and_back():
         for item in items
     ]
     plan = to_table(units, UNIT)
-    written = without_secrets(plan, items)
+    written = without_secrets(plan)
     assert "PLANTED" not in str(written.to_pylist())
     assert written["uri"].to_pylist() == ["https://host/a.png?...", "s3://bucket/b.png", "d/1.png"]
     assert with_secrets(written, items) == plan
+
+
+def test_uris_that_differ_in_their_query_alone_are_not_mixed_up():
+    def url(number: int) -> str:
+        return f"https://host/get?id={number}&token=PLANTED"
+
+    content = [{"type": "image", "image": url(n)} for n in (5, 6)] + [{"type": "text", "text": "?"}]
+    messages = json.dumps([{"role": "user", "content": content}])
+    items = [
+        MediaItem(media_id="a", uri=url(1)),
+        MediaItem(media_id="b", uri=url(2)),
+        MediaItem(media_id="c", uri=url(3), frames=(url(3), url(4))),
+        MediaItem(media_id="d", uri=url(5), messages=messages),
+    ]
+    units = [
+        Unit(unit_id=item.media_id, media_id=item.media_id, uri=item.uri, frames=item.frames)
+        for item in items[:3]
+    ]
+    parts = tuple(Part(uri=url(n), media=MEDIA, sampling=SAMPLING) for n in (5, 6))
+    units.append(Unit(unit_id="d", media_id="d", uri=url(5), messages="[]", parts=parts))
+    plan = to_table(units, UNIT)
+    written = without_secrets(plan)
+    assert "PLANTED" not in str(written.to_pylist())
+    assert with_secrets(written, items) == plan
+    # New signatures come from a new manifest; of an item that is another now, nothing is taken.
+    fresh = MediaItem(media_id="a", uri="https://host/get?id=1&token=FRESH")
+    other = MediaItem(media_id="b", uri="https://other/get?id=2&token=FRESH")
+    run = with_secrets(written, [fresh, other])
+    assert run["uri"].to_pylist()[:2] == [fresh.uri, "https://host/get?..."]
