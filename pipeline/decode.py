@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.choose import digest
 from pipeline.container import open_video, packet_times
 from pipeline.frames import Frames, check_not_truncated, check_size
 from pipeline.images import load_image, resize
@@ -52,7 +53,7 @@ def decode_unit(
     if unit.frames:
         return _decode_frame_list(unit.frames, media, sampling, storage)
     with storage.open_media(unit.uri) as file:
-        _check_unchanged(media, file)
+        _check_unchanged(media, file.content_version)
         if media.media_type == "image":
             image = load_image(file)
             check_size(media, image.width, image.height)
@@ -75,9 +76,10 @@ def _decode_frame_list(
     uris: tuple[str, ...], media: Media, sampling: Sampling, storage: Storage
 ) -> Frames:
     """A video given as images: every frame is used, the last is repeated if their number is odd."""
-    frames = []
+    frames, versions = [], []
     for uri in uris:
         with storage.open_media(uri) as file:
+            versions.append(file.content_version)
             image = load_image(file)
         if image.size != (media.width, media.height):
             raise UnitError(
@@ -86,6 +88,7 @@ def _decode_frame_list(
                 f"has {(media.width, media.height)}",
             )
         frames.append(resize(image, sampling.resized_height, sampling.resized_width))
+    _check_unchanged(media, digest(*versions))
     frames += [frames[-1]] * (sampling.num_frames - len(frames))
     fps = sampling.sample_fps or 1.0
     indices = [min(k, len(uris) - 1) for k in range(sampling.num_frames)]
@@ -97,12 +100,12 @@ def _decode_frame_list(
     )
 
 
-def _check_unchanged(media: Media, file: MediaFile) -> None:
-    if media.content_version and file.content_version != media.content_version:
+def _check_unchanged(media: Media, version: str | None) -> None:
+    if media.content_version and version != media.content_version:
         raise UnitError(
             ErrorType.MEDIA_CHANGED,
             f"the object changed after the plan: {media.content_version} was planned, "
-            f"{file.content_version} is there now; a new run plans it anew",
+            f"{version} is there now; a new run plans it anew",
         )
 
 

@@ -238,6 +238,9 @@ def test_frame_lists_are_planned_exactly(tmp_path: Path, checkpoint: Path):
     units = plan(checkpoint, item(frames[0], frames=frames, sample_fps=2.0))
     assert units[0].sampling.num_frames == 26
     assert_exact(checkpoint, units)
+    numbered_frames(1)[0].save(frames[7])
+    prepared = Prepare(job(checkpoint), Storage(), code_digest()).prepare(units[0])
+    assert prepared.error.type == "media_changed"
 
 
 class Counting(BaseHTTPRequestHandler):
