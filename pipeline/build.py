@@ -70,7 +70,7 @@ def build_annotate(
 
     code = code_digest()
     ray.data.DataContext.get_current().target_max_block_size = MAX_BLOCK_BYTES
-    units = ray.data.from_arrow(blocks)
+    units = ray.data.from_blocks(blocks)  # from_arrow would start workers just to count rows
     prepared = stage(
         units, Prepare, (job, storage, code), pools.decoders, num_cpus=pools.cpus_per_decoder
     )
@@ -92,7 +92,7 @@ def build_summaries(blocks: list[pa.Table], job: Job, max_model_len: int, pools:
     import ray
 
     return stage(
-        ray.data.from_arrow(blocks),
+        ray.data.from_blocks(blocks),
         Summarise,
         (job, max_model_len, remember_deaths(), code_digest()),
         pools.replicas,

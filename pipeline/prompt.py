@@ -80,16 +80,17 @@ class Prompter:
         Raises:
             ModelError: there is none, or it lacks Qwen3-VL's vision tokens or a chat template.
         """
-        from transformers import AutoTokenizer
+        # What AutoTokenizer takes for Qwen3-VL; that one would import torch, for each decoder.
+        from transformers import Qwen2Tokenizer
 
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(
-                source, revision=revision, trust_remote_code=False
-            )
+            self.tokenizer: Any = Qwen2Tokenizer.from_pretrained(source, revision=revision)
         except (OSError, ValueError) as error:
             raise ModelError(f"cannot load the tokenizer of {source}: {error}") from None
         if not self.tokenizer.chat_template:
-            raise ModelError(f"{source} has no chat template: is it a Qwen3-VL checkpoint?")
+            raise ModelError(
+                f"{source} has no tokenizer with a chat template: is it a Qwen3-VL checkpoint?"
+            )
         self.pad_ids = {
             "image": self._special("<|image_pad|>", source),
             "video": self._special("<|video_pad|>", source),

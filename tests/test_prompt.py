@@ -1,5 +1,7 @@
 """Token ids and timestamps, against transformers' own processor."""
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,6 +107,15 @@ def test_a_pairs_time_is_the_mean_and_never_negative():
     assert pair_seconds([-0.5, 0.1]) == [0.0]
 
 
+def test_torch_is_not_imported(checkpoint: Path):
+    """Each decoder has a tokenizer: torch would cost it seconds and 200 MB."""
+    code = "import sys; from pipeline.prompt import Prompter; Prompter(sys.argv[1]); "
+    code += "sys.exit('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code, str(checkpoint)], check=False).returncode == 0
+    )
+
+
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
-    with pytest.raises(ModelError, match="cannot load the tokenizer"):
+    with pytest.raises(ModelError, match="has no tokenizer with a chat template"):
         Prompter(str(tmp_path))
