@@ -16,7 +16,7 @@ from jobs.cost import Rates, Work
 from jobs.estimate import check_cost, estimate, money
 from jobs.items import write_items
 from jobs.lease import Lease, leased
-from jobs.plan import Opened, make_plan, nothing_new, open_job, print_plan
+from jobs.plan import Opened, make_plan, nothing_new, open_job, print_plan, read_plan
 from jobs.progress import Progress, print_summary
 from jobs.run_log import RunLog
 from jobs.runs import Run
@@ -48,7 +48,11 @@ def run(job: Job, console: Console) -> Run:
         console.print(Text(f"new run: {change}"))
     if opened.run.status == "complete":
         _print_run(opened.run, opened, console)
-        _write_items(opened, make_plan(opened, console), console)
+        try:
+            plan = read_plan(opened)
+        except FileNotFoundError:
+            return opened.run  # compacted: no media are read again for what is done
+        _write_items(opened, plan, console)
         return opened.run
     started = time.monotonic()
     check_decoder(job)

@@ -117,8 +117,7 @@ def make_plan(opened: Opened, console: Console, *, dry_run: bool = False) -> pa.
     Before that, items that could not be read are looked at again.
     """
     try:
-        plan = read_parquet(_plan_uri(opened), opened.storage).cast(UNIT)
-        plan = with_secrets(plan, opened.items)
+        plan = read_plan(opened)
     except FileNotFoundError:
         plan = UNIT.empty_table()
     failed = set(plan["media_id"].filter(pc.is_valid(plan["error"])).to_pylist())
@@ -130,6 +129,16 @@ def make_plan(opened: Opened, console: Console, *, dry_run: bool = False) -> pa.
     table = pa.concat_tables([kept, _only_new(_probe(items, opened, console), items, opened)])
     _check_access(table)
     return _checked(table) if dry_run else _write_plan(table, opened)
+
+
+def read_plan(opened: Opened) -> pa.Table:
+    """Read the run's plan.
+
+    Raises:
+        FileNotFoundError: there is none yet, or ``reelscribe compact`` has removed it.
+    """
+    plan = read_parquet(_plan_uri(opened), opened.storage).cast(UNIT)
+    return with_secrets(plan, opened.items)
 
 
 def plan_again(opened: Opened, plan: pa.Table, media_ids: set[str], console: Console) -> pa.Table:

@@ -140,6 +140,16 @@ def test_a_finished_job_does_nothing_when_run_again(annotated):
     assert "is complete" in console.file.getvalue()
 
 
+def test_a_finished_job_whose_plan_was_removed_reads_no_media_again(annotated, tmp_path: Path):
+    finished, output, run = annotated
+    shutil.copytree(output, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "runs" / run.run_id / "plan")
+    console = quiet()
+    again = annotate.run(finished.model_copy(update={"output": str(tmp_path / "out")}), console)
+    assert (again.run_id, again.status) == (run.run_id, "complete")
+    assert "planning" not in console.file.getvalue()
+
+
 def test_other_pools_and_batches_are_the_same_run(annotated):
     spec, _, run = annotated
     other = spec.model_dump() | {"resources": {"max_batch_tokens": 999, "units_per_file": 3}}
