@@ -13,6 +13,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -150,11 +151,13 @@ class Job:
         }  # fmt: skip
 
     def leftovers(self) -> list[str]:
-        """Files that are neither whole parts nor of the run's folder."""
+        """Files that a run does not write: half of one, or a temporary one."""
         files = [file["uri"] for file in self.storage.list_files(self.output, "**/*")]
         files += [file["uri"] for file in self.storage.list_files(self.output, "**/.*")]
-        known = ("/part-", "/run.json")
-        return sorted({uri for uri in files if not any(f"{k}" in uri for k in known)})
+        known = re.compile(
+            r"/(part-[^/]*\.parquet|(run|summary)\.json|log-\d+\.jsonl|latest\.sql)$"
+        )
+        return sorted({uri for uri in files if not known.search(uri)})
 
 
 @contextmanager
@@ -282,7 +285,6 @@ def undisturbed(job: Job, machines: Machines) -> dict[str, list]:
 @contextmanager
 def bucket() -> Iterator[tuple[str, dict]]:
     """An S3 server, and the options that lead to it."""
-    import re
     import tempfile
     import urllib.request
 
