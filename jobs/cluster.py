@@ -45,7 +45,7 @@ def start_ray(**options: Any) -> None:
     """Start or join Ray, without its banner and without the workers' logs on the console.
 
     Raises:
-        ResourceError: the cluster at RAY_ADDRESS does not answer.
+        ResourceError: the cluster at RAY_ADDRESS does not answer, or Ray does not start.
     """
     # Ray's C++ core would write a line on stderr for each actor pool of Ray Data.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -61,8 +61,8 @@ def start_ray(**options: Any) -> None:
                 include_dashboard=False if own else None,
                 **options,
             )
-    except (ConnectionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a node that is late to start is one of no other class
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ResourceError(f"cannot start or join Ray: {reason}") from None
 
 

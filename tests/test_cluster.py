@@ -87,3 +87,15 @@ def test_waiting_for_the_nodes_of_a_growing_cluster(monkeypatch: pytest.MonkeyPa
     fitted = cluster.pools(check_job(spec, "test"))
     assert (fitted.replicas, fitted.decoders) == (2, 3)
     assert asked == [[{"CPU": 1.0}] * 5]
+
+
+def test_a_ray_that_is_late_to_start_is_one_message(monkeypatch: pytest.MonkeyPatch):
+    """On a busy machine; Ray raises an exception of no class of its own."""
+    import ray
+
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup.\nMore of it.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ResourceError, match=r"join Ray: .* timed out during startup\.$"):
+        cluster.start_ray()
