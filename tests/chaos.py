@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 import psutil
@@ -36,6 +37,7 @@ from pipeline.storage import Storage, join
 VICTIMS = ("driver", "decoder", "engine", "writer", "node")
 ACTORS = {"decoder": "Prepare", "engine": "Generate", "writer": "Commit"}
 NUM_MEDIA = 48
+_STARTS = 5
 DRIVER_SECONDS = 300
 """A driver that has neither ended nor been killed by then hangs."""
 
@@ -64,7 +66,7 @@ class Machines:
             initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
         )
         self.address = self._cluster.address
-        self._nodes = [self._cluster.add_node(num_cpus=2) for _ in range(2)]
+        self._nodes = [self._add_node(num_cpus=2) for _ in range(2)]
 
     def actors(self, stage: str) -> list[psutil.Process]:
         """The processes of a stage's actors, on any node."""
@@ -83,7 +85,16 @@ class Machines:
         """SIGKILL to a whole node, the head excepted; another one comes up."""
         node = self._nodes.pop(chance.randrange(len(self._nodes)))
         self._cluster.remove_node(node, allow_graceful=False)
-        self._nodes.append(self._cluster.add_node(num_cpus=chance.choice([2, 3])))
+        self._nodes.append(self._add_node(num_cpus=chance.choice([2, 3])))
+
+    def _add_node(self, num_cpus: int) -> Any:
+        """A node; on a busy machine one may take longer to start than Ray waits for it."""
+        for _ in range(_STARTS):
+            try:
+                return self._cluster.add_node(num_cpus=num_cpus)
+            except Exception as error:
+                print(f"a node did not start: {error}", file=sys.stderr)
+        raise RuntimeError("no node starts")
 
     def _all(self) -> list:
         return [self._cluster.head_node, *self._nodes]
