@@ -1,7 +1,7 @@
 """CPU seconds of decoding to the model's size, over those of `ffmpeg -f null` on the same clip.
 
-The limit: ffmpeg decodes every frame and keeps nothing. Each measurement is a process of its own;
-rounds alternate, and ratios are taken within a round.
+The limit: ffmpeg decodes every frame and keeps nothing. Each measurement is a process of its own,
+which decodes once before it is measured; rounds alternate, and ratios are taken within a round.
 """
 
 import json
@@ -19,8 +19,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-ROUNDS = 3
-SECONDS, FPS, WIDTH, HEIGHT = 10, 30, 1280, 720
+ROUNDS, TIMES = 5, 1
+SECONDS, FPS, WIDTH, HEIGHT = 20, 30, 1920, 1080
 WAYS = (
     ("pyav", "exact"),
     ("pyav", "nearest"),
@@ -30,16 +30,24 @@ WAYS = (
 OUT = ROOT / "build" / "bench" / "decode.json"
 
 
-def child_cpu_seconds(command: list[str]) -> float:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def limit_cpu_seconds(path: Path) -> float:
+    """What ffmpeg takes to decode a clip, with one thread."""
+    before = cpu_seconds(resource.RUSAGE_CHILDREN)
+    command = ["ffmpeg", "-v", "error", "-threads", "1", "-i", str(path), "-f", "null", "-"]
+    subprocess.run(command, check=True)
+    return cpu_seconds(resource.RUSAGE_CHILDREN) - before
 
 
-def decode(path: str, decoder: str, frames: str, times: int) -> None:
-    """What the measured process does: plan the clip, then decode it so many times."""
+def cpu_seconds(whose: int = resource.RUSAGE_SELF) -> float:
+    used = resource.getrusage(whose)
+    return used.ru_utime + used.ru_stime
+
+
+def decode(path: str, decoder: str, frames: str) -> float:
+    """What the measured process does: plan the clip, then decode it, again and again.
+
+    Returns the CPU seconds of decoding it once.
+    """
     from clips import video_unit
 
     from pipeline.decode import decode_unit
@@ -48,10 +56,11 @@ def decode(path: str, decoder: str, frames: str, times: int) -> None:
 
     spec = SamplingSpec(fps=2.0, frames=frames, segmentation=Segmentation(kind="none"))
     unit = video_unit(Path(path), spec)
-    if times == 0 and decoder == "torchcodec":
-        from torchcodec.decoders import VideoDecoder  # noqa: F401  its import is not decoding
-    for _ in range(times):
+    decode_unit(unit, Storage(), decoder=decoder)
+    before = cpu_seconds()
+    for _ in range(TIMES):
         decode_unit(unit, Storage(), decoder=decoder)
+    return (cpu_seconds() - before) / TIMES
 
 
 def main() -> None:
@@ -61,7 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clips = {}
         for codec, suffix in (("libx264", "mp4"), ("libx265", "mp4"), ("libvpx-vp9", "webm")):
-            clips[codec] = render(Path(folder) / f"{codec}.{suffix}", codec)
+            clips[codec] = render(Path(folder) / f"{codec}.{suffix}", codec, WIDTH, HEIGHT, SECONDS)
         results = {}
         for codec, path in clips.items():
             for decoder, frames in WAYS:
@@ -74,20 +83,20 @@ def main() -> None:
     print(f"  -> {OUT}")
 
 
-def render(path: Path, codec: str) -> Path:
+def render(path: Path, codec: str, width: int, height: int, seconds: int) -> Path:
     """A pan over a detailed picture with grain: a codec has as much to do as with real film."""
     from jobs.encode_clip import encode_clip
 
     rng = np.random.default_rng(0)
-    small = Image.fromarray(rng.integers(0, 256, (HEIGHT // 8, WIDTH // 4, 3), dtype=np.uint8))
-    scene = np.asarray(small.resize((2 * WIDTH, HEIGHT), Image.Resampling.BICUBIC)).astype(np.int16)
-    grain = rng.integers(-6, 7, (8, HEIGHT, WIDTH, 3), dtype=np.int16)
+    small = Image.fromarray(rng.integers(0, 256, (height // 8, width // 4, 3), dtype=np.uint8))
+    scene = np.asarray(small.resize((2 * width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    grain = rng.integers(-6, 7, (8, height, width, 3), dtype=np.int16)
 
     def frame(n: int) -> np.ndarray:
-        pan = scene[:, 4 * n % WIDTH :][:, :WIDTH]
+        pan = scene[:, 4 * n % width :][:, :width]
         return (pan + grain[n % 8]).clip(0, 255).astype(np.uint8)
 
-    frames = (frame(n) for n in range(SECONDS * FPS))
+    frames = (frame(n) for n in range(seconds * FPS))
     encode_clip(path, frames, codec=codec, fps=FPS, gop_size=250, max_b_frames=3)
     return path
 
@@ -95,17 +104,17 @@ def render(path: Path, codec: str) -> Path:
 def ratio(path: Path, decoder: str, frames: str) -> dict[str, float]:
     ratios = []
     for _ in range(ROUNDS):
-        limit = child_cpu_seconds(
-            ["ffmpeg", "-v", "error", "-threads", "1", "-i", str(path), "-f", "null", "-"]
+        limit = limit_cpu_seconds(path)
+        command = [sys.executable, __file__, str(path), decoder, frames]
+        done = subprocess.run(
+            command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True
         )
-        us = [sys.executable, __file__, str(path), decoder, frames]
-        start_up = child_cpu_seconds([*us, "0"])
-        ratios.append((child_cpu_seconds([*us, "1"]) - start_up) / limit)
+        ratios.append(float(done.stdout) / limit)
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 5:
-        decode(*sys.argv[1:4], int(sys.argv[4]))
+    if len(sys.argv) == 4:
+        print(decode(*sys.argv[1:]))
     else:
         main()

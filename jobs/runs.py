@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -175,18 +176,20 @@ def all_runs(output: str, storage: Storage) -> list[Run]:
         StorageError: the output cannot be read, or a file is none of this version.
     """
     names = {field.name for field in dataclasses.fields(Run)}
-    runs = []
-    for file in storage.list_files(join(output, "runs"), "*/run.json"):
+
+    def read(file: dict[str, Any]) -> Run:
         try:
             content = json.loads(storage.read_bytes(file["uri"]))
             kept = {k: v for k, v in content.items() if k in names}
-            runs.append(Run(**kept | {"cost": Rates.read(content.get("cost"))}))
+            return Run(**kept | {"cost": Rates.read(content.get("cost"))})
         except (ValueError, TypeError) as error:
             raise StorageError(
                 f"{file['uri']} is not a run file this version can read ({error}): move it away or "
                 "give another output"
             ) from None
-    return runs
+
+    with ThreadPoolExecutor(16) as pool:  # of years of nights there are many
+        return list(pool.map(read, storage.list_files(join(output, "runs"), "*/run.json")))
 
 
 def without_secrets(value: Any) -> Any:

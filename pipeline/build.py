@@ -82,6 +82,7 @@ def build_annotate(
         num_cpus=pools.cpus_per_replica,
         num_gpus=pools.gpus_per_replica,
         max_task_retries=-1,
+        calls_at_once=Generate.calls_at_once(job),
     )
     args = (job, key, storage, code)
     return stage(answered, Commit, args, 1, num_cpus=0, batch_size=units_per_file)
@@ -113,6 +114,7 @@ def stage(
     batch_size: int | None = None,
     batch_format: str = "pyarrow",
     max_task_retries: int = MAX_TASK_RETRIES,
+    calls_at_once: int = 1,
 ) -> Any:
     """Map a dataset by a fixed pool of actors.
 
@@ -120,8 +122,16 @@ def stage(
 
     max_task_retries: how often a batch is tried again whose actor died, before the run stops; -1:
         for ever, since the stage itself sees to an end, as ``Guard`` does.
+    calls_at_once: more than 1: an actor is called in so many threads.
     """
     import ray
+
+    pool: dict[str, Any] = {"size": num_actors}
+    if calls_at_once > 1:
+        pool |= {
+            "max_concurrent_calls_per_actor": calls_at_once,
+            "enable_true_multi_threading": True,
+        }
 
     with warnings.catch_warnings():
         # Ray means to take max_task_retries away, and has nothing in its place yet.
@@ -133,6 +143,6 @@ def stage(
             batch_format=batch_format,
             num_cpus=num_cpus,
             num_gpus=num_gpus,
-            compute=ray.data.ActorPoolStrategy(size=num_actors),
+            compute=ray.data.ActorPoolStrategy(**pool),
             max_task_retries=max_task_retries,
         )

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.storage import Storage, join
 from pipeline.views import connect
-from pipeline.write import ANNOTATION, part_name, read_parquet, write_parquet
+from pipeline.write import ANNOTATION, drop_rows, part_name, read_parquet, write_parquet
 from schemas.unit import UnitStatus
 
 COMPACTED = "compacted"
@@ -149,21 +149,11 @@ def drop_superseded(output: str, before: str, storage: Storage) -> int:
     with connect(output, storage) as db:
         pattern = join(output, "annotations", "*", "part-*.parquet")
         old = db.execute(
-            """SELECT unit_id, filename FROM read_parquet($pattern, hive_partitioning =
+            """SELECT unit_id, filename AS file FROM read_parquet($pattern, hive_partitioning =
             true, union_by_name = true, filename = true) AS rows WHERE run_date < $before::DATE AND
             NOT EXISTS (FROM latest WHERE latest.unit_id = rows.unit_id
             AND latest.recipe_id = rows.recipe_id)""",
             {"pattern": pattern, "before": before},
-        ).fetchall()
-    gone: dict[str, list[str]] = defaultdict(list)
-    for unit_id, file in old:
-        gone[file].append(unit_id)
-    for file, unit_ids in gone.items():
-        table = read_parquet(file, storage)
-        kept = table.filter(pc.invert(pc.is_in(table["unit_id"], pa.array(unit_ids, pa.string()))))
-        found = _NAME.fullmatch(file)
-        if kept.num_rows and found:
-            name = part_name(kept["unit_id"].to_pylist(), found[2], found[3])
-            write_parquet(kept, f"{found[1]}/{name}", storage)
-        storage.remove(file)
-    return len(old)
+        ).to_arrow_table()
+    drop_rows(old, storage)
+    return old.num_rows

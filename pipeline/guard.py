@@ -4,11 +4,15 @@ Before an engine works on units, its actor says so to another one, which outlive
 engine's process dies, Ray starts it anew and gives it the same block of units; those that it was at
 then come again in a group of at most 8, the next time each alone, and one at which it dies a third
 time becomes an error row. So a bad unit costs three starts of an engine, and the run goes on.
+
+An engine that forms its batches by itself, as vLLM does, works on several blocks at a time, in
+threads; not on units that it may have died at: these have it for themselves.
 """
 
 import faulthandler
 import logging
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -37,16 +41,20 @@ class Deaths:
     """
 
     def __init__(self) -> None:
-        self._at_work: dict[str, tuple[str, ...]] = {}
+        self._at_work: dict[str, dict[int, tuple[str, ...]]] = {}
         self._deaths: Counter[str] = Counter()
 
-    def at(self, actor_id: str, names: Sequence[str]) -> None:
-        """Note what an engine begins with; nothing: it has ended what it was at."""
-        self._at_work[actor_id] = tuple(names)
+    def born(self, actor_id: str) -> None:
+        """An engine's process begins: one of the same actor that was before is dead."""
+        for names in self._at_work.pop(actor_id, {}).values():
+            self._deaths.update(names)
 
-    def of(self, actor_id: str, names: Sequence[str]) -> list[int]:
-        """How often engines died at each of ``names``; asked by one that begins or begins anew."""
-        self._deaths.update(self._at_work.pop(actor_id, ()))
+    def at(self, actor_id: str, call: int, names: Sequence[str]) -> None:
+        """Note what an engine begins with in one of its calls; nothing: it has ended it."""
+        self._at_work.setdefault(actor_id, {})[call] = tuple(names)
+
+    def of(self, names: Sequence[str]) -> list[int]:
+        """How often engines died at each of ``names``."""
         return [self._deaths[name] for name in names]
 
 
@@ -61,12 +69,12 @@ def remember_deaths() -> Any:
 
 
 class Guard:
-    """Watches over one engine, inside its actor.
+    """Watches over one engine, inside its actor. Safe for as many threads as it is told.
 
     deaths: the handle that ``remember_deaths`` gives.
     """
 
-    def __init__(self, deaths: Any, resources: Resources) -> None:
+    def __init__(self, deaths: Any, resources: Resources, num_threads: int = 1) -> None:
         import ray
 
         self._deaths = deaths
@@ -75,6 +83,11 @@ class Guard:
         self._max_growth = int(resources.engine_growth_gib * (1 << 30))
         self._seconds_per_token = _FIRST_SECONDS_PER_TOKEN
         self._first_resident: int | None = None
+        self._num_threads = num_threads
+        self._places = threading.Semaphore(num_threads)
+        self._alone = threading.Lock()
+        self._lock = threading.Lock()
+        self._deadlines: dict[int, float] = {}
 
     @contextmanager
     def start(self) -> Iterator[None]:
@@ -83,6 +96,9 @@ class Guard:
         Raises:
             ResourceError: the process has died of it again and again.
         """
+        import ray
+
+        ray.get(self._deaths.born.remote(self._id))
         name = f"start of {self._id}"
         (deaths,) = self._died([name])
         if deaths >= MAX_DEATHS:
@@ -108,23 +124,37 @@ class Guard:
         answered: dict[int, AnsweredUnit] = {}
         for group in _groups(deaths):
             some = [_quarantined(units[k], deaths[k]) for k in group]
-            self._at([unit.unit_id for unit in some])
-            with self._deadline(sum(unit.predicted_cost for unit in some)):
-                answered |= dict(zip(group, generate(some), strict=True))
-        self._at([])
+            with self._place(alone=deaths[group[0]] > 0):
+                self._at([unit.unit_id for unit in some])
+                with self._deadline(sum(unit.predicted_cost for unit in some)):
+                    answered |= dict(zip(group, generate(some), strict=True))
+                self._at([])
         if self._first_resident is None:
             self._first_resident = resident_bytes()
         return [answered[k] for k in range(len(units))]
 
+    @contextmanager
+    def _place(self, *, alone: bool) -> Iterator[None]:
+        """Wait until the engine may be used, beside other threads or alone."""
+        count = self._num_threads if alone else 1
+        with self._alone:  # one at a time, lest two wait for what the other has
+            for _ in range(count):
+                self._places.acquire()
+        try:
+            yield
+        finally:
+            self._places.release(count)
+
     def _at(self, names: list[str]) -> None:
         import ray
 
-        ray.get(self._deaths.at.remote(self._id, names))  # before the work, not beside it
+        # Before the work, not beside it.
+        ray.get(self._deaths.at.remote(self._id, threading.get_ident(), names))
 
     def _died(self, names: list[str]) -> list[int]:
         import ray
 
-        counts: list[int] = ray.get(self._deaths.of.remote(self._id, names))
+        counts: list[int] = ray.get(self._deaths.of.remote(names))
         return counts
 
     @contextmanager
@@ -134,21 +164,31 @@ class Guard:
         cost: predicted, in tokens.
         """
         expected = cost * self._seconds_per_token
-        # A thread in C: it ends a process whose interpreter hangs too, and logs where.
-        faulthandler.dump_traceback_later(
-            self._timeout_seconds + _USUAL_TIMES * expected, exit=True, file=2
-        )
         started = time.monotonic()
+        self._watch(started + self._timeout_seconds + _USUAL_TIMES * expected)
         try:
             yield
         finally:
-            faulthandler.cancel_dump_traceback_later()
+            self._watch(None)
         if cost:
             measured = (time.monotonic() - started) / cost
-            is_first = self._seconds_per_token == _FIRST_SECONDS_PER_TOKEN
-            self._seconds_per_token = (
-                measured if is_first else max(measured, self._seconds_per_token)
-            )
+            with self._lock:
+                is_first = self._seconds_per_token == _FIRST_SECONDS_PER_TOKEN
+                self._seconds_per_token = (
+                    measured if is_first else max(measured, self._seconds_per_token)
+                )
+
+    def _watch(self, deadline: float | None) -> None:
+        """Set this thread's deadline, and the alarm to the first one of all threads."""
+        with self._lock:
+            self._deadlines.pop(threading.get_ident(), None)
+            if deadline is not None:
+                self._deadlines[threading.get_ident()] = deadline
+            faulthandler.cancel_dump_traceback_later()
+            if self._deadlines:
+                left = min(self._deadlines.values()) - time.monotonic()
+                # A thread in C: it ends a process whose interpreter hangs too, and logs where.
+                faulthandler.dump_traceback_later(max(left, 0.001), exit=True, file=2)
 
     def _end_if_grown(self) -> None:
         """End a process that leaks, between two blocks, where it costs nothing but a start."""
@@ -156,12 +196,13 @@ class Guard:
         if self._first_resident is None or now is None:
             return
         if now - self._first_resident > self._max_growth:
-            logger.warning(
-                "this engine's memory grew from %d to %d bytes: another takes its place",
-                self._first_resident,
-                now,
-            )
-            os._exit(1)
+            with self._place(alone=True):
+                logger.warning(
+                    "this engine's memory grew from %d to %d bytes: another takes its place",
+                    self._first_resident,
+                    now,
+                )
+                os._exit(1)
 
 
 def _groups(deaths: Sequence[int]) -> Iterator[list[int]]:

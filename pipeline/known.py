@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from pipeline.storage import Storage, join
 from pipeline.write import read_parquet
-from schemas.errors import PASSING
+from schemas.errors import PASSING, ErrorType
 from schemas.manifest import MediaItem
 
 MEMORY_LIMIT = "1GB"
@@ -63,11 +63,13 @@ CREATE TABLE whole AS
         AND bool_and(reached IS NULL OR start_seconds <= reached + {_EPS_SECONDS})
 """
 
+# A request that its media cannot meet (a stretch past the end) says nothing of the other requests.
 _INSERT = f"""
 INSERT INTO stretch
 SELECT {_KEY}, start_seconds, end_seconds, begin_seconds, begin_seconds + duration_seconds,
-    media_type IS NULL OR media_type = 'image' OR (start_seconds <= begin_seconds + {_EPS_SECONDS}
-        AND end_seconds >= begin_seconds + duration_seconds - {_EPS_SECONDS})
+    CASE WHEN media_type IS NULL THEN error_type IS DISTINCT FROM $bad_request
+    ELSE media_type = 'image' OR (start_seconds <= begin_seconds + {_EPS_SECONDS}
+        AND end_seconds >= begin_seconds + duration_seconds - {_EPS_SECONDS}) END
 FROM batch
 WHERE content_version IS NOT NULL AND (error_type IS NULL OR NOT list_contains($passing, error_type))
 """  # noqa: E501
@@ -121,7 +123,8 @@ class Known:
 
     def _insert(self, batch: pa.Table) -> None:
         self._db.register("batch", batch)
-        self._db.execute(_INSERT, {"passing": sorted(PASSING)})
+        asked = {"passing": sorted(PASSING), "bad_request": ErrorType.BAD_REQUEST.value}
+        self._db.execute(_INSERT, asked)
         self._db.unregister("batch")
 
     def new_items(self, items: list[MediaItem]) -> list[MediaItem]:

@@ -13,9 +13,23 @@ class PrivateAddressError(OSError):
     """A media uri led to an address that is not public."""
 
 
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+
+
 def is_public(address: str) -> bool:
-    """Tell whether an IP address can be reached from the internet at large."""
-    return ipaddress.ip_address(address).is_global
+    """Tell whether an IP address can be reached from the internet at large.
+
+    Of IPv6 addresses that gateways translate to IPv4 (mapped, 6to4, NAT64: RFC 4291, 3056, 6052),
+    what is inside counts too; those of a gateway of one's own (RFC 8215) are private.
+    """
+    found = ipaddress.ip_address(address)
+    if isinstance(found, ipaddress.IPv6Address):
+        nat64 = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF) if found in _NAT64 else None
+        inner = found.ipv4_mapped or found.sixtofour or nat64
+        if found in _LOCAL_NAT64 or (inner is not None and not inner.is_global):
+            return False
+    return found.is_global
 
 
 def public_socket(addr_info: Any) -> socket.socket:

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -191,13 +191,21 @@ class Engine(Protocol):
 class Generate:
     """Stage: frames and token ids in, raw answers out. Holds the model."""
 
+    CALLS_AT_ONCE: ClassVar = {"vllm": 3}
+    """By engine, else 1. vLLM begins with the next block while the longest answers of one end."""
+
     def __init__(self, job: Job, deaths: Any, code: str) -> None:
         check_code(code)
         self._questions = {question.task: question for question in job.questions()}
         self._generation = job.generation
-        self._guard = Guard(deaths, job.resources)
+        self._guard = Guard(deaths, job.resources, self.calls_at_once(job))
         with self._guard.start():
             self._engine, self._broken = self._load(job)
+
+    @classmethod
+    def calls_at_once(cls, job: Job) -> int:
+        """How many blocks the job's engine works on at a time."""
+        return cls.CALLS_AT_ONCE.get(job.model.engine, 1)
 
     def _load(self, job: Job) -> tuple[Engine, tuple[type[Exception], ...]]:
         """Load the job's engine; with the exceptions after which its process is of no use."""

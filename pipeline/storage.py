@@ -62,8 +62,13 @@ class MediaFile:
 class Storage:
     """Opens uris with the job's storage options. Small and picklable: it travels to every actor.
 
+    options: by protocol; under any of its names (``s3`` and ``s3a``, ``gs`` and ``gcs``).
+
     No dataclass: Ray writes out the fields of those among a stage's arguments, and the options
     have the keys to buckets.
+
+    Raises:
+        StorageError: options for what is no protocol.
     """
 
     def __init__(
@@ -73,6 +78,11 @@ class Storage:
     ) -> None:
         self.options = options or {}
         self.allow_private_hosts = allow_private_hosts
+        for name in self.options:
+            if name not in fsspec.available_protocols():
+                raise StorageError(
+                    f"storage_options: {name} is no protocol; s3, gs, abfs and https are some"
+                )
 
     def filesystem(self, uri: str) -> tuple[Any, str]:
         """Return fsspec's file system for ``uri``, and the path on it.
@@ -81,7 +91,10 @@ class Storage:
             StorageError: the protocol is unknown or its package is missing.
         """
         protocol = _protocol(uri)
-        options = dict(self.options.get("https" if protocol == "http" else protocol, {}))
+        options: dict[str, Any] = {}
+        for name, given in self.options.items():
+            if _implementation(name) == _implementation(protocol):
+                options |= given
         if protocol in ("http", "https"):
             options.setdefault(
                 "get_client", any_client if self.allow_private_hosts else public_client
@@ -317,6 +330,12 @@ def _protocol(uri: str) -> str:
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
     protocol = found[1].lower() if found else "file"
     return "s3" if protocol == "s3a" else protocol
+
+
+def _implementation(protocol: str) -> str:
+    """The class behind a protocol: one for all its names."""
+    found: str = known_implementations.get(protocol, {}).get("class", protocol)
+    return found
 
 
 def _is_local(fs: Any) -> bool:

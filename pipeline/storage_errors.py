@@ -9,7 +9,9 @@ from pipeline.public_hosts import PrivateAddressError
 from pipeline.retries import causes, is_network, status
 from schemas.errors import ErrorType, StorageError, UnitError
 
-_SECRET = re.compile(r"sig|token|key|credential|password|secret", re.IGNORECASE)
+_SECRET = re.compile(
+    r"sig|token|key|auth|jwt|credential|passw|pwd|secret|policy|session", re.IGNORECASE
+)
 
 
 def shown(uri: str) -> str:

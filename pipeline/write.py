@@ -321,6 +321,8 @@ def drop_rows(rows: pa.Table, storage: Storage) -> None:
 
     rows: their ids, as the first of the columns, and ``file``, as ``read_parts`` gives them.
 
+    Of a part that is gone meanwhile nothing is dropped.
+
     Raises:
         StorageError: the storage refused or failed.
     """
@@ -330,7 +332,10 @@ def drop_rows(rows: pa.Table, storage: Storage) -> None:
         losers.setdefault(row["file"], []).append(row[id_column])
     rewritten = {}
     for file, ids in losers.items():
-        table = read_parquet(file, storage)
+        try:
+            table = read_parquet(file, storage)
+        except FileNotFoundError:
+            continue  # another run or `compact` wrote it anew just now: another time
         kept = table.filter(pc.invert(pc.is_in(table[id_column], pa.array(ids, pa.string()))))
         if kept.num_rows:
             rewritten[file] = kept

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,28 +76,36 @@ def probe(path: Path) -> Media:
         return VideoProbe(file, *opened).media
 
 
-def video_unit(
+def video_unit(path: Path, *args: Any, **kwargs: Any) -> Unit:
+    """A planned unit of a clip, without tasks: its first stretch."""
+    return video_units(path, *args, **kwargs)[0]
+
+
+def video_units(
     path: Path,
     spec: SamplingSpec | None = None,
     budget: Budget | None = None,
     *,
     start: float | None = None,
     end: float | None = None,
-) -> Unit:
-    """A planned unit of a clip, without tasks: its first stretch."""
+) -> list[Unit]:
+    """The planned units of a clip, without tasks."""
     spec = spec or SamplingSpec()
     media = probe(path)
-    begin, stop = stretches(media, start, end, spec)[0]
-    count = num_frames(begin, stop, media.average_fps, spec)
-    size = video_size(count, media.height, media.width, budget or Budget())
-    sampling = Sampling(
-        start_seconds=begin,
-        end_seconds=stop,
-        sample_fps=count / (stop - begin),
-        num_frames=count,
-        resized_height=size.resized_height,
-        resized_width=size.resized_width,
-        grid_thw=size.grid_thw,
-        num_vision_tokens=size.num_tokens,
-    )
-    return Unit(unit_id="u", media_id="m", uri=str(path), media=media, sampling=sampling)
+    units = []
+    for begin, stop in stretches(media, start, end, spec):
+        count = num_frames(begin, stop, media.average_fps, spec)
+        size = video_size(count, media.height, media.width, budget or Budget())
+        sampling = Sampling(
+            frames=spec.frames,
+            start_seconds=begin,
+            end_seconds=stop,
+            sample_fps=count / (stop - begin),
+            num_frames=count,
+            resized_height=size.resized_height,
+            resized_width=size.resized_width,
+            grid_thw=size.grid_thw,
+            num_vision_tokens=size.num_tokens,
+        )
+        units.append(Unit(unit_id="u", media_id="m", uri=str(path), media=media, sampling=sampling))
+    return units

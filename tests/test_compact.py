@@ -131,6 +131,16 @@ def test_a_file_that_vanishes_while_the_table_is_read(tmp_path: Path, monkeypatc
     assert real
 
 
+def test_a_part_that_vanishes_before_rows_are_dropped_from_it(tmp_path: Path):
+    """A run that settles its table, while its files are being joined."""
+    write(tmp_path, [row("1", "a", "v1"), row("2", "b", "v1")], run_id="r1")
+    write(tmp_path, [row("1", "a", "v1")], run_id="r2")
+    rows = committed(str(tmp_path), "abc", STORAGE)
+    joined(tmp_path)
+    assert settle(rows, STORAGE).num_rows == 2
+    assert rows_of(tmp_path) == [("1", "abc", "v1"), ("2", "abc", "v1")]
+
+
 def at(hour: int) -> dict:
     return {"timings": {"finished_at": datetime(2026, 1, 1, hour, tzinfo=UTC)}}
 

@@ -3,18 +3,22 @@
 import io
 import mmap
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.dataset as ds
 import pytest
+import ray
 from PIL import Image
 from rich.console import Console
 
 import pipeline.build
 from jobs import annotate
-from pipeline.guard import _groups, resident_bytes
-from schemas.job import Job, check_job
+from pipeline.guard import Guard, _groups, remember_deaths, resident_bytes
+from schemas.job import Job, Resources, check_job
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -51,7 +55,7 @@ def media(tmp_path_factory) -> Path:
     return folder
 
 
-def make_faulty(log: Path, before) -> type:
+def make_faulty(log: Path, before, calls_at_once: int = 1) -> type:
     """The stage Generate whose engine calls ``before`` with the units; it notes its process."""
 
     class Engine:
@@ -65,6 +69,8 @@ def make_faulty(log: Path, before) -> type:
             return self._engine.generate(units, generation)
 
     class Faulty(pipeline.build.Generate):
+        CALLS_AT_ONCE = {"simulated": calls_at_once}  # noqa: RUF012
+
         def _load(self, job):
             self._guard._seconds_per_token = 1e-6  # as if it had been measured: hangs are noticed
             engine, broken = super()._load(job)
@@ -104,6 +110,75 @@ def test_units_that_kill_or_hang_engines_are_error_rows_and_the_run_goes_on(
     calls = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     assert len({pid for pid, _ in calls}) <= 2 * 3 + 1  # three deaths for each, no more
     assert ["1"] in [rest for _, *rest in calls]  # alone at last
+
+
+def together(units) -> list:
+    """Units for a guard: it needs ids, costs and states."""
+    return [SimpleNamespace(unit_id=name, predicted_cost=1.0, status="planned") for name in units]
+
+
+def call_all(guard: Guard, blocks, generate) -> None:
+    with ThreadPoolExecutor(len(blocks)) as pool:
+        list(pool.map(lambda block: guard.answer(together(block), generate), blocks))
+
+
+def test_an_engine_works_on_several_blocks_at_a_time():
+    guard = Guard(remember_deaths(), Resources(), num_threads=3)
+    with guard.start():
+        pass
+    meet = threading.Barrier(3, timeout=60)
+
+    def generate(units):
+        meet.wait()  # passed by three at once, or by none
+        return units
+
+    call_all(guard, [["a"], ["b"], ["c"]], generate)
+
+
+def test_what_an_engine_may_have_died_at_is_done_beside_nothing_else():
+    deaths = remember_deaths()
+    with Guard(deaths, Resources(), num_threads=3).start():
+        pass
+    name = str(ray.get_runtime_context().get_actor_id())
+    ray.get([deaths.at.remote(name, 1, ["a1", "a2"]), deaths.at.remote(name, 2, ["b"])])
+    again = Guard(deaths, Resources(), num_threads=3)  # the process that comes after
+    with again.start():
+        pass
+    inside, most = [], {}
+
+    def generate(units):
+        inside.append(units)
+        time.sleep(0.05)
+        most[units[0].unit_id] = len(inside)
+        inside.remove(units)
+        return units
+
+    call_all(again, [["a1", "a2"], ["c"], ["b"], ["d"], ["e"]], generate)
+    assert (most["a1"], most["b"]) == (1, 1)
+    assert max(most.values()) > 1
+    assert ray.get(deaths.of.remote(["a1", "a2", "b", "c", "start of None"])) == [1, 1, 1, 0, 0]
+
+
+def test_an_engine_that_dies_while_several_blocks_are_at_it(
+    media: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The unit at fault is named, and those beside it have their answers."""
+
+    def die(engine, units) -> None:
+        if any(unit.uri.endswith("07.png") and unit.error is None for unit in units):
+            os.kill(os.getpid(), 9)
+
+    faulty = make_faulty(tmp_path / "log", die, calls_at_once=3)
+    monkeypatch.setattr(pipeline.build, "Generate", faulty)
+    monkeypatch.setattr(
+        annotate,
+        "in_blocks",
+        lambda units, *args: [units.slice(k, 2) for k in range(0, units.num_rows, 2)],
+    )
+    rows = run(job(checkpoint, media, tmp_path / "out", replicas=1))
+    errors = {name: row["error"]["type"] for name, row in rows.items() if row["error"]}
+    assert errors == {"07.png": "engine_crashed", "broken.jpg": "media_unreadable"}
+    assert len(rows) == 13
 
 
 @pytest.mark.long

@@ -89,6 +89,7 @@ def test_task_names_are_one_list():
         ({"output": None}, "output: must be a valid string (got 'None')"),
         ({"name": "Nightly"}, "name: must match pattern '^[a-z0-9][a-z0-9-]{0,62}$' (got 'Night"),
         ({"input": {}}, "input: give exactly one of `manifest` and `scan`"),
+        ({"input": {"manifest": "a", "glob": "*.mp4"}}, "input: `glob` chooses among the files of"),
         ({"input": {"scan": "a", "manifest": "b"}}, "input: give exactly one of `manifest` and"),
         ({"resources": {"gpus_per_replica": 2}}, "the job: resources.gpus_per_replica is 2, but "),
         ({"sampling": {"fps": "two"}}, "sampling.fps: must be a valid number, unable to parse"),

@@ -91,6 +91,12 @@ def test_broken_media_are_known_and_what_may_pass_is_tried_again(tmp_path):
     assert new_of(tmp_path, rows, items) == ["away", "broken"]
 
 
+def test_a_stretch_that_cannot_be_leaves_its_media_new(tmp_path):
+    """A row for seconds past the end of a video says nothing of the rest of it."""
+    asked = row("1", "a", "v1", error="bad_request", readable=False)
+    assert new_of(tmp_path, [asked], [item("a", "v1")]) == ["a"]
+
+
 def test_since():
     from datetime import UTC, datetime
 

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from fsspec.implementations.http import HTTPFileSystem
 
+from pipeline.public_hosts import is_public
 from pipeline.storage import Storage, join, shown
 from schemas.errors import ErrorType, StorageError, UnitError
 
@@ -298,13 +299,22 @@ def test_private_addresses_are_refused(http, host):
     assert http.requests == []
 
 
-@pytest.mark.parametrize("address", ["169.254.169.254", "10.0.0.1", "::ffff:10.0.0.1", "fd00::1"])
+PRIVATE = ["169.254.169.254", "10.0.0.1", "::ffff:10.0.0.1", "fd00::1"]
+TRANSLATED = ["64:ff9b::a00:1", "64:ff9b:1::808:808", "2002:a00:1::1"]  # by NAT64, and by 6to4
+
+
+@pytest.mark.parametrize("address", [*PRIVATE, *TRANSLATED])
 def test_private_addresses_are_refused_whatever_name_led_there(address, monkeypatch):
     HTTPFileSystem.clear_instance_cache()  # with the names that it resolved
     monkeypatch.setattr(socket, "getaddrinfo", resolves_to(address))
     error_type, message = refused("http://innocent.example/a.mp4", Storage())
     assert error_type == ErrorType.MEDIA_DENIED
     assert f"{address} is a private address" in message
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "::ffff:8.8.8.8", "64:ff9b::808:808", "2a00::1"])
+def test_public_addresses_are_no_private_ones(address):
+    assert is_public(address)
 
 
 def resolves_to(address):
@@ -529,6 +539,20 @@ def test_a_folder_is_no_file(tmp_path):
         Storage().write_bytes(f"{tmp_path}/a/b", b"")
 
 
+@pytest.mark.parametrize(
+    ("name", "uri"),
+    [("s3a", "s3://bucket/a"), ("s3", "s3a://bucket/a"), ("http", "https://host/a")],
+)
+def test_options_are_found_under_any_name_of_the_protocol(name, uri):
+    fs, _ = Storage({name: {"use_listings_cache": "marker"}}).filesystem(uri)
+    assert fs.storage_options["use_listings_cache"] == "marker"
+
+
+def test_options_of_no_protocol():
+    with pytest.raises(StorageError, match="storage_options: aws is no protocol; s3, gs"):
+        Storage({"aws": {"key": "k"}})
+
+
 def test_an_unknown_protocol():
     with pytest.raises(StorageError, match="cannot open s33://b/a: Protocol not known: s33"):
         Storage().read_bytes("s33://b/a")
@@ -539,6 +563,7 @@ def test_an_unknown_protocol():
     [
         ("https://user:pass@host/a.mp4", "https://host/a.mp4"),
         ("https://host/a.mp4?X-Amz-Signature=abc&x=1", "https://host/a.mp4?..."),
+        ("https://host/a.mp4?auth=abc", "https://host/a.mp4?..."),
         ("https://host/a.mp4?width=10", "https://host/a.mp4?width=10"),
         ("s3://bucket/a?token=b.mp4", "s3://bucket/a?token=b.mp4"),
     ],

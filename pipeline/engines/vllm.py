@@ -1,7 +1,7 @@
 """The engine for GPUs: vLLM, which writes many answers at once and begins a new one where one ends.
 
 One engine of vLLM's lives as long as its actor. ``generate`` is safe for threads: what calls at the
-same time ask for stands in one queue. Its actor makes one call, for one block, at a time.
+same time ask for stands in one queue. Its actor makes several, each for one block of the plan.
 """
 
 import asyncio
