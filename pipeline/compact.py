@@ -148,12 +148,12 @@ def drop_superseded(output: str, before: str, storage: Storage) -> int:
     """
     with connect(output, storage) as db:
         pattern = join(output, "annotations", "*", "part-*.parquet")
-        old = db.execute(
+        old = db.sql(
             """SELECT unit_id, filename AS file FROM read_parquet($pattern, hive_partitioning =
             true, union_by_name = true, filename = true) AS rows WHERE run_date < $before::DATE AND
             NOT EXISTS (FROM latest WHERE latest.unit_id = rows.unit_id
             AND latest.recipe_id = rows.recipe_id)""",
-            {"pattern": pattern, "before": before},
+            params={"pattern": pattern, "before": before},
         ).to_arrow_table()
     drop_rows(old, storage)
     return old.num_rows

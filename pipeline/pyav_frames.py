@@ -245,9 +245,19 @@ class _Pictures:
             # Deeper chroma is interpolated as FFmpeg's own tools do.
             way = Interpolation.BICUBIC if is_deep(frame.format.name) else None
             rgb = self._converted.reformat(
-                frame, format="rgb24", interpolation=way, threads=self._num_threads
+                frame, format=_rgb_format(frame), interpolation=way, threads=self._num_threads
             )
         return self._resized(rgb, turn)
+
+
+def _rgb_format(frame: Any) -> str:
+    """Packed RGB, or the same in planes, which are converted and resized a third faster.
+
+    Only where both have the same pixels: else FFmpeg takes another way for planes, one that (in
+    version 8) gets the last columns wrong if the width is no multiple of 16.
+    """
+    is_same = frame.width % 16 == 0 and frame.height % 2 == 0
+    return "gbrp" if is_same and frame.format.name in ("yuv420p", "yuvj420p") else "rgb24"
 
 
 def is_deep(pixel_format: str | None) -> bool:

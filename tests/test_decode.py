@@ -107,6 +107,20 @@ def test_pixels_are_ffmpegs_resized_bicubic(clips, name: str, decoder: str):
             assert (difference > 2).mean() < 2e-4 and difference.max() <= 16
 
 
+@needs_ffprobe
+@pytest.mark.parametrize("width", [320, 322, 328, 336])
+def test_the_last_columns_are_right_for_any_width(tmp_path: Path, width: int):
+    ramp = np.linspace(0, 255, width)[None, :, None] * np.ones((192, 1, 3))
+    encode_clip(tmp_path / "a.mp4", [ramp.astype(np.uint8)] * 4, fps=2)
+    unit = video_unit(tmp_path / "a.mp4")
+    height, width = unit.sampling.resized_height, unit.sampling.resized_width
+    full = ffmpeg_frames(tmp_path / "a.mp4", unit.media.width, unit.media.height)
+    difference = decode_unit(unit, Storage()).pixels[0] - as_the_reference_does(
+        full[0], height, width
+    )
+    assert np.abs(difference).max() <= PIXEL_TOLERANCE
+
+
 def as_the_reference_does(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     """torchvision's bicubic resize with antialias, by which qwen-vl-utils resizes videos."""
     planes = torch.from_numpy(frame.copy()).permute(2, 0, 1)[None].float()
