@@ -10,7 +10,8 @@ The plan counts the tokens of the exact frames' times. Where the text of another
 be of another length, the exact frame is taken: so a prompt has its planned length in every case.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -76,7 +77,7 @@ def pyav_frames(
             chosen[k], before = choice, k
         return before == numbers[-1]
 
-    with unreadable("decoding failed"):
+    with closing(walk), unreadable("decoding failed"):
         walk.seek_before(targets[0], begin=to_ticks(media.begin_seconds or 0.0, base))
         done = decode(range(len(targets)), sampling.frames)
         if walk.at_end:
@@ -139,6 +140,10 @@ class _Walk:
         self.at_end = self.sought = False
         self.end: tuple[int, int, bool] | None = None
         self.num_packets = 0
+
+    def close(self) -> None:
+        """Let go of the decoder's frames now; their generator refers to this object."""
+        self._frames.close()
 
     def choose(self, targets: list[int], rule: str) -> Iterator[tuple[Any, _Choice]]:
         """The frame of each target, ascending, in ticks. Fewer, if a seek landed after one."""
@@ -212,7 +217,7 @@ class _Walk:
             self._decoder.flush_buffers()
         self._frames, self._landed, self.sought = self._decoded(), None, True
 
-    def _decoded(self) -> Iterator[Any]:
+    def _decoded(self) -> Generator[Any]:
         for packet in self._container.demux(self._stream):
             if packet.pts is not None and packet.size and not packet.is_discard:
                 self.num_packets += 1

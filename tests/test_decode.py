@@ -1,6 +1,7 @@
 """Frames and times: the two decoders against each other, and both against ffmpeg and ffprobe."""
 
 import dataclasses
+import gc
 import subprocess
 import sys
 import tracemalloc
@@ -16,6 +17,7 @@ from PIL import Image
 
 from jobs.encode_clip import encode_clip
 from pipeline.decode import decode_unit
+from pipeline.pyav_frames import _Walk
 from pipeline.storage import Storage
 from pipeline.torchcodec_frames import torchcodec_problem
 from schemas.errors import ErrorType, UnitError
@@ -324,6 +326,18 @@ def test_an_hour_takes_no_more_memory_than_two_minutes(tmp_path: Path, checkpoin
     assert (short[:2], long[:2]) == ([2, 120], [60, 3600])
     assert long[2] - short[2] < 32 * 1024  # KiB
     assert long[2] < 200 * 1024
+
+
+def test_a_decoder_is_gone_with_its_unit(tmp_path: Path):
+    """Not some units later, by the garbage collector: at 1080p each holds 28 MB."""
+    unit = video_unit(clip(tmp_path, "c.mp4", frames=20, fps=10))
+    gc.collect()
+    gc.disable()
+    try:
+        decode_unit(unit, Storage())
+        assert not [found for found in gc.get_objects() if type(found) is _Walk]
+    finally:
+        gc.enable()
 
 
 def test_frames_of_one_list_must_have_one_size(tmp_path: Path):
