@@ -22,6 +22,7 @@ from jobs.run_log import RunLog
 from jobs.runs import Run
 from jobs.watch import Watch
 from pipeline.build import Pools, build_annotate
+from pipeline.stages import Generate
 from pipeline.storage import Storage, join
 from pipeline.torchcodec_frames import torchcodec_problem
 from pipeline.views import write_views
@@ -99,7 +100,8 @@ def annotate_units(
     job, started = opened.job, time.monotonic()
     units_per_file = min(job.resources.units_per_file, -(-plan.num_rows // _FILES_PER_RUN))
     work = Work(todo, run.cost)
-    blocks = in_blocks(todo, work.costs, fitted, job.resources.max_batch_tokens)
+    most_tokens, at_once = job.resources.max_batch_tokens, Generate.calls_at_once(job)
+    blocks = in_blocks(todo, work.costs, fitted, most_tokens, at_once)
     fitted = at_most(fitted, len(blocks))
     dataset = build_annotate(blocks, job, run.key, opened.storage, fitted, units_per_file)
     with RunLog(run.folder(job.output), run.run_id, run.starts, opened.storage) as log:

@@ -27,13 +27,16 @@ def at_most(pools: Pools, blocks: int) -> Pools:
     )
 
 
-def in_blocks(units: pa.Table, costs: Costs, pools: Pools, max_batch_tokens: int) -> list[pa.Table]:
+def in_blocks(
+    units: pa.Table, costs: Costs, pools: Pools, max_batch_tokens: int, calls_at_once: int = 1
+) -> list[pa.Table]:
     """Cut units, the most expensive first, into pieces; a unit that is more than one is alone.
 
     costs: of each unit, in tokens or seconds, in the order of ``units``.
+    calls_at_once: how many pieces a replica works on at a time.
 
     A piece costs a 32nd of a replica's share, towards the end a third of what is left for each
-    replica (guided self-scheduling), so that none works on alone; but it is two engine batches, one
+    taker (guided self-scheduling), so that none works on alone; but it is two engine batches, one
     at the end, where there are so many tokens. It holds at most 256 units and half a gigabyte of
     frames, and there are two pieces or more for every actor.
     """
@@ -41,12 +44,12 @@ def in_blocks(units: pa.Table, costs: Costs, pools: Pools, max_batch_tokens: int
     if (np.diff(order) != 1).any():  # else it is the plan's own order: no copy
         units, costs = units.take(pa.array(order)), costs[order]
     tokens, frames = units["predicted_cost"].to_numpy(), frame_bytes(units)
-    left = float(costs.sum())
+    left, takers = float(costs.sum()), pools.replicas * calls_at_once
     usual = left / (_BLOCKS_PER_REPLICA * pools.replicas)
-    most = left / (2 * max(pools.decoders, pools.replicas))
+    most = left / (2 * max(pools.decoders, takers))
     blocks, start, cost, num_tokens, num_bytes = [], 0, 0.0, 0.0, 0.0
     for k in range(len(costs)):
-        guided = left / (_TAIL_BLOCKS_PER_REPLICA * pools.replicas)
+        guided = left / (_TAIL_BLOCKS_PER_REPLICA * takers)
         batches = 2 if guided > usual else 1  # engines form batches by tokens, whatever the costs
         is_enough = (
             cost + costs[k] > min(usual, guided)

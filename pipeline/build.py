@@ -130,6 +130,7 @@ def stage(
     if calls_at_once > 1:
         pool |= {
             "max_concurrent_calls_per_actor": calls_at_once,
+            "max_tasks_in_flight_per_actor": calls_at_once + 1,  # what waits has no other actor
             "enable_true_multi_threading": True,
         }
 
