@@ -148,7 +148,7 @@ def drop_superseded(output: str, before: str, storage: Storage) -> int:
     """
     with connect(output, storage) as db:
         pattern = join(output, "annotations", "*", "part-*.parquet")
-        old: pa.Table = db.sql(
+        old = db.sql(
             """SELECT unit_id, filename AS file FROM read_parquet($pattern, hive_partitioning =
             true, union_by_name = true, filename = true) AS rows WHERE run_date < $before::DATE AND
             NOT EXISTS (FROM latest WHERE latest.unit_id = rows.unit_id
@@ -156,4 +156,4 @@ def drop_superseded(output: str, before: str, storage: Storage) -> int:
             params={"pattern": pattern, "before": before},
         ).to_arrow_table()
     drop_rows(old, storage)
-    return old.num_rows
+    return int(old.num_rows)
