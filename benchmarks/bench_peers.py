@@ -2,11 +2,11 @@
 
 Peers are loops over transformers, one prompt at a time and 16 at a time, and Ray Data's LLM module
 with vLLM (``peers.py``), with the same checkpoint, media, sizes and questions. Cold: a whole
-process, from its start to its end, on
-few files. Steady: what each further file takes. And of this project, output tokens per second of
-the whole pipeline over those of its engine alone on units that are ready.
+process, from its start to its end, on few files. Steady: what each further file takes. And of this
+project, output tokens per second of the whole pipeline over those of its engine alone on units that
+are ready.
 
-    python benchmarks/bench_peers.py [--kinds images,clips,mixed] [--tasks 1,3] [--files N]
+    python benchmarks/bench_peers.py [--kinds images,clips,mixed] [--tasks 1,3] [--files N] [--peers NAMES]
 """
 
 import argparse
@@ -39,13 +39,14 @@ def main() -> None:
     parser.add_argument("--kinds", default="images,clips,mixed")
     parser.add_argument("--tasks", default="1,3")
     parser.add_argument("--files", type=int, default=48)
+    parser.add_argument("--peers", default=",".join(PEERS))
     options = parser.parse_args()
     results: dict[str, Any] = {}
     for kind in options.kinds.split(","):
         for tasks in map(int, options.tasks.split(",")):
             with tempfile.TemporaryDirectory() as folder:
                 name = f"{kind}, {tasks} task{'s' if tasks > 1 else ''}"
-                results[name] = compare(Path(folder), kind, TASKS[:tasks], options.files)
+                results[name] = compare(Path(folder), kind, tasks, options)
                 show(name, results[name])
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps({"files": options.files} | results, indent=2) + "\n")
@@ -54,8 +55,9 @@ def main() -> None:
     print(f"-> {OUT}")
 
 
-def compare(folder: Path, kind: str, tasks: tuple[str, ...], count: int) -> dict[str, Any]:
+def compare(folder: Path, kind: str, num_tasks: int, options: Any) -> dict[str, Any]:
     """Seconds of each contender, and how much of what they say is the same."""
+    count, tasks = options.files, TASKS[:num_tasks]
     first, second = (
         render(folder / f"media-{seed}", kind, files, seed)
         for seed, files in ((1, count), (2, TIMES_AS_MANY * count))
@@ -89,7 +91,7 @@ def compare(folder: Path, kind: str, tasks: tuple[str, ...], count: int) -> dict
         "job": job | {"input": {"manifest": "unused.jsonl"}, "output": "unused"},
     }
     engine = peer(folder, "engine", request | {"first": first[:4]})
-    for name in PEERS:
+    for name in options.peers.split(","):
         some = second[:count] if name == "one-by-one" else second
         run = peer(folder, name, request | {"second": some})
         found[name] = {

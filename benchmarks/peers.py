@@ -164,14 +164,15 @@ class Loop:
 class RayDataLLM:
     """Ray Data's LLM module with vLLM: a row for each prompt, media loaded in its preprocessing.
 
-    An engine lives as long as an execution, so each list of files starts one; ``seconds`` of steady
-    state count from the first answers to the last.
+    An engine lives as long as an execution, and answers come in bunches: ``seconds`` of steady state
+    are what a long list takes more than a short one, each with the start of an engine.
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
         from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
         self.prompts, self.seconds = request["prompts"], 0.0
+        self.first: list[str] = request["first"]
         sampling = {"temperature": 0.0, "max_tokens": request["max_new_tokens"]}
         held: list[Any] = []  # each worker loads a processor once
 
@@ -214,7 +215,7 @@ class RayDataLLM:
             placement_group_config={"bundles": [{"CPU": 1}]},
             log_engine_metrics=False,
             concurrency=1,
-            batch_size=4,  # answers come batch by batch: small ones show its pace
+            batch_size=BATCH_PROMPTS,
             prepare_multimodal_stage=False,
             chat_template_stage=False,
             tokenize_stage=False,
@@ -232,7 +233,19 @@ class RayDataLLM:
         )
 
     def answer(self, paths: list[str]) -> list[dict[str, list[Any]]]:
-        """Texts and lengths of each file's answers, by question."""
+        """Texts and lengths of each file's answers, by question; the first call is the cold one."""
+        if paths == self.first:
+            return self._answer(paths)
+        times = []
+        for some in (self.first, paths):
+            started = time.perf_counter()
+            answers = self._answer(some)
+            times.append(time.perf_counter() - started)
+        more = len(paths) - len(self.first)
+        self.seconds = (times[1] - times[0]) * len(paths) / more
+        return answers
+
+    def _answer(self, paths: list[str]) -> list[dict[str, list[Any]]]:
         import ray
 
         rows = [
@@ -242,13 +255,8 @@ class RayDataLLM:
         ]
         found: dict[str, dict[int, Any]] = {path: {} for path in paths}
         data = self.processor(ray.data.from_items(rows, override_num_blocks=len(rows) // 4))
-        arrivals = []
         for row in data.iter_rows():
-            arrivals.append(time.perf_counter())
             found[row["path"]][row["k"]] = row["text"], row["length"]
-        at_first = sum(at - arrivals[0] < 0.1 for at in arrivals)
-        rest = max(len(arrivals) - at_first, 1)
-        self.seconds = (arrivals[-1] - arrivals[0]) * len(rows) / rest
         return [
             {
                 "texts": [found[path][k][0] for k in sorted(found[path])],
