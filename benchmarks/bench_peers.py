@@ -6,7 +6,7 @@ process, from its start to its end, on few files. Steady: what each further file
 project, output tokens per second of the whole pipeline over those of its engine alone on units that
 are ready.
 
-    python benchmarks/bench_peers.py [--kinds images,clips,mixed] [--tasks 1,3] [--files N] [--peers NAMES]
+    python benchmarks/bench_peers.py [--kinds images,clips,mixed] [--tasks 1,3] [--peers NAMES]
 """
 
 import argparse

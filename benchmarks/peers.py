@@ -164,8 +164,8 @@ class Loop:
 class RayDataLLM:
     """Ray Data's LLM module with vLLM: a row for each prompt, media loaded in its preprocessing.
 
-    An engine lives as long as an execution, and answers come in bunches: ``seconds`` of steady state
-    are what a long list takes more than a short one, each with the start of an engine.
+    An engine lives as long as an execution, and answers come in bunches: ``seconds`` of steady
+    state are what a long list takes more than a short one, each with the start of an engine.
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
