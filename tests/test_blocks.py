@@ -87,6 +87,16 @@ def test_blocks_cost_about_the_same_and_less_towards_the_end():
     assert costs == sorted(costs, reverse=True)
 
 
+def test_at_the_end_three_takers_of_one_replica_have_pieces_as_three_replicas_would():
+    units = planned([10.0] * 4000)
+    costs = units["predicted_cost"].to_numpy()
+    left, blocks = 40_000.0, in_blocks(units, costs, pools(replicas=4), 1, calls_at_once=3)
+    for cost in block_costs(blocks):
+        assert cost <= max(10.0, left / (3 * 4 * 3))
+        left -= cost
+    assert left == 0
+
+
 def test_a_block_has_two_batches_tokens_and_one_at_the_end():
     costs = block_costs(cut(planned([10.0] * 4000), pools(replicas=4), max_batch_tokens=1000))
     assert costs[0] == 2000
