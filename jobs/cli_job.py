@@ -162,13 +162,15 @@ def _load(
     **selection: Any,
 ) -> "Job":
     """Check the job: the file's values, replaced by those of ``--set``, replaced by the options."""
-    from schemas.job import load_job
+    from schemas.job import ANY_FILE, load_job
 
     overrides = dict(assignment(text) for text in assignments)
     if input_:
         is_manifest = input_.rstrip("/").lower().endswith(MANIFEST_EXTENSIONS)
         overrides["input.manifest"] = input_ if is_manifest else None
         overrides["input.scan"] = None if is_manifest else input_
+        if is_manifest:
+            overrides["input.glob"] = ANY_FILE  # the file's own is for the folder that it scans
     overrides |= {"input.only_new": True} if only_new else {}
     overrides |= {"limits.max_failed": max_failed} if max_failed else {}
     overrides |= {"limits.max_cost": max_cost} if max_cost is not None else {}

@@ -23,7 +23,7 @@ from schemas.yaml_file import read_mapping
 
 SectionT = TypeVar("SectionT", bound=Section)
 
-_ANY_FILE = "**/*"
+ANY_FILE = "**/*"
 
 
 class Input(Section):
@@ -37,7 +37,7 @@ class Input(Section):
     scan: str | None = Field(
         None, min_length=1, description="A folder or s3:// prefix to list instead of a manifest."
     )
-    glob: str = Field(_ANY_FILE, description="With `scan`: which files, relative to it.")
+    glob: str = Field(ANY_FILE, description="With `scan`: which files, relative to it.")
     allow_private_hosts: bool = Field(
         False,
         description="Let https:// uris of the manifest reach private and loopback addresses.",
@@ -70,7 +70,7 @@ class Input(Section):
             raise ValueError("give exactly one of `manifest` and `scan`")
         if self.since is not None and self.scan is None:
             raise ValueError("`since` goes by the objects' times, which only `scan` knows")
-        if self.scan is None and self.glob != _ANY_FILE:
+        if self.scan is None and self.glob != ANY_FILE:
             raise ValueError("`glob` chooses among the files of `scan`; a manifest names its own")
         return self
 

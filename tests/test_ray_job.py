@@ -55,9 +55,15 @@ def submit(jobs_api: str, job_file: Path) -> tuple[str, str]:
 
     entrypoint = ray_job("no-gpu")["entrypoint"]
     assert entrypoint.endswith(f" annotate {MOUNTED}")
-    client = JobSubmissionClient(jobs_api)
-    job_id = client.submit_job(entrypoint=entrypoint.replace(MOUNTED, str(job_file)))
+    client, job_id = JobSubmissionClient(jobs_api), None
     give_up = time.monotonic() + 300
+    while job_id is None:  # a head's agent comes up some seconds after it, as in a pod
+        try:
+            job_id = client.submit_job(entrypoint=entrypoint.replace(MOUNTED, str(job_file)))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > give_up:
+                raise
+            time.sleep(1)
     while not (status := client.get_job_status(job_id)).is_terminal():
         assert time.monotonic() < give_up, client.get_job_logs(job_id)
         time.sleep(0.5)
