@@ -81,9 +81,10 @@ class Trap(Storage):
     def _spring(self, name: str, opened: MediaFile, header_only: bool) -> None:
         if name.endswith("plan") != header_only:
             return
-        if "crash" in name:
+        words = name.split()
+        if "crash" in words:
             crash()
-        if "hang" in name:
+        if "hang" in words:
             hang_holding_the_interpreter()
-        if "bomb" in name:
+        if "bomb" in words:
             eat_memory()

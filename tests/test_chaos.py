@@ -7,7 +7,6 @@ import chaos
 import pytest
 
 
-@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_after_kills_of_driver_decoder_engine_and_node_every_unit_has_its_row(
     checkpoint: Path, tmp_path: Path

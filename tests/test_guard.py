@@ -181,7 +181,6 @@ def test_an_engine_that_dies_while_several_blocks_are_at_it(
     assert len(rows) == 13
 
 
-@pytest.mark.long
 def test_an_engine_that_leaks_is_replaced_between_blocks(
     media: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -128,7 +128,12 @@ def test_a_run_over_bad_storage_an_outage_and_a_changed_object(faulty, checkpoin
     assert run.counts["status"] == {"ok": 24}
 
     # Objects that change after they were planned are seen, and are done by a retry.
-    again = check_job(spec | {"name": "again", "tasks": ["ocr"]}, "test")
+    # A manifest tells no versions, so the run stays the same; a scan would begin another.
+    uris = [faulty.bucket.uri(f"media/{k:02}.png") for k in range(24)]
+    listed = faulty.bucket.uri("again.jsonl")
+    storage.write_bytes(listed, "".join(f'{{"uri": "{uri}"}}\n' for uri in uris).encode())
+    changed = {"name": "again", "tasks": ["ocr"], "input": {"manifest": listed}}
+    again = check_job(spec | changed, "test")
     plan_job.run(again, said)
     paint(5, "white")
     run = annotate.run(again, said)
