@@ -85,9 +85,10 @@ $(BIN)/python:
 $(CONSTRAINTS): constraints-cpu.txt | $(BIN)/python
 	@sed 's/^torch==/torch$(if $(strip $(GPU)),=)==/' $< > $@
 
+# With evaluate: the README's report compares the demo with its gold.
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@echo 'installing into $(VENV)$(if $(strip $(GPU)), for $(strip $(GPU))), some minutes the first time'
-	$(PIP) -c $(CONSTRAINTS) -e '.[evaluate]'  # the README's report compares the demo with its gold
+	$(PIP) -c $(CONSTRAINTS) -e '.[evaluate]'
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
