@@ -113,7 +113,8 @@ def cut(way, units, seconds, job, replicas):
     if way == "learnt":
         each = features(units, {"caption": float(job.model.simulated.output_tokens)})
         took = np.array([seconds[unit] for unit in units["unit_id"].to_pylist()])
-        files = [slice(at, at + 64) for at in range(0, 64 * 24, 64)]
+        rows = min(64, units.num_rows // 24)  # of each of the files that it has learnt from
+        files = [slice(at, at + rows) for at in range(0, 24 * rows, rows)]
         weights = fit([(each[file].sum(axis=0), float(took[file].sum())) for file in files])
         assert weights is not None and len(weights) == len(FEATURES)
         costs = each @ weights
