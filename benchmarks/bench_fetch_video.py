@@ -1,8 +1,8 @@
 """CPU and memory of decoding a clip, against qwen-vl-utils' `fetch_video`: same frames, same size.
 
 Each measurement is a process of its own, with the default settings of each, which decodes once
-before its CPU is measured. Then the most memory of our process by the
-length of the clip: a whole clip is decoded, unit by unit, as an actor does it.
+before its CPU is measured. Then the most memory of our process by the length of the clip: a whole
+clip is decoded, unit by unit, as an actor does it.
 
     python benchmarks/bench_fetch_video.py [--seconds N]
 """

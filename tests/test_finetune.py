@@ -332,7 +332,12 @@ def test_a_killed_run_goes_on_with_the_same_curve(tmp_path, archive, checkpoint)
     (events,) = set((run / "tensorboard").iterdir()) - before
     again = EventAccumulator(str(events))
     again.Reload()
-    assert again.Scalars("train/loss")[0].step > 3  # not from the beginning
+    first = again.Scalars("train/loss")[0].step
+    assert first > 3  # not from the beginning
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    steps = [line["step"] for line in lines if "loss" in line]
+    # Each step follows one that was logged: nothing is left out, neither at the kill.
+    assert all(step <= max(steps[:k], default=0) + 1 for k, step in enumerate(steps))
 
 
 def test_the_context_is_stretched_in_what_comes_out(tmp_path, archive, checkpoint):
