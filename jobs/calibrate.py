@@ -167,8 +167,12 @@ def measure(
         )
 
     try:
-        least = min(sizes[-1] or sizes[0], key=lambda unit: unit.predicted_cost)
-        first = work([least])  # compiles, fills caches: not measured
+        for least in sorted(sizes[-1] or sizes[0], key=lambda unit: unit.predicted_cost):
+            first = work([least])  # compiles, fills caches: not measured
+            if first.seconds:  # else it was planned, but is broken further in
+                break
+        else:
+            return [], {}
         per_token = first.seconds / max(least.predicted_cost, 1.0)
         answers.clear()
         written.clear()

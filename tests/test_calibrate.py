@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from jobs import calibrate
@@ -79,6 +80,22 @@ def test_costs_are_those_of_the_rounds(calibrated):
     assert [found.rates.seconds_each[name] for name in FEATURES] == pytest.approx(truth.tolist())
     assert found.rates.output_tokens == {"caption": 25.0}
     assert found.error == pytest.approx(0.0, abs=1e-9)
+
+
+def test_it_begins_with_a_unit_that_can_be_done(annotated, archive, tmp_path):
+    """The cheapest one, which it would begin with, is whole in its header only."""
+    job, _, _ = annotated
+    media = tmp_path / "media"
+    media.mkdir()
+    whole = sorted((archive / "images").iterdir())[:6]
+    for path in whole:
+        (media / path.name).write_bytes(path.read_bytes())
+    broken = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(broken, "PNG")
+    (media / "broken.png").write_bytes(broken.getvalue()[:60])
+    spec = job.model_dump() | {"input": {"scan": str(media)}, "output": str(tmp_path / "out")}
+    found = calibrate.run(check_job(spec, "test"), Console(file=io.StringIO()), seconds=1)
+    assert len(found.rounds) >= 3
 
 
 def test_a_job_of_which_nothing_can_be_done_is_said_so(annotated, tmp_path):

@@ -27,7 +27,14 @@ def jobs_api(s3_for_jobs) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": True, "dashboard_port": port}
+    head = {
+        "num_cpus": 0,
+        "num_gpus": 0,
+        "include_dashboard": True,
+        "dashboard_port": port,
+        # Else a fixed one, which the agent of another test's Ray may hold.
+        "dashboard_agent_listen_port": 0,
+    }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(2):
