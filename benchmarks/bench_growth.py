@@ -138,7 +138,7 @@ def copy_rows(job, folder: Path) -> None:
     item = MediaItem(media_id="one", uri=str(folder / "tiny.png"))
     planned = build.Plan(job, 262_144, storage, code)({"item": [item]})
     (prepared,) = build.Prepare(job, storage, code)(planned)
-    answered = build.Generate(job, build.remember_deaths(), code)(prepared)
+    answered = build.Generate(job, build.remember_deaths(), code, 1.0)(prepared)
     (unit,) = from_table(answered, AnsweredUnit)
     questions = {question.task: question for question in job.questions()}
     key = RunKey(run_id="none", recipe_id="none", run_date="none")
@@ -169,6 +169,8 @@ def copy_rows(job, folder: Path) -> None:
             return copies(prepared, PREPARED, **ids_of(batch))
 
     class Generate(Plan):
+        calls_at_once = staticmethod(lambda job: 1)
+
         def __call__(self, batch: pa.Table) -> pa.Table:
             return copies(answered, ANSWERED, **ids_of(batch))
 

@@ -146,7 +146,7 @@ def measure(
     engine = (
         ray.remote(Generate)
         .options(num_cpus=fitted.cpus_per_replica, num_gpus=fitted.gpus_per_replica)
-        .remote(job, remember_deaths(), code_digest())
+        .remote(job, remember_deaths(), code_digest(), fitted.cpus_per_replica)
     )
     prepare = Prepare(job, opened.storage, code_digest())
     written: Counter[str] = Counter()

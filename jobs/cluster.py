@@ -15,7 +15,8 @@ from rich.console import Console
 from pipeline.build import Pools
 from schemas import errors
 from schemas.errors import ResourceError
-from schemas.job import Job, Resources
+from schemas.job import Job
+from schemas.resources import Resources
 
 
 @contextmanager
@@ -125,7 +126,8 @@ def _ask_for_nodes(resources: Resources) -> None:
     replicas = 1 if resources.replicas == "auto" else resources.replicas
     decoders = 1 if resources.decoders == "auto" else resources.decoders
     gpus = 0.0 if resources.gpus_per_replica == "auto" else resources.gpus_per_replica
-    engine = {"CPU": resources.cpus_per_replica} | ({"GPU": gpus} if gpus else {})
+    cpus = 1.0 if resources.cpus_per_replica == "auto" else resources.cpus_per_replica
+    engine = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     bundles = [engine] * replicas + [{"CPU": resources.cpus_per_decoder}] * decoders
     request_resources(bundles=bundles)
 
@@ -138,6 +140,8 @@ def _fitting(job: Job) -> Pools:
     if job.model.device == "cuda" and gpus < 1:
         raise ResourceError("model.device is cuda, but the cluster has no GPU: set auto or cpu")
     resources = job.resources
+    if job.model.engine == "simulated" and resources.cpus_per_replica == "auto":
+        resources = resources.model_copy(update={"cpus_per_replica": 1.0})  # it only waits
     if job.model.device == "cpu" or job.model.engine == "simulated":
         nodes = [{"CPU": node.get("CPU", 0.0)} for node in nodes]
     elif job.model.engine == "vllm" and gpus:
@@ -167,16 +171,19 @@ def fit_pools(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> Poo
     on_gpus = [_times(gpus_each, node.get("GPU", 0.0)) for node in nodes]
     most = max(1, sum(on_gpus)) if gpus_each else 1
     replicas = most if resources.replicas == "auto" else resources.replicas
-    left = cpus - replicas * resources.cpus_per_replica
+    cpus_each = resources.cpus_per_replica
+    if cpus_each == "auto":
+        cpus_each = 1.0 if gpus_each else _cpus_each(resources, nodes, replicas)
+    left = cpus - replicas * cpus_each
     fitting = max(1, _times(resources.cpus_per_decoder, left))
     decoders = fitting if resources.decoders == "auto" else resources.decoders
-    need_cpus = replicas * resources.cpus_per_replica + decoders * resources.cpus_per_decoder
-    on_cpus = [_times(resources.cpus_per_replica, node.get("CPU", 0.0)) for node in nodes]
+    need_cpus = replicas * cpus_each + decoders * resources.cpus_per_decoder
+    on_cpus = [_times(cpus_each, node.get("CPU", 0.0)) for node in nodes]
     places = sum(map(min, on_gpus, on_cpus)) if gpus_each else sum(on_cpus)
     if need_cpus > cpus + 1e-6 or replicas > places:
         of_nodes = f" on {len(nodes)} nodes, a replica on one of them" if len(nodes) > 1 else ""
         raise ResourceError(
-            f"{replicas} engine replicas of {resources.cpus_per_replica:g} CPUs and {gpus_each:g} "
+            f"{replicas} engine replicas of {cpus_each:g} CPUs and {gpus_each:g} "
             f"GPUs and {decoders} decoders of {resources.cpus_per_decoder:g} CPUs do not fit into "
             f"the cluster's {cpus:g} CPUs and {gpus:g} GPUs{of_nodes}: lower resources.replicas, "
             "decoders, cpus_per_replica or cpus_per_decoder"
@@ -185,9 +192,18 @@ def fit_pools(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> Poo
         decoders=decoders,
         cpus_per_decoder=resources.cpus_per_decoder,
         replicas=replicas,
-        cpus_per_replica=resources.cpus_per_replica,
+        cpus_per_replica=cpus_each,
         gpus_per_replica=gpus_each,
     )
+
+
+def _cpus_each(resources: Resources, nodes: Sequence[Mapping[str, float]], replicas: int) -> float:
+    """CPUs of a replica that computes on them: three quarters of a node, but the decoders' not."""
+    decoders = 1 if resources.decoders == "auto" else resources.decoders
+    left = _total("CPU", nodes) - decoders * resources.cpus_per_decoder
+    largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    on_a_node = math.ceil(replicas / max(1, len(nodes)))
+    return float(max(1, math.floor(min(0.75 * largest / on_a_node, left / replicas))))
 
 
 def _total(kind: str, nodes: Sequence[Mapping[str, float]]) -> float:

@@ -77,7 +77,7 @@ def build_annotate(
     answered = stage(
         prepared,
         Generate,
-        (job, remember_deaths(), code),
+        (job, remember_deaths(), code, pools.cpus_per_replica),
         pools.replicas,
         num_cpus=pools.cpus_per_replica,
         num_gpus=pools.gpus_per_replica,
@@ -95,7 +95,7 @@ def build_summaries(blocks: list[pa.Table], job: Job, max_model_len: int, pools:
     return stage(
         ray.data.from_blocks(blocks),
         Summarise,
-        (job, max_model_len, remember_deaths(), code_digest()),
+        (job, max_model_len, remember_deaths(), code_digest(), pools.cpus_per_replica),
         pools.replicas,
         num_cpus=pools.cpus_per_replica,
         num_gpus=pools.gpus_per_replica,

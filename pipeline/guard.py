@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from schemas.errors import ErrorRecord, ErrorType, ResourceError, UnitError
-from schemas.job import Resources
+from schemas.resources import Resources
 from schemas.unit import AnsweredUnit, PreparedUnit, UnitStatus
 
 logger = logging.getLogger(__name__)

@@ -42,7 +42,7 @@ from pipeline.shared_memory import receive, send
 from schemas.errors import ErrorType, ResourceError, UnitError
 
 if TYPE_CHECKING:  # a child starts sooner without
-    from schemas.job import Resources
+    from schemas.resources import Resources
 
 logger = logging.getLogger(__name__)
 

@@ -194,8 +194,10 @@ class Generate:
     CALLS_AT_ONCE: ClassVar = {"vllm": 3}
     """By engine, else 1. vLLM begins with the next block while the longest answers of one end."""
 
-    def __init__(self, job: Job, deaths: Any, code: str) -> None:
+    def __init__(self, job: Job, deaths: Any, code: str, cpus: float) -> None:
+        """cpus: of the actor, as many threads has an engine that computes on them."""
         check_code(code)
+        self._num_threads = max(1, int(cpus))
         self._questions = {question.task: question for question in job.questions()}
         self._generation = job.generation
         self._guard = Guard(deaths, job.resources, self.calls_at_once(job))
@@ -221,8 +223,7 @@ class Generate:
 
         from pipeline.engines.transformers import TransformersEngine
 
-        on_cpu = not torch.cuda.is_available()
-        threads = max(1, int(job.resources.cpus_per_replica)) if on_cpu else None
+        threads = None if torch.cuda.is_available() else self._num_threads
         return TransformersEngine(job, num_threads=threads), (torch.AcceleratorError,)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -296,10 +297,10 @@ def _vision_tokens(unit: Unit) -> int:
 class Summarise:
     """Stage: what is said of the units of videos in, a summary of each out. Holds the model."""
 
-    def __init__(self, job: Job, max_model_len: int, deaths: Any, code: str) -> None:
+    def __init__(self, job: Job, max_model_len: int, deaths: Any, code: str, cpus: float) -> None:
         assert job.summary is not None
         asked = summary_job(job, job.summary)
-        self._generate = Generate(asked, deaths, code)
+        self._generate = Generate(asked, deaths, code, cpus)
         self._summariser = Summariser(
             asked.questions()[0],
             Prompter(job.model.source, job.model.revision),

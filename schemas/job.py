@@ -16,6 +16,7 @@ from schemas.errors import JobFileError
 from schemas.job_errors import explain
 from schemas.limits import Cost, Limits, OnFinish
 from schemas.model import Model
+from schemas.resources import Resources
 from schemas.section import Section
 from schemas.task import Question
 from schemas.task_spec import TaskSpec, as_task, asked_questions
@@ -242,64 +243,6 @@ class Summary(Section):
         description="What is asked; the captions follow it, each with its time.",
     )
     max_new_tokens: int = Field(512, ge=1, description="Longest summary, in tokens.")
-
-
-class Resources(Section):
-    """How the work is spread over the cluster."""
-
-    decoders: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="Decode actors; auto: one for each CPU that the engines leave."
-    )
-    cpus_per_decoder: float = Field(1.0, gt=0, description="Ray CPUs of a decode actor.")
-    decode_timeout_seconds: float = Field(
-        300.0,
-        gt=0,
-        description="Deadline of reading one media item's header, and of decoding one unit, which "
-        "gets ten times the length of its video on top. What takes longer is stopped, and its row "
-        "says decode_timeout.",
-    )
-    decode_memory_gib: float = Field(
-        4.0,
-        gt=0,
-        description="Memory that a decoder may take, in GiB. What takes more is stopped, and its "
-        "row says media_too_large.",
-    )
-    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="Engine actors; auto: one for each GPU, or one on the CPU."
-    )
-    gpus_per_replica: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="auto: 1 where the cluster has GPUs, else 0."
-    )
-    cpus_per_replica: float = Field(1.0, gt=0, description="Ray CPUs of an engine actor.")
-    wait_seconds: float = Field(
-        0.0,
-        ge=0,
-        description="On a cluster that grows when it is asked to: ask for the nodes of the actors, "
-        "and wait so long for them. Give `replicas` and `decoders` as numbers then.",
-    )
-    engine_timeout_seconds: float = Field(
-        1800.0,
-        gt=0,
-        description="An engine is replaced that takes so much longer than twenty times what its "
-        "work took until now, by predicted cost (at first: a second for each token).",
-    )
-    engine_growth_gib: float = Field(
-        8.0,
-        gt=0,
-        description="An engine is replaced whose memory has grown by so many GiB since its first "
-        "units.",
-    )
-    max_batch_tokens: int = Field(
-        16384,
-        ge=256,
-        description="Prompt and answer tokens of one engine batch, padding included; what the "
-        "tasks of a unit share counts once. vLLM forms its own.",
-    )
-    units_per_file: int = Field(
-        64,
-        ge=1,
-        description="Units per committed output file, at most: what an interruption costs.",
-    )
 
 
 class Job(Section):

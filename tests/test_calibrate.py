@@ -55,7 +55,7 @@ def test_plan_and_run_take_it_from_the_output(calibrated):
     file = Path(job.output) / "calibration.json"
     assert json.loads(file.read_text())["rates"]["seconds_each"] == found.rates.seconds_each
     assert open_job(job).run.cost == found.rates
-    assert found.rates.origin.startswith("a calibration on 1 CPU")
+    assert found.rates.origin.startswith("a calibration on 2 CPU")
     assert str(file) in said and "off what was measured" in said
     assert len(found.rounds) >= 3
     assert set(found.rates.output_tokens) == {task.name for task in job.tasks}

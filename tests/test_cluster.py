@@ -6,7 +6,8 @@ from jobs import cluster
 from jobs.cluster import actor_errors, fit_pools, plan_actors
 from pipeline.stages import Plan
 from schemas.errors import ResourceError
-from schemas.job import Resources, check_job
+from schemas.job import check_job
+from schemas.resources import Resources
 
 
 def test_on_two_cpus_one_engine_and_one_decoder():
@@ -17,6 +18,23 @@ def test_on_two_cpus_one_engine_and_one_decoder():
 def test_an_engine_for_each_gpu_and_the_other_cpus_decode():
     pools = fit_pools(Resources(), [{"CPU": 64, "GPU": 8}])
     assert (pools.replicas, pools.gpus_per_replica, pools.decoders) == (8, 1, 56)
+
+
+@pytest.mark.parametrize(
+    ("given", "cpus", "replica", "decoders"),
+    [
+        ({}, [3], 2, 1),
+        ({}, [8], 6, 2),
+        ({"decoders": 4}, [8], 4, 4),
+        ({"cpus_per_replica": 1.0}, [8], 1, 7),
+        ({"replicas": 2}, [8], 3, 2),
+        ({"replicas": 2}, [8, 8], 6, 4),
+        ({"replicas": 2, "decoders": 10}, [8, 8], 3, 10),
+    ],
+)
+def test_an_engine_without_a_gpu_has_most_of_a_node(given, cpus, replica, decoders):
+    pools = fit_pools(Resources(**given), [{"CPU": each} for each in cpus])
+    assert (pools.cpus_per_replica, pools.decoders) == (replica, decoders)
 
 
 def test_half_a_gpu_each():

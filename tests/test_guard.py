@@ -18,7 +18,8 @@ from rich.console import Console
 import pipeline.build
 from jobs import annotate
 from pipeline.guard import Guard, _groups, remember_deaths, resident_bytes
-from schemas.job import Job, Resources, check_job
+from schemas.job import Job, check_job
+from schemas.resources import Resources
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
