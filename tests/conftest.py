@@ -9,6 +9,7 @@ import time
 import urllib.request
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -127,6 +128,7 @@ def demonstrated(archive, tmp_path_factory, ray_session):
     folder = tmp_path_factory.mktemp("demonstrated")
     (folder / "demo").mkdir()
     (folder / "demo" / "archive").symlink_to(archive)
+    (folder / "jobs").symlink_to(Path(__file__).parents[1] / "jobs")
     (archive / ".rendered").touch()
     console = Console(file=io.StringIO(), width=160)
     demo.run(folder / "demo", console)

@@ -37,15 +37,8 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def demo(demonstrated: Path) -> Path:
-    """The folder in which `make demo` was called."""
-    (demonstrated / "jobs").symlink_to(ROOT / "jobs")
-    return demonstrated
-
-
-def test_the_readmes_commands_run(demo: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(demo)
+def test_the_readmes_commands_run(demonstrated: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(demonstrated)
     lines = [line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines()]
     commands = [line.partition("reelscribe ")[2] for line in lines if "reelscribe " in line]
     assert len(commands) == 5
@@ -56,8 +49,8 @@ def test_the_readmes_commands_run(demo: Path, monkeypatch: pytest.MonkeyPatch):
     assert "caption" in result.output and "exact" in result.output
 
 
-def test_the_readmes_sql_runs(demo: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(demo)
+def test_the_readmes_sql_runs(demonstrated: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(demonstrated)
     queries = blocks(ROOT / "README.md", "sql")
     assert len(queries) == 3
     found = [duckdb.sql(query) for query in queries]
@@ -66,8 +59,8 @@ def test_the_readmes_sql_runs(demo: Path, monkeypatch: pytest.MonkeyPatch):
     assert found[2].fetchall()[0][:2] == ("media_unreadable", 4)
 
 
-def test_the_tuning_pages_sql_runs(demo: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(demo)
+def test_the_tuning_pages_sql_runs(demonstrated: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(demonstrated)
     seconds, tokens = (duckdb.sql(query).df() for query in blocks(TUNING, "sql"))
     assert list(seconds["media"]) == ["image", "video"] and seconds["units"].sum() == 48
     assert (seconds[["decode_seconds", "engine_seconds"]] > 0).all(axis=None)
@@ -83,46 +76,46 @@ def test_the_tuning_pages_sql_runs(demo: Path, monkeypatch: pytest.MonkeyPatch):
         assert last in section.model_fields, key
 
 
-def test_the_readmes_pandas_runs(demo: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.chdir(demo)
+def test_the_readmes_pandas_runs(demonstrated: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(demonstrated)
     (code,) = [code for code in blocks(ROOT / "README.md", "python") if "pandas" in code]
     exec(code, {})
     assert "circle" in capsys.readouterr().out
 
 
-def test_the_readmes_spark_runs(demo: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_the_readmes_spark_runs(demonstrated: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     pytest.importorskip("pyspark", reason="pyspark is not installed (400 MB, and needs Java)")
-    monkeypatch.chdir(demo)
+    monkeypatch.chdir(demonstrated)
     (code,) = [code for code in blocks(ROOT / "README.md", "python") if "pyspark" in code]
     exec(code, {})
     assert "start_seconds" in capsys.readouterr().out
 
 
-def test_the_results_pages_commands_run(demo: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_results_pages_commands_run(demonstrated: Path, monkeypatch: pytest.MonkeyPatch):
     """Those of docs/results.md, on the demo's output, in the order of the page."""
-    monkeypatch.chdir(demo)
-    (demo / "archive").symlink_to(demo / "demo" / "output")
-    media = demo / "demo" / "archive"
+    monkeypatch.chdir(demonstrated)
+    (demonstrated / "archive").symlink_to(demonstrated / "demo" / "output")
+    media = demonstrated / "demo" / "archive"
     gold = [json.loads(line) for line in (media / "gold.jsonl").read_text().splitlines()]
     gold = [row | {"uri": str(media / row["uri"])} for row in gold]  # it lies elsewhere here
-    (demo / "gold.jsonl").write_text("".join(json.dumps(row) + "\n" for row in gold))
+    (demonstrated / "gold.jsonl").write_text("".join(json.dumps(row) + "\n" for row in gold))
     lines = [line for block in blocks(RESULTS, "bash") for line in block.splitlines()]
     assert len(lines) == 6 and all(line.startswith("reelscribe ") for line in lines)
     for line in lines:
         if "import-labels" in line:  # what a person exports: here every prediction, as it was
-            tasks = json.loads((demo / "exported/labels/images.json").read_text())
+            tasks = json.loads((demonstrated / "exported/labels/images.json").read_text())
             done = [t | {"annotations": [{"result": t["predictions"][0]["result"]}]} for t in tasks]
-            (demo / "labels.json").write_text(json.dumps(done))
+            (demonstrated / "labels.json").write_text(json.dumps(done))
         arguments = shlex.split(line.removeprefix("reelscribe "))
         result = CliRunner().invoke(main, arguments, catch_exceptions=False)
         assert result.exit_code == 0, (line, result.output)
-    assert (demo / "worst.html").stat().st_size > 100_000
+    assert (demonstrated / "worst.html").stat().st_size > 100_000
     formats = re.findall(r"^\| (`[^|]*`) \|", RESULTS.read_text(), re.MULTILINE)
     assert [name for cell in formats for name in re.findall(r"`(\w+)`", cell)] == [*EXPORTS]
 
 
-def test_the_python_pages_code_runs(demo: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.chdir(demo)
+def test_the_python_pages_code_runs(demonstrated: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(demonstrated)
     (code,) = blocks(ROOT / "docs" / "python.md", "python")
     names: dict[str, Any] = {}
     exec(code, names)
