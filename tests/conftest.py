@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import uuid
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.http import HTTPFileSystem
+from media_server import Handler, Server
 
 SMALL = {
     "tasks": ["caption", "events", "ocr", "text_spans", "objects"],
@@ -83,6 +86,27 @@ def s3_env(s3, monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()  # they keep their environment
     yield s3.new_bucket()
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def media_server():
+    """A web server of media, for the whole session; ``http`` is it, without a past."""
+    server = Server(("127.0.0.1", 0), Handler)
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def http(media_server):
+    """The web server, which has been asked for nothing yet."""
+    HTTPFileSystem.clear_instance_cache()  # with the connections that another test was allowed
+    media_server.requests, media_server.bad_ranges, media_server.num_bytes = [], [], 0
+    return media_server
 
 
 @pytest.fixture(scope="session")
