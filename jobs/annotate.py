@@ -16,7 +16,15 @@ from jobs.cost import Rates, Work
 from jobs.estimate import check_cost, estimate, money
 from jobs.items import write_items
 from jobs.lease import Lease, leased
-from jobs.plan import Opened, make_plan, nothing_new, open_job, print_plan, read_plan
+from jobs.plan import (
+    Opened,
+    make_plan,
+    nothing_new,
+    open_job,
+    plan_again,
+    print_plan,
+    read_plan,
+)
 from jobs.progress import Progress, print_summary
 from jobs.run_log import RunLog
 from jobs.runs import Run
@@ -60,26 +68,28 @@ def run(job: Job, console: Console) -> Run:
     current = opened.run
     with leased(current.folder(job.output), opened.storage, console) as lease, connected(console):
         current.save(job, opened.storage)  # an output that cannot be written is noticed
-        fitted = pools(job)
-        plan = make_plan(opened, console)
-        opened = dataclasses.replace(opened, items=[])  # a driver may hold a million
-        print_plan(plan, opened, console)
-        rows = _committed(opened, current, plan)
-        done = rows["unit_id"].filter(pc.invert(_tried_again(rows, current)))
-        todo = plan
-        if len(done):
-            todo = plan.filter(pc.invert(pc.is_in(plan["unit_id"], done)))
-        if todo.num_rows < plan.num_rows:
-            ready = plan.num_rows - todo.num_rows
-            console.print(f"{ready:,} units are done already, {todo.num_rows:,} to do")
-        predicted = estimate(todo, job, opened.run.cost)
-        if predicted.is_measured or job.cost.per_hour or job.limits.max_cost:
-            console.print(Text(f"predicted: {money(predicted, job)}"), soft_wrap=True)
-        check_cost(predicted, job)
-        current = dataclasses.replace(opened.run, starts=opened.run.starts + 1)
-        current.save(job, opened.storage)
-        current = annotate_units(opened, current, plan, todo, fitted, lease, console)
-        return finish(opened, current, plan, time.monotonic() - started, console)
+        with pools(job) as fitted:
+            plan = make_plan(opened, console)
+            if opened.run.starts and (away := _without_storage(plan)):
+                plan = plan_again(opened, plan, away, console)
+            opened = dataclasses.replace(opened, items=[])  # a driver may hold a million
+            print_plan(plan, opened, console)
+            rows = _committed(opened, current, plan)
+            done = rows["unit_id"].filter(pc.invert(_tried_again(rows, current)))
+            todo = plan
+            if len(done):
+                todo = plan.filter(pc.invert(pc.is_in(plan["unit_id"], done)))
+            if todo.num_rows < plan.num_rows:
+                ready = plan.num_rows - todo.num_rows
+                console.print(f"{ready:,} units are done already, {todo.num_rows:,} to do")
+            predicted = estimate(todo, job, opened.run.cost)
+            if predicted.is_measured or job.cost.per_hour or job.limits.max_cost:
+                console.print(Text(f"predicted: {money(predicted, job)}"), soft_wrap=True)
+            check_cost(predicted, job)
+            current = dataclasses.replace(opened.run, starts=opened.run.starts + 1)
+            current.save(job, opened.storage)
+            current = annotate_units(opened, current, plan, todo, fitted, lease, console)
+            return finish(opened, current, plan, time.monotonic() - started, console)
 
 
 def annotate_units(
@@ -117,7 +127,13 @@ def _committed(opened: Opened, run: Run, plan: pa.Table) -> pa.Table:
     media_ids = plan["media_id"].combine_chunks().unique()
     recipe_id = run.key.recipe_id
     found = committed(opened.job.output, recipe_id, opened.storage, media_ids=media_ids)
-    return settle(found, opened.storage, plan["unit_id"])
+    return settle(found, opened.storage, plan)
+
+
+def _without_storage(plan: pa.Table) -> set[str]:
+    """Media whose storage failed when they were planned, which may be what ended the run."""
+    kinds = pc.struct_field(plan["error"], "type")
+    return set(plan["media_id"].filter(pc.equal(kinds, ErrorType.STORAGE_FAILED)).to_pylist())
 
 
 def _write_items(opened: Opened, plan: pa.Table, console: Console) -> None:
@@ -177,9 +193,8 @@ def finish(opened: Opened, run: Run, plan: pa.Table, seconds: float, console: Co
     storage = opened.storage
     rows = _committed(opened, run, plan)
     is_planned = pc.is_in(rows["unit_id"], plan["unit_id"])
-    # An object that a retry found changed has other units now; rows of what it was go.
     is_mine = pc.equal(rows["run_id"], run.run_id)
-    drop_rows(rows.filter(pc.and_not(is_mine, is_planned)), storage)
+    _drop_changed(rows.filter(pc.and_not(is_mine, is_planned)), plan, opened)
     rows = rows.filter(is_planned)
     if missing := plan.num_rows - rows.num_rows:
         raise ResourceError(
@@ -193,6 +208,39 @@ def finish(opened: Opened, run: Run, plan: pa.Table, seconds: float, console: Co
     _print_run(finished, opened, console)
     _write_items(opened, plan, console)
     return finished
+
+
+def _drop_changed(rows: pa.Table, plan: pa.Table, opened: Opened) -> None:
+    """Take out rows of what an object was before a retry found it changed.
+
+    rows: of the run, that the plan does not have.
+    """
+    if not rows.num_rows:
+        return
+    media_ids = rows["media_id"].combine_chunks().unique()
+    planned = plan.filter(pc.is_in(plan["media_id"], media_ids)).select(["media_id", *_CONTENT])
+    content = {(row["media_id"], *_versions(row)) for row in planned.to_pylist()}
+    output, recipe_id = opened.job.output, opened.run.key.recipe_id
+    columns = ("unit_id", "media_id", *_CONTENT.values())
+    # Read anew: settling may just have written rows into other files.
+    found = committed(output, recipe_id, opened.storage, columns, media_ids)
+    found = found.filter(pc.is_in(found["unit_id"], rows["unit_id"]))
+    is_changed = [
+        bool(versions := _versions(row)) and (row["media_id"], *versions) not in content
+        for row in found.to_pylist()
+    ]
+    drop_rows(found.filter(pa.array(is_changed, pa.bool_())), opened.storage)
+
+
+_CONTENT = {
+    "media": "media.content_version",
+    "parts": "parts.list.element.media.content_version",
+}
+
+
+def _versions(row: dict[str, Any]) -> list[str | None]:
+    seen = [row["media"]] if row["media"] else [part["media"] for part in row["parts"] or ()]
+    return [media["content_version"] for media in seen]
 
 
 def _counts(rows: pa.Table, run: Run) -> dict[str, Any]:

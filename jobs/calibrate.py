@@ -79,8 +79,7 @@ def run(
     opened = open_job(job)
     uri = file or named or calibration_uri(opened.job)
     sizes = planned_sizes(opened)
-    with connected(console), actor_errors():
-        fitted = pools(opened.job)
+    with connected(console), actor_errors(), pools(opened.job) as fitted:
         device = _device(fitted)
         console.print(Text(f"starting the engine on {device}"))
         rounds, written = measure(opened, sizes, fitted, seconds, console)

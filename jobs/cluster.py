@@ -99,37 +99,49 @@ def plan_actors(num_items: int) -> int:
     return max(1, min(cpus, math.ceil(num_items / 256)))
 
 
-def pools(job: Job) -> Pools:
+@contextmanager
+def pools(job: Job) -> Iterator[Pools]:
     """Fit the job's actors into the cluster, waiting for its nodes as the job allows.
+
+    Nodes that the cluster was asked for are let go at the end.
 
     Raises:
         ResourceError: they do not fit: Ray would wait for ever without a word.
     """
-    deadline = time.monotonic() + job.resources.wait_seconds
-    is_asked = False
-    while True:
-        try:
-            return _fitting(job)
-        except ResourceError:
-            if time.monotonic() > deadline:
-                raise
-        if not is_asked:
-            _ask_for_nodes(job.resources)
-            is_asked = True
-        time.sleep(min(2.0, job.resources.wait_seconds))
-
-
-def _ask_for_nodes(resources: Resources) -> None:
-    """Tell the autoscaler what the actors will take: it sees only what is asked for."""
     from ray.autoscaler.sdk import request_resources
 
+    deadline = time.monotonic() + job.resources.wait_seconds
+    is_asked = False
+    try:
+        while (fitted := _fitting_by(job, deadline)) is None:
+            if not is_asked:
+                request_resources(bundles=_bundles(job.resources))
+                is_asked = True
+            time.sleep(min(2.0, job.resources.wait_seconds))
+        yield fitted
+    finally:
+        if is_asked:  # else it would hold for as long as the cluster stands
+            request_resources(bundles=[])
+
+
+def _fitting_by(job: Job, deadline: float) -> Pools | None:
+    """What fits now; None: nothing yet, and the deadline is not over."""
+    try:
+        return _fitting(job)
+    except ResourceError:
+        if time.monotonic() > deadline:
+            raise
+    return None
+
+
+def _bundles(resources: Resources) -> list[dict[str, float]]:
+    """What the actors will take: the autoscaler sees only what is asked for."""
     replicas = 1 if resources.replicas == "auto" else resources.replicas
     decoders = 1 if resources.decoders == "auto" else resources.decoders
     gpus = 0.0 if resources.gpus_per_replica == "auto" else resources.gpus_per_replica
     cpus = 1.0 if resources.cpus_per_replica == "auto" else resources.cpus_per_replica
     engine = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-    bundles = [engine] * replicas + [{"CPU": resources.cpus_per_decoder}] * decoders
-    request_resources(bundles=bundles)
+    return [engine] * replicas + [{"CPU": resources.cpus_per_decoder}] * decoders
 
 
 def _fitting(job: Job) -> Pools:
@@ -201,9 +213,12 @@ def _cpus_each(resources: Resources, nodes: Sequence[Mapping[str, float]], repli
     """CPUs of a replica that computes on them: three quarters of a node, but the decoders' not."""
     decoders = 1 if resources.decoders == "auto" else resources.decoders
     left = _total("CPU", nodes) - decoders * resources.cpus_per_decoder
-    largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
-    on_a_node = math.ceil(replicas / max(1, len(nodes)))
-    return float(max(1, math.floor(min(0.75 * largest / on_a_node, left / replicas))))
+    shares = [0.75 * node.get("CPU", 0.0) for node in nodes]
+    most = math.floor(min(max(shares, default=0.0), left / replicas))
+    fits = (
+        cpus for cpus in range(most, 1, -1) if sum(share // cpus for share in shares) >= replicas
+    )
+    return float(next(fits, 1))
 
 
 def _total(kind: str, nodes: Sequence[Mapping[str, float]]) -> float:

@@ -59,7 +59,7 @@ def write_items(opened: Opened, plan: pa.Table, console: Console) -> int:
     items_id = _hash(json.dumps(settings, sort_keys=True))[:16]
     folder = join(job.output, "items")
     rows = committed(job.output, key.recipe_id, storage, _COLUMNS)
-    rows = settle(rows, storage, plan["unit_id"])
+    rows = settle(rows, storage, plan)
     is_video = pc.equal(pc.struct_field(rows["media"], "media_type"), "video")
     is_planned = pc.is_in(rows["unit_id"], plan["unit_id"])
     videos: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -164,8 +164,7 @@ def _summarised(
         )
         for block in blocks
     ]
-    with connected(console):
-        fitted = pools(opened.job)
+    with connected(console), pools(opened.job) as fitted:
         dataset = build_summaries(tables, opened.job, opened.checkpoint.max_model_len, fitted)
         with (
             Progress(

@@ -126,8 +126,10 @@ def make_plan(opened: Opened, console: Console, *, dry_run: bool = False) -> pa.
     kept = plan.filter(pc.invert(_is_among(plan["media_id"], failed)))
     planned = set(kept["media_id"].to_pylist())
     items = [item for item in opened.items if item.media_id not in planned]
-    table = pa.concat_tables([kept, _only_new(_probe(items, opened, console), items, opened)])
-    _check_access(table)
+    found = _probe(items, opened, console)
+    if not opened.num_known:  # what is left of a night may well be what never could be read
+        _check_access(pa.concat_tables([kept, found]))
+    table = pa.concat_tables([kept, _only_new(found, items, opened)])
     return _checked(table) if dry_run else _write_plan(table, opened)
 
 

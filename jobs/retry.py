@@ -48,11 +48,14 @@ def run(
     found = find_run(job, recipe(job, opened.checkpoint.identity), storage, run_id)
     opened = dataclasses.replace(opened, run=found, changes=[])
     check_decoder(job)
-    with leased(found.folder(job.output), storage, console) as lease, connected(console):
-        fitted = pools(job)
+    with (
+        leased(found.folder(job.output), storage, console) as lease,
+        connected(console),
+        pools(job) as fitted,
+    ):
         plan = make_plan(opened, console)
         rows = committed(job.output, found.key.recipe_id, storage)
-        rows = settle(rows, storage, plan["unit_id"])
+        rows = settle(rows, storage, plan)
         rows = rows.filter(pc.is_in(rows["unit_id"], plan["unit_id"]))
         errors = pc.struct_field(rows["error"], "type")
         wanted = rows.filter(pc.is_in(errors, pa.array(sorted(kinds), pa.string())))

@@ -152,7 +152,11 @@ class Known:
         return [item for k, item in enumerate(items) if k not in gone]
 
     def new_units(self, units: pa.Table) -> pa.Table:
-        """Leave out units of the plan whose stretch of the same content is in the table."""
+        """Leave out units of the plan of media of which every planned stretch is in the table.
+
+        Media of which some are new keep all their units, of which a run takes the rows that there
+        are: what is said of an item as a whole follows from its plan.
+        """
         batch = _flat(units).append_column("unit_id", units["unit_id"])
         self._db.register("batch", batch)
         known = self._db.execute(
@@ -162,8 +166,9 @@ class Known:
                 WHERE content_version IS NOT NULL"""  # noqa: E501
         ).fetchall()
         self._db.unregister("batch")
-        gone = pa.array([unit_id for (unit_id,) in known], pa.string())
-        return units.filter(pc.invert(pc.is_in(units["unit_id"], gone)))
+        are_known = pa.array([unit_id for (unit_id,) in known], pa.string())
+        is_new = pc.invert(pc.is_in(units["unit_id"], are_known))
+        return units.filter(pc.is_in(units["media_id"], units["media_id"].filter(is_new)))
 
 
 def is_told(item: MediaItem) -> bool:

@@ -1,7 +1,7 @@
 """The facts of stored files: what lies where, how large, in which version."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +32,13 @@ def s3_pages(fs: Any, root: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
         if not page.get("IsTruncated"):
             return
         token = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def local_files(paths: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The facts of each file; one that is gone since it was listed is left out."""
+    for path in paths:
+        with suppress(FileNotFoundError):
+            yield local_file(path)
 
 
 def local_file(path: str) -> dict[str, Any]:

@@ -114,11 +114,18 @@ class Planner:
         self, item: MediaItem, version: str | None, start: float | None, end: float | None
     ) -> Unit:
         stretch = [None if t is None else f"{t:.6f}" for t in (start, end)]
+        asked = [None if t is None else f"{t:.6f}" for t in (item.start_seconds, item.end_seconds)]
+        # What else an answer follows from; the rest is the recipe's.
         further = [item.messages] if item.messages is not None else []
-        if item.intrinsics:  # what the typed boxes follow from
+        if item.intrinsics:
             further.append(repr(dataclasses.astuple(item.intrinsics)))
+        if item.frames and item.sample_fps is not None:
+            further.append(f"sample_fps={item.sample_fps:g}")
+        if item.tasks:
+            further.append(f"tasks={sorted(item.tasks)}")
         return Unit(
             unit_id=digest(item.media_id, version, *stretch, *further),
+            unread_id=digest(item.media_id, None, *asked, *further),
             media_id=item.media_id,
             uri=item.uri,
             content_version=item.content_version or version,

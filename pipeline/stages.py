@@ -260,6 +260,8 @@ class Commit:
         """
         units: list[AnsweredUnit] = from_table(batch, AnsweredUnit)
         for unit in units:
+            if unit.error is not None and unit.error.stage == "plan":
+                continue  # that was then
             is_unread = unit.error is not None and unit.error.type == ErrorType.STORAGE_FAILED
             self._num_unread = self._num_unread + 1 if is_unread else 0
         if self._num_unread >= OUTAGE_UNITS:  # going on would only make an error row of each unit

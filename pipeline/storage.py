@@ -19,7 +19,7 @@ import fsspec
 from fsspec.registry import known_implementations
 from fsspec.utils import glob_translate
 
-from pipeline.listing import found_file, local_file, local_version, s3_pages, version, walk
+from pipeline.listing import found_file, local_files, local_version, s3_pages, version, walk
 from pipeline.public_hosts import any_client, public_client
 from pipeline.ranged_file import RangedFile
 from pipeline.retries import read_range, retried
@@ -289,7 +289,7 @@ class Storage:
             if _is_local(fs):
                 for names in walk(root):
                     found = sorted(name for name in names if wanted(name.removeprefix(root)))
-                    yield [local_file(name) for name in found]
+                    yield list(local_files(found))
                 return
             fs.invalidate_cache()
             # The whole tree in pages of 1,000 keys: with a depth, s3fs walks folder by folder and

@@ -10,25 +10,31 @@ _RANK = "array_position(['ok', 'partial', 'failed'], status)"
 VIEWS = """\
 -- Views of the output of reelscribe, for DuckDB. `annotations` has every row of every run.
 -- `latest` has one row for each unit: of each media item its newest content, under the newest
--- recipe that it was annotated with; what could not be read only where there is nothing else.
+-- recipe that it was annotated with, of each stretch what was asked last; what could not be read
+-- only where there is nothing else.
 CREATE OR REPLACE VIEW annotations AS
 FROM read_parquet({annotations}, hive_partitioning = true, union_by_name = true);
 CREATE OR REPLACE VIEW latest AS
 WITH keys AS (
     SELECT unit_id, media_id, recipe_id, content_version, status, filename, file_row_number,
         timings.finished_at AS finished_at, run_date, coalesce(error.attempts, 0) AS attempts,
-        error IS NOT NULL AND media IS NULL AND len(parts) = 0 AS is_unread
+        error IS NOT NULL AND media IS NULL AND len(parts) = 0 AS is_unread,
+        sampling IS NOT NULL AS is_stretch, sampling.start_seconds AS start_seconds,
+        sampling.end_seconds AS end_seconds
     FROM read_parquet({annotations}, hive_partitioning = true, union_by_name = true,
         filename = true, file_row_number = true)
 ), newest AS (
     SELECT *, first_value((recipe_id, content_version)) OVER (PARTITION BY media_id
         ORDER BY is_unread, finished_at DESC NULLS LAST, run_date DESC, filename) AS wanted
     FROM keys
-), best AS (
-    SELECT filename, file_row_number FROM newest
-    WHERE (recipe_id, content_version) IS NOT DISTINCT FROM wanted
+), units AS (
+    SELECT * FROM newest WHERE (recipe_id, content_version) IS NOT DISTINCT FROM wanted
     QUALIFY row_number() OVER (PARTITION BY unit_id ORDER BY {rank}, attempts DESC, filename,
         file_row_number) = 1
+), best AS (
+    SELECT filename, file_row_number FROM units
+    QUALIFY NOT is_stretch OR row_number() OVER (PARTITION BY is_stretch, media_id, start_seconds,
+        end_seconds ORDER BY finished_at DESC NULLS LAST, run_date DESC, filename) = 1
 )
 SELECT rows.* EXCLUDE (filename, file_row_number)
 FROM read_parquet({annotations}, hive_partitioning = true, union_by_name = true,

@@ -277,12 +277,13 @@ def _with_file(table: pa.Table, uri: str) -> pa.Table:
 _RANKS = {UnitStatus.OK: 0, UnitStatus.PARTIAL: 1, UnitStatus.FAILED: 2}
 
 
-def settle(rows: pa.Table, storage: Storage, planned: pa.ChunkedArray | None = None) -> pa.Table:
+def settle(rows: pa.Table, storage: Storage, plan: pa.Table | None = None) -> pa.Table:
     """Leave one row for each unit, the best, where runs beside each other wrote several.
 
     rows: what ``committed`` read. The choice follows from the rows alone, so that two drivers make
     the same one. Of two that failed, the one that was tried more often is the later one.
-    planned: ids of units whose row is never replaced by that of other units.
+    plan: units in the place of which there may be rows of the time when their media could not be
+        read. Those go.
 
     Returns the rows that stay.
 
@@ -291,12 +292,13 @@ def settle(rows: pa.Table, storage: Storage, planned: pa.ChunkedArray | None = N
     """
     counts = pc.value_counts(rows["unit_id"])
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    was_read = is_read(rows)
-    # Media that could not be read had no version, so its unit had another id than it has now.
-    read = pc.unique(rows["media_id"].filter(was_read))
-    replaced = pc.and_(pc.invert(was_read), pc.is_in(rows["media_id"], read))
-    if planned is not None:  # of several stretches of a media item, one may have failed alone
-        replaced = pc.and_not(replaced, pc.is_in(rows["unit_id"], planned))
+    replaced = pa.chunked_array([pa.repeat(False, rows.num_rows)])
+    if plan is not None:
+        was_read = is_read(rows)
+        read = pc.unique(rows["media_id"].filter(was_read))
+        replaced = pc.and_not(pc.is_in(rows["media_id"], read), was_read)
+        replaced = pc.and_(replaced, pc.is_in(rows["unit_id"], plan["unread_id"]))
+        replaced = pc.and_not(replaced, pc.is_in(rows["unit_id"], plan["unit_id"]))
     doubtful = pc.or_(pc.is_in(rows["unit_id"], repeated), replaced)
     places = pc.indices_nonzero(doubtful)
     if not len(places):

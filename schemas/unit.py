@@ -69,6 +69,7 @@ class Unit:
     unit_id: str
     media_id: str
     uri: str
+    unread_id: str = ""
     content_version: str | None = None
     frames: tuple[str, ...] = ()
     attributes: str | None = None
@@ -106,8 +107,9 @@ UNIT = pa.schema(
         described(
             "unit_id",
             pa.string(),
-            "hash of media_id, content_version, start and end, or messages: the same stretch of "
-            "the same content has the same id in every run",
+            "hash of media_id, content_version, start and end, or messages, and of the manifest's "
+            "tasks, intrinsics and sample_fps: the same question about the same stretch of the "
+            "same content has the same id in every run",
             nullable=False,
         ),
         described(
@@ -121,6 +123,12 @@ UNIT = pa.schema(
             pa.string(),
             "the manifest's, made absolute; of a data: uri type and hash, of urls no secrets; of a "
             "conversation that of its first image or video, empty if it has none",
+            nullable=False,
+        ),
+        described(
+            "unread_id",
+            pa.string(),
+            "the unit_id that the manifest's row has as long as its media cannot be read",
             nullable=False,
         ),
         described(

@@ -29,6 +29,8 @@ def test_an_engine_for_each_gpu_and_the_other_cpus_decode():
         ({"cpus_per_replica": 1.0}, [8], 1, 7),
         ({"replicas": 2}, [8], 3, 2),
         ({"replicas": 2}, [8, 8], 6, 4),
+        ({"replicas": 3}, [0, 8, 8], 3, 7),
+        ({"replicas": 2}, [4, 8], 3, 6),
         ({"replicas": 2, "decoders": 10}, [8, 8], 3, 10),
     ],
 )
@@ -102,9 +104,10 @@ def test_waiting_for_the_nodes_of_a_growing_cluster(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
     spec = {"input": {"scan": "x"}, "output": "y", "model": {"device": "cpu"}}
     spec |= {"resources": {"replicas": 2, "decoders": 3, "wait_seconds": 60}}
-    fitted = cluster.pools(check_job(spec, "test"))
-    assert (fitted.replicas, fitted.decoders) == (2, 3)
-    assert asked == [[{"CPU": 1.0}] * 5]
+    with cluster.pools(check_job(spec, "test")) as fitted:
+        assert (fitted.replicas, fitted.decoders) == (2, 3)
+        assert asked == [[{"CPU": 1.0}] * 5]
+    assert asked[1:] == [[]]  # let go
 
 
 def test_a_ray_that_is_late_to_start_is_one_message(monkeypatch: pytest.MonkeyPatch):

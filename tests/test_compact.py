@@ -47,7 +47,9 @@ def rows_of(output, view="annotations") -> list[tuple]:
 
 def many(output, count=20):
     for k in range(count):
-        write(output, [row(f"u{k}-{i}", f"m{k}", "v1") for i in range(3)])
+        stretches = [(0.0, 9.0, 3.0 * i, 3.0 * i + 3) for i in range(3)]
+        rows = [row(f"u{k}-{i}", f"m{k}", "v1", video=v) for i, v in enumerate(stretches)]
+        write(output, rows)
 
 
 def joined(output):
@@ -153,6 +155,16 @@ def test_latest_is_the_newest_content_and_recipe_of_each_item(tmp_path: Path):
     write(tmp_path, [failed | at(4)], run_id="r4")  # and now it cannot be reached
     assert rows_of(tmp_path, "latest") == [("2", "def", "v1"), ("3", "abc", "v2")]
     assert len(rows_of(tmp_path)) == 5
+
+
+def test_latest_is_what_was_asked_last_of_a_stretch(tmp_path: Path):
+    """Other tasks of a manifest make another unit of the same stretch."""
+    first, second = (0.0, 9.0, 0.0, 3.0), (0.0, 9.0, 3.0, 6.0)
+    write(tmp_path, [row("caption", "a", "v1", video=first) | at(1)])
+    write(tmp_path, [row("caption 2", "a", "v1", video=second) | at(1)])
+    write(tmp_path, [row("caption and ocr", "a", "v1", video=first) | at(2)], run_id="r2")
+    found = [unit_id for unit_id, *_ in rows_of(tmp_path, "latest")]
+    assert found == ["caption 2", "caption and ocr"]
 
 
 def test_superseded_rows_go_when_they_are_old(tmp_path: Path):

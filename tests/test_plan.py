@@ -168,6 +168,11 @@ def test_ids_are_stable_and_follow_the_content(tmp_path: Path, checkpoint: Path)
     camera = Intrinsics(fx=900, fy=900, cx=640, cy=360)
     seen = plan(checkpoint, dataclasses.replace(item(path), intrinsics=camera))
     assert seen[0].unit_id != first[0].unit_id
+    (asked,) = plan(checkpoint, dataclasses.replace(item(path), tasks=("caption",)))
+    assert asked.unit_id != first[0].unit_id
+    listed = dataclasses.replace(item(tmp_path / "f"), uri="", frames=("a.png", "b.png"))
+    rates = [plan(checkpoint, dataclasses.replace(listed, sample_fps=fps)) for fps in (1.0, 4.0)]
+    assert rates[0][0].unit_id != rates[1][0].unit_id
     encode_clip(path, numbered_frames(30), fps=10)
     assert plan(checkpoint, item(path))[0].unit_id != first[0].unit_id
 

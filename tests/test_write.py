@@ -225,7 +225,8 @@ def test_media_that_could_be_read_later_replace_their_error_row(tmp_path: Path):
     gone = unit(unit_id="no version", media=None, sampling=None, status="failed", error=error)
     write_part([annotation_row(gone, QUESTIONS, KEY)], str(tmp_path), KEY, Storage())
     write_part(rows("with version"), str(tmp_path), KEY, Storage())
-    stay = settle(committed(str(tmp_path), "r1", Storage()), Storage())
+    plan = pa.table({"unit_id": ["with version"], "unread_id": ["no version"]})
+    stay = settle(committed(str(tmp_path), "r1", Storage()), Storage(), plan)
     assert stay["unit_id"].to_pylist() == ["with version"]
     assert len(list(tmp_path.rglob("*.parquet"))) == 1
 
@@ -239,9 +240,12 @@ def test_a_stretch_that_failed_by_itself_keeps_its_row(tmp_path: Path):
     parts = [failed("beyond the end", "bad_request"), failed("storage away", "storage_failed")]
     write_part([*parts, *rows("a")], str(tmp_path), KEY, Storage())
     found = committed(str(tmp_path), "r1", Storage())
-    assert settle(found, Storage(), found["unit_id"]) == found
-    # Of a unit that no plan has any more, another that could be read takes the place.
-    stay = settle(found, Storage(), pa.chunked_array([["a"]]))
+    ids = found["unit_id"]
+    assert settle(found, Storage(), pa.table({"unit_id": ids, "unread_id": ids})) == found
+    other = pa.table({"unit_id": ["a"], "unread_id": ["of a"]})
+    assert settle(found, Storage(), other) == found
+    now = pa.table({"unit_id": ["a", "now"], "unread_id": ["of a", "storage away"]})
+    stay = settle(found, Storage(), now)
     assert sorted(stay["unit_id"].to_pylist()) == ["a", "beyond the end"]
 
 
