@@ -74,11 +74,7 @@ def run(job: Job, console: Console) -> Run:
                 plan = plan_again(opened, plan, away, console)
             opened = dataclasses.replace(opened, items=[])  # a driver may hold a million
             print_plan(plan, opened, console)
-            rows = _committed(opened, current, plan)
-            done = rows["unit_id"].filter(pc.invert(_tried_again(rows, current)))
-            todo = plan
-            if len(done):
-                todo = plan.filter(pc.invert(pc.is_in(plan["unit_id"], done)))
+            todo = _left(opened, current, plan)
             if todo.num_rows < plan.num_rows:
                 ready = plan.num_rows - todo.num_rows
                 console.print(f"{ready:,} units are done already, {todo.num_rows:,} to do")
@@ -128,6 +124,13 @@ def _committed(opened: Opened, run: Run, plan: pa.Table) -> pa.Table:
     recipe_id = run.key.recipe_id
     found = committed(opened.job.output, recipe_id, opened.storage, media_ids=media_ids)
     return settle(found, opened.storage, plan)
+
+
+def _left(opened: Opened, run: Run, plan: pa.Table) -> pa.Table:
+    """The units of the plan that have no row yet, or one that is tried again."""
+    rows = _committed(opened, run, plan)
+    done = rows["unit_id"].filter(pc.invert(_tried_again(rows, run)))
+    return plan.filter(pc.invert(pc.is_in(plan["unit_id"], done))) if len(done) else plan
 
 
 def _without_storage(plan: pa.Table) -> set[str]:
