@@ -8,6 +8,7 @@ ended or not. Of units that only touch, both must reach the border.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 ALIKE = 0.5
@@ -32,35 +33,38 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class _Open:
-    """An event so far: as the latest unit tells it, where it began, and its best caption."""
+    """An event so far: as the latest unit tells it, and what all units that tell it say."""
 
     told: dict[str, Any]
-    start_seconds: float
+    starts: tuple[float, ...]  # of units that saw it begin
+    ends: tuple[float, ...]  # of units that saw it end
+    first_start: float
     caption: str
     caption_seconds: float  # how much of it the unit saw whose caption it is
 
     @classmethod
-    def of(cls, event: dict[str, Any]) -> "_Open":
+    def of(cls, event: dict[str, Any], unit: Seen) -> "_Open":
+        start, end = event["start_seconds"], event["end_seconds"]
         return cls(
             told=event,
-            start_seconds=event["start_seconds"],
+            starts=(start,) if start > unit.start_seconds + unit.step_seconds else (),
+            ends=(end,) if end < unit.end_seconds - unit.step_seconds else (),
+            first_start=start,
             caption=event["caption"],
-            caption_seconds=event["end_seconds"] - event["start_seconds"],
+            caption_seconds=end - start,
         )
 
     def closed(self) -> dict[str, Any]:
-        return {
-            "start_seconds": self.start_seconds,
-            "end_seconds": self.told["end_seconds"],
-            "caption": self.caption,
-        }
+        start = median(self.starts) if self.starts else self.first_start
+        end = median(self.ends) if self.ends else self.told["end_seconds"]
+        return {"start_seconds": start, "end_seconds": max(start, end), "caption": self.caption}
 
 
 def stitch(units: Sequence[Seen]) -> list[dict[str, Any]]:
     """Events of all units, ascending by start; one that several units saw is there once.
 
-    Its begin is what the first of them says, its end what the last says, its caption that of the
-    unit which saw most of it.
+    Its begin is the median of what those say that saw it begin, and so is its end: windows that
+    overlap see it in frames at other times. Its caption is that of the unit which saw most of it.
     """
     ordered = sorted(units, key=lambda unit: (unit.start_seconds, unit.end_seconds))
     done: list[_Open] = []
@@ -73,9 +77,9 @@ def stitch(units: Sequence[Seen]) -> list[dict[str, Any]]:
             if alike:
                 same = max(alike, key=lambda o: _likeness(o.told["caption"], event["caption"]))
                 free.remove(same)
-                now.append(_continued(same, event, ordered[k - 1]))
+                now.append(_continued(same, _Open.of(event, unit)))
             else:
-                now.append(_Open.of(event))
+                now.append(_Open.of(event, unit))
         done += free
         before = now
     found = [o.closed() for o in [*done, *before]]
@@ -105,15 +109,13 @@ def _within(event: dict[str, Any], begin: float, end: float) -> tuple[float, flo
     return (start, stop) if start <= stop else None
 
 
-def _continued(before: _Open, event: dict[str, Any], first: Seen) -> _Open:
-    end = event["end_seconds"]
-    if before.told["end_seconds"] < first.end_seconds - first.step_seconds:  # not cut there
-        end = max(end, before.told["end_seconds"])
-    told = event | {"end_seconds": max(end, before.start_seconds)}
-    best = max(before, _Open.of(event), key=lambda o: o.caption_seconds)
+def _continued(before: _Open, now: _Open) -> _Open:
+    best = max(before, now, key=lambda o: o.caption_seconds)
     return _Open(
-        told=told,
-        start_seconds=before.start_seconds,
+        told=now.told,
+        starts=before.starts + now.starts,
+        ends=before.ends + now.ends,
+        first_start=before.first_start,
         caption=best.caption,
         caption_seconds=best.caption_seconds,
     )

@@ -27,8 +27,20 @@ def test_an_event_in_the_overlap_is_one():
 
 
 def test_an_event_that_the_first_window_cuts_ends_where_the_second_says():
-    units = [seen(0, 10, event(8.5, 10)), seen(8, 18, event(8.6, 14))]
-    assert stitch(units) == [event(8.5, 14)]
+    units = [seen(0, 10, event(8.75, 10)), seen(8, 18, event(8.75, 14))]
+    assert stitch(units) == [event(8.75, 14)]
+
+
+def test_of_what_several_windows_saw_the_median_counts():
+    """Each saw the begin and the end; the borders of none lie near them."""
+    told = [(3.0, 5.0), (3.5, 5.5), (4.0, 5.25)]
+    units = [seen(k, k + 10, event(*times)) for k, times in enumerate(told)]
+    assert stitch(units) == [event(3.5, 5.25)]
+
+
+def test_an_event_that_no_window_saw_begin_begins_where_the_first_says():
+    units = [seen(0, 10, event(0, 10)), seen(8, 18, event(8, 14))]
+    assert stitch(units) == [event(0, 14)]
 
 
 def test_an_event_over_many_windows_is_one():
