@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs.blocks import at_most, in_blocks
-from jobs.cluster import actor_errors, connected, pools
+from jobs.cluster import actor_errors, check_fits, connected, pools
 from jobs.cost import Rates, Work
 from jobs.estimate import check_cost, estimate, money
 from jobs.items import write_items
@@ -68,24 +68,26 @@ def run(job: Job, console: Console) -> Run:
     current = opened.run
     with leased(current.folder(job.output), opened.storage, console) as lease, connected(console):
         current.save(job, opened.storage)  # an output that cannot be written is noticed
-        with pools(job) as fitted:
-            plan = make_plan(opened, console)
-            if opened.run.starts and (away := _without_storage(plan)):
-                plan = plan_again(opened, plan, away, console)
-            opened = dataclasses.replace(opened, items=[])  # a driver may hold a million
-            print_plan(plan, opened, console)
-            todo = _left(opened, current, plan)
-            if todo.num_rows < plan.num_rows:
-                ready = plan.num_rows - todo.num_rows
-                console.print(f"{ready:,} units are done already, {todo.num_rows:,} to do")
-            predicted = estimate(todo, job, opened.run.cost)
-            if predicted.is_measured or job.cost.per_hour or job.limits.max_cost:
-                console.print(Text(f"predicted: {money(predicted, job)}"), soft_wrap=True)
-            check_cost(predicted, job)
-            current = dataclasses.replace(opened.run, starts=opened.run.starts + 1)
-            current.save(job, opened.storage)
-            current = annotate_units(opened, current, plan, todo, fitted, lease, console)
-            return finish(opened, current, plan, time.monotonic() - started, console)
+        check_fits(job)
+        plan = make_plan(opened, console)
+        if opened.run.starts and (away := _without_storage(plan)):
+            plan = plan_again(opened, plan, away, console)
+        opened = dataclasses.replace(opened, items=[])  # a driver may hold a million
+        print_plan(plan, opened, console)
+        todo = _left(opened, current, plan)
+        if todo.num_rows < plan.num_rows:
+            ready = plan.num_rows - todo.num_rows
+            console.print(f"{ready:,} units are done already, {todo.num_rows:,} to do")
+        predicted = estimate(todo, job, opened.run.cost)
+        if predicted.is_measured or job.cost.per_hour or job.limits.max_cost:
+            console.print(Text(f"predicted: {money(predicted, job)}"), soft_wrap=True)
+        check_cost(predicted, job)
+        current = dataclasses.replace(opened.run, starts=opened.run.starts + 1)
+        current.save(job, opened.storage)
+        if todo.num_rows:  # and only now: GPUs cost money while a plan is made
+            with pools(job) as fitted:
+                current = annotate_units(opened, current, plan, todo, fitted, lease, console)
+        return finish(opened, current, plan, time.monotonic() - started, console)
 
 
 def annotate_units(

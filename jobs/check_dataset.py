@@ -15,11 +15,10 @@ from rich.text import Text
 
 from jobs.check_report import DataSet, print_report, write_lines, write_report
 from jobs.cluster import actor_errors, connected, plan_actors
-from jobs.finetune import with_absolute_paths
+from jobs.finetune import check_model, with_absolute_paths
 from jobs.outputs import absolute, check_output
 from jobs.progress import Progress, print_summary
 from pipeline.manifest_item import resolve
-from pipeline.prompt import Prompter
 from pipeline.storage import Storage, shown
 from pipeline.training.answer_boxes import pixels_to_1000
 from pipeline.training.check import AnswerBoxes, Checked, Work, build_check, from_checked
@@ -89,8 +88,8 @@ def run(
         {s.model_dump_json(): s for s in specs}.values()
     )  # one data set may be there with several shares
     _check_outputs(specs, fix, report)
-    Prompter(job.model.source, job.model.revision)
     data_sets = _read(specs, job, storage)
+    check_model(job)  # after the files: a hub may be slow to say no
     data_sets = _check(data_sets, job, headers_only, storage, console)
     data_sets = [judge(data, boxes, is_fixed=fix is not None) for data in data_sets]
     print_report(data_sets, console)

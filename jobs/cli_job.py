@@ -90,8 +90,8 @@ def annotate(*, dry_run: bool, **options: Any) -> None:
       reelscribe annotate -i s3://bucket/clips/ -o out -m ./checkpoint -t caption,ocr
 
     The exit code is 0 when the run is complete, rows with errors included; 3 if more than
-    --max-failed of them are errors; 2 if nothing was started, and a message says why; 4 if it was
-    not started because it is predicted to cost more than --max-cost.
+    --max-failed of them are errors; 2 for a mistake, or a storage or cluster that does not answer,
+    and a message says what to do; 4 if it is predicted to cost more than --max-cost.
     """
     from jobs import annotate as job
     from jobs import plan

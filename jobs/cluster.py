@@ -91,11 +91,16 @@ def _quiet_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
 
 
-def plan_actors(num_items: int) -> int:
-    """Actors for planning: one for each CPU, if there are items enough to pay for their start."""
+def plan_actors(num_items: int, resources: Resources | None = None) -> int:
+    """Actors for planning: one for each CPU, if there are items enough to pay for their start.
+
+    resources: of a job. On a cluster that grows, as many as it has decoders, whose nodes come then.
+    """
     import ray
 
     cpus = int(ray.cluster_resources().get("CPU", 1))
+    if resources and resources.wait_seconds and resources.decoders != "auto":
+        cpus = max(cpus, int(resources.decoders * resources.cpus_per_decoder))
     return max(1, min(cpus, math.ceil(num_items / 256)))
 
 
@@ -122,6 +127,16 @@ def pools(job: Job) -> Iterator[Pools]:
     finally:
         if is_asked:  # else it would hold for as long as the cluster stands
             request_resources(bundles=[])
+
+
+def check_fits(job: Job) -> None:
+    """Say before the plan what would not fit after it; a cluster that grows cannot be asked yet.
+
+    Raises:
+        ResourceError: the job's actors do not fit.
+    """
+    if not job.resources.wait_seconds:
+        _fitting(job)
 
 
 def _fitting_by(job: Job, deadline: float) -> Pools | None:

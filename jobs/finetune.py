@@ -95,7 +95,7 @@ def run(job: FinetuneJob, console: Console) -> None:
     """
     job = with_absolute_paths(job)
     storage = Storage(job.storage_options)
-    _check_model(job)
+    check_model(job)
     _check_arguments(job)
     train, validation = (
         mix(specs, storage, share_media=job.training.share_media, seed=job.training.seed)
@@ -151,7 +151,8 @@ def with_absolute_paths(job: FinetuneJob) -> FinetuneJob:
     )
 
 
-def _check_model(job: FinetuneJob) -> None:
+def check_model(job: FinetuneJob) -> None:
+    """Raise ModelError unless the job's model is a checkpoint of Qwen3-VL with its tokenizer."""
     from pipeline.prompt import Prompter
     from schemas.job import Model
 

@@ -196,7 +196,7 @@ def _probe(items: list[MediaItem], opened: Opened, console: Console) -> pa.Table
         opened.job,
         opened.checkpoint.max_model_len,
         opened.storage,
-        plan_actors(num_items),
+        plan_actors(num_items, opened.job.resources),
     )
     parts = []
     with (

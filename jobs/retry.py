@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs.annotate import annotate_units, check_decoder, finish
-from jobs.cluster import connected, pools
+from jobs.cluster import check_fits, connected, pools
 from jobs.estimate import check_cost, estimate
 from jobs.lease import leased
 from jobs.plan import make_plan, open_job, plan_again
@@ -48,11 +48,8 @@ def run(
     found = find_run(job, recipe(job, opened.checkpoint.identity), storage, run_id)
     opened = dataclasses.replace(opened, run=found, changes=[])
     check_decoder(job)
-    with (
-        leased(found.folder(job.output), storage, console) as lease,
-        connected(console),
-        pools(job) as fitted,
-    ):
+    with leased(found.folder(job.output), storage, console) as lease, connected(console):
+        check_fits(job)
         plan = make_plan(opened, console)
         rows = committed(job.output, found.key.recipe_id, storage)
         rows = settle(rows, storage, plan)
@@ -71,7 +68,8 @@ def run(
         done = set(rows["unit_id"].to_pylist()) - {row["unit_id"] for row in failed}
         todo = _todo(plan, done, {row["unit_id"]: row["error"]["attempts"] for row in failed})
         check_cost(estimate(todo, job, found.cost), job)
-        current = annotate_units(opened, current, plan, todo, fitted, lease, console)
+        with pools(job) as fitted:
+            current = annotate_units(opened, current, plan, todo, fitted, lease, console)
         return finish(opened, current, plan, time.monotonic() - started, console)
 
 

@@ -35,16 +35,17 @@ def run(output: str, query: str, storage: Storage, console: Console, *, to: str 
             if to is not None:
                 _write(found, to)
                 return
-            names, rows = found.columns, found.limit(_SHOWN_ROWS + 1).fetchall()
+            # By Arrow: DuckDB's own Python objects of times with a zone need pytz.
+            table = found.limit(_SHOWN_ROWS + 1).to_arrow_table()
         except duckdb.Error as error:
             raise UserError(f"the query does not work: {error}") from None
     grid = Table(box=box.SIMPLE_HEAD)
-    for name in names:
+    for name in table.column_names:
         grid.add_column(printable(name), overflow="fold")
-    for row in rows[:_SHOWN_ROWS]:
+    for row in zip(*table.slice(0, _SHOWN_ROWS).to_pydict().values(), strict=True):
         grid.add_row(*("" if value is None else printable(str(value)) for value in row))
     console.print(grid, markup=False)
-    if len(rows) > _SHOWN_ROWS:
+    if table.num_rows > _SHOWN_ROWS:
         console.print(f"the first {_SHOWN_ROWS} rows; --to FILE writes all")
 
 

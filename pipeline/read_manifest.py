@@ -300,6 +300,8 @@ def _nothing(prefix: str, glob: str, others: Counter[str]) -> str:
         return f"{prefix} {what or 'does not exist'}"
     if not others:
         hint = "; {a,b} is not supported, give one pattern" if "{" in glob else ""
+        if "/" not in glob and "**" not in glob:
+            hint += f"; {glob} matches directly below it only, **/{glob} in all folders"
         return f"no files below {prefix} match {glob}; check the path and the glob{hint}"
     seen = ", ".join(f"{count} x {extension}" for extension, count in others.most_common(5))
     return (

@@ -42,6 +42,9 @@ from schemas.unit import (
 
 logger = logging.getLogger(__name__)
 
+TABLE_BYTES = 32 << 20
+"""Frames that go on in one table. Each table costs milliseconds on its way, however small."""
+
 OUTAGE_UNITS = 32
 """So many units one after another that the storage failed are no accident of theirs."""
 
@@ -104,9 +107,17 @@ class Prepare:
         self._num_threads = max(1, int(job.resources.cpus_per_decoder))
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """Decode unit by unit, so that memory holds one unit's frames."""
+        """Decode unit by unit; small ones go on together, large ones alone."""
+        held: list[PreparedUnit] = []
+        num_bytes = 0
         for unit in from_table(batch):
-            yield to_table([self.prepare(unit)], PREPARED)
+            held.append(self.prepare(unit))
+            num_bytes += len(held[-1].frame_data or b"")
+            if num_bytes >= TABLE_BYTES:
+                yield to_table(held, PREPARED)
+                held, num_bytes = [], 0
+        if held:
+            yield to_table(held, PREPARED)
 
     def prepare(self, unit: Unit) -> PreparedUnit:
         """Decode one unit and build its prompts; a unit that cannot be done says why."""

@@ -89,7 +89,7 @@ def storage_errors(uri: str) -> Iterator[None]:
             if type(cause).__name__ == "NoCredentialsError":
                 raise StorageError(
                     f"{name}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-                    "storage_options in the job file"
+                    "AWS_PROFILE, give this machine or pod a role, or the job file storage_options"
                 ) from None
         if isinstance(error, FileNotFoundError) and not any(map(is_network, found)):
             if _is_bucket(error):

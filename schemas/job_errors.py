@@ -72,6 +72,12 @@ def _meant(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     sections = list(_sections(loc[:-1], model))
     names = list(sections[-1].model_fields) if sections else []
     near = difflib.get_close_matches(str(loc[-1]), names, n=1, cutoff=0.6)
+    if not near and len(loc) == 1:  # it may be right, but of a section
+        near = [
+            f"{name}.{loc[0]}"
+            for name, field in model.model_fields.items()
+            if loc[0] in getattr(field.annotation, "model_fields", ())
+        ]
     return f", did you mean {near[0]!r}?" if near else ""
 
 

@@ -39,8 +39,8 @@ class Model(Section):
     )
     engine: Literal["transformers", "vllm", "simulated"] = Field(
         "transformers",
-        description="What runs the model. vllm: many times as fast on GPUs; simulated: nothing "
-        "does, but it takes as long.",
+        description="What runs the model. vllm: continuous batching, made for GPUs (not measured "
+        "on one yet); simulated: nothing does, but it takes as long.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of weights and activations; auto: as the checkpoint says."

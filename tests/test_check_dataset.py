@@ -363,7 +363,7 @@ def test_a_job_file_has_all_its_data_checked(tmp_path, archive, checkpoint, ray_
         (["{path}.parquet", "-m", "{ckpt}", "-t", "ocr"], "does not exist"),
         (["{path}", "-m", "{ckpt}", "-t", "poem"], "is taken for conversations"),
         (["{path}.parquet", "-m", "{ckpt}", "-t", "poem"], "poem"),
-        (["{path}", "-m", "/nowhere"], "cannot load the tokenizer of /nowhere"),
+        (["{path}", "-m", "/nowhere"], "there is no folder /nowhere"),
         (["{path}", "-m", "{ckpt}", "--fix", "{path}"], "is what is read"),
         (["{path}", "-m", "{ckpt}", "--fix", "x.json"], "--fix writes JSON lines"),
         (["{path}", "-m", "{ckpt}", "--report", "x.csv"], "--report must be"),

@@ -228,6 +228,15 @@ def test_the_commands_in_s3(s3_env):
     assert "ok" in said.output and "12" in said.output
 
 
+def test_sql_shows_all_columns(tmp_path: Path):
+    """Also times with a zone, for which DuckDB's own Python objects need a package more."""
+    write(tmp_path, [row("1", "a", "v1") | at(1)])
+    for view in ("annotations", "latest"):
+        console = Console(file=io.StringIO(), width=10_000)
+        sql.run(str(tmp_path), f"SELECT * FROM {view}", STORAGE, console, to=None)
+        assert "v1" in console.file.getvalue() and "2026" in console.file.getvalue()
+
+
 def test_sql_says_what_is_wrong(tmp_path: Path):
     with pytest.raises(UserError, match="has no annotations"):
         sql.run(str(tmp_path), "SELECT 1", STORAGE, quiet(), to=None)

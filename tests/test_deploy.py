@@ -18,6 +18,7 @@ from schemas.job import check_job
 ROOT = Path(__file__).parent.parent
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 CRDS = ROOT.parent / "shared" / "crds"
+RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 OVERLAYS = ["no-gpu", "one-gpu", "many-gpus", "nightly"]
 
 
@@ -34,8 +35,9 @@ def kubectl() -> str:
 
 @functools.cache
 def built(overlay: str) -> list[dict]:
-    """An overlay as kustomize composes it."""
-    command = [kubectl(), "kustomize", str(KUBERNETES / "overlays" / overlay)]
+    """An overlay, or the weights, as kustomize composes it."""
+    folder = KUBERNETES / overlay if overlay == "weights" else KUBERNETES / "overlays" / overlay
+    command = [kubectl(), "kustomize", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
@@ -104,8 +106,8 @@ def test_the_check_by_crds_can_fail():
 def test_kubernetes_resources_by_their_schemas(overlay: str):
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     plain = [manifest for manifest in built(overlay) if "ray.io" not in manifest["apiVersion"]]
-    assert len(plain) == 9
-    for manifest in plain:
+    assert len(plain) == 6
+    for manifest in [*plain, *built("weights")]:
         kubernetes_validate.validate(manifest, "1.34", strict=True)
     # A pod inside a RayJob is a pod.
     for group in groups(overlay):
@@ -130,11 +132,60 @@ def test_pods_are_restricted_and_selected(overlay: str):
         assert pod["serviceAccountName"] == found["ServiceAccount"]["metadata"]["name"]
         assert pod["priorityClassName"] == found["PriorityClass"]["metadata"]["name"]
         (container,) = pod["containers"]
-        assert container["securityContext"]["allowPrivilegeEscalation"] is False
-        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-        assert container["image"] in ("reelscribe:cpu", "reelscribe:gpu")
+        for each in (container, *pod["initContainers"]):
+            assert each["securityContext"] == RESTRICTED
         volumes = {volume["name"] for volume in pod["volumes"]}
         assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_ray_is_the_same_on_all_nodes(overlay: str):
+    """Ray lets no node join that has another Python, to the patch level: one image has one."""
+    pods = [group["template"]["spec"] for group in groups(overlay)]
+    images = {c["image"] for pod in pods for c in (*pod["containers"], *pod["initContainers"])}
+    assert images == {"reelscribe:cpu" if overlay == "no-gpu" else "reelscribe:gpu"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_autoscaler_may_run_and_ask_for_pods(overlay: str):
+    """KubeRay adds it to the head's pod, with the pod's account and these restrictions only."""
+    cluster = ray_job(overlay)["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"]
+    assert cluster["autoscalerOptions"]["securityContext"] == RESTRICTED
+    head, *workers = (group["template"]["spec"] for group in groups(overlay))
+    assert head["automountServiceAccountToken"] is True
+    assert not any(pod.get("automountServiceAccountToken") for pod in workers)
+    assert one(overlay, "ServiceAccount")["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_weights_are_there_before_a_run_and_outlive_it(overlay: str):
+    """They are copied apart from it; each pod waits for the mark that they are complete."""
+    weights = {manifest["kind"]: manifest for manifest in built("weights")}
+    claim = weights["PersistentVolumeClaim"]["metadata"]
+    assert not {"PersistentVolumeClaim", "Job"} & {m["kind"] for m in built(overlay)}
+    (copies,) = weights["Job"]["spec"]["template"]["spec"]["containers"]
+    assert ".complete" in copies["args"][0]
+    for group in groups(overlay):
+        pod = group["template"]["spec"]
+        assert pod["initContainers"][0]["command"][-1].startswith("until ls /weights/*/.complete")
+        claims = [v["persistentVolumeClaim"] for v in pod["volumes"] if v["name"] == "weights"]
+        assert claims == [{"claimName": claim["name"], "readOnly": True}]
+    source = yaml.safe_load(one(overlay, "ConfigMap")["data"]["job.yaml"])["model"]["source"]
+    (name,) = [env["value"] for env in copies["env"] if env["name"] == "NAME"]
+    assert source == f"/weights/{name}"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_decoders_at_their_limits_fit_into_a_pod(overlay: str):
+    """Else hostile media end the pod before our own bound ends the decoder."""
+    resources = check_job(
+        yaml.safe_load(one(overlay, "ConfigMap")["data"]["job.yaml"]), ""
+    ).resources
+    (container,) = groups(overlay)[1]["template"]["spec"]["containers"]
+    limits = container["resources"]["limits"]
+    gib = float(limits["memory"].removesuffix("Gi"))
+    assert int(limits["cpu"]) / resources.cpus_per_decoder * resources.decode_memory_gib < gib
 
 
 def test_the_job_file_is_the_one_that_is_mounted():

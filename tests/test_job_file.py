@@ -81,6 +81,7 @@ def test_task_names_are_one_list():
     ("change", "line"),
     [
         ({"sampling": {"fsp": 2}}, "sampling.fsp: unknown key, did you mean 'fps'?; see docs"),
+        ({"fps": 2}, "fps: unknown key, did you mean 'sampling.fps'?; see docs"),
         ({"smapling": {}}, "smapling: unknown key, did you mean 'sampling'?; see docs"),
         ({"xyzzy": 1}, "xyzzy: unknown key; see docs/job-file.md for the known ones"),
         ({"tasks": [{"objects": {"lables": []}}]}, "tasks.0.lables: unknown key, did you mean"),

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from conftest import SMALL
 from rich.console import Console
 
 from jobs import annotate
-from jobs.after_run import after_run, tell
+from jobs.after_run import TOO_MANY_FAILED, after_run, tell
 from jobs.cli import main
 from jobs.run_log import RunLog, log_as_json
+from jobs.runs import Run
 from pipeline import meters
 from pipeline.storage import Storage
 from schemas.errors import JobFileError
@@ -241,3 +243,28 @@ def test_whom_a_run_tells_is_in_no_file(watched):
     run.save(told, STORAGE)
     texts = [f.read_text() for f in (output / "runs").rglob("*.json*")]
     assert texts and not any("secret" in text for text in texts)
+
+
+def test_a_second_attempt_makes_no_success_of_what_failed_too_much(tmp_path: Path):
+    """With only_new it finds nothing new; the next night does, and is judged by itself."""
+    spec = {"name": "nightly", "input": {"scan": "media", "only_new": True}}
+    spec |= {"output": str(tmp_path), "limits": {"max_failed": "5%"}}
+    job = check_job(spec, "test")
+    now = datetime.now(UTC)
+    counts = {"units": 10, "status": {"failed": 9, "ok": 1}, "errors": {"media_unreadable": 9}}
+
+    def at(hours: int, **fields: object) -> Run:
+        created = (now - timedelta(hours=hours)).isoformat(timespec="seconds")
+        fields = {"status": "complete", "recipe": {}, "fingerprint": {"recipe": "r"}} | fields
+        run_id = f"nightly-20260101-{hours:06}"
+        return Run(
+            run_id=run_id, name="nightly", run_date="2026-01-01", created_at=created, **fields
+        )
+
+    first = at(2, counts=counts)
+    first.save(job, STORAGE)
+    assert after_run(first, job, STORAGE) == TOO_MANY_FAILED
+    assert after_run(at(0), job, STORAGE) == TOO_MANY_FAILED
+    (tmp_path / "runs" / first.run_id / "run.json").unlink()
+    at(30, counts=counts).save(job, STORAGE)
+    assert after_run(at(0), job, STORAGE) == 0

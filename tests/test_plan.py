@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from clips import ffprobe_pts, needs_ffprobe, numbered_frames
 from hypothesis import given
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jobs.encode_clip import encode_clip
+from pipeline import stages
 from pipeline.choose import planned_pts
 from pipeline.container import open_video
 from pipeline.decode import decode_unit
@@ -27,7 +29,7 @@ from pipeline.stages import Prepare
 from pipeline.storage import Storage
 from schemas.job import Job, check_job
 from schemas.manifest import Intrinsics, MediaItem
-from schemas.unit import Unit
+from schemas.unit import UNIT, Unit, to_table
 
 CONTEXT = 32_768
 
@@ -175,6 +177,23 @@ def test_ids_are_stable_and_follow_the_content(tmp_path: Path, checkpoint: Path)
     assert rates[0][0].unit_id != rates[1][0].unit_id
     encode_clip(path, numbered_frames(30), fps=10)
     assert plan(checkpoint, item(path))[0].unit_id != first[0].unit_id
+
+
+def test_small_units_go_on_together_and_large_ones_alone(
+    archive: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ray takes milliseconds for each piece of a table that goes from one actor to another."""
+    paths = sorted((archive / "images").glob("scene-*"))[:4]
+    planned = to_table(plan(checkpoint, *map(item, paths)), UNIT)
+    prepare = Prepare(job(checkpoint), Storage(), code_digest())
+    (together,) = prepare(planned)
+    monkeypatch.setattr(stages, "TABLE_BYTES", 1)
+    alone = list(prepare(planned))
+    assert [table.num_rows for table in alone] == [1] * len(paths)
+    ids = [row for table in alone for row in table["unit_id"].to_pylist()]
+    assert together["unit_id"].to_pylist() == ids == planned["unit_id"].to_pylist()
+    frames = pa.concat_tables(alone)["frame_data"].to_pylist()
+    assert together["frame_data"].to_pylist() == frames
 
 
 def test_a_unit_over_the_context_is_refused_with_the_numbers(archive: Path, checkpoint: Path):

@@ -87,7 +87,10 @@ def test_what_was_found_can_be_read(archive_root):
     [
         ("*.txt", r"no images or videos among the 1 files .* \(seen: 1 x .txt\)"),
         ("R*", r"match R\* \(seen: 1 x no extension\).*name others in a manifest, with media_type"),
-        ("*.avi", r"no files below .*\.media match \*\.avi; check the path and the glob$"),
+        (
+            "*.avi",
+            r"no files below .*\.media match \*\.avi; .*; \*.avi matches directly below it only",
+        ),
         ("*.{mp4,mov}", r"\{a,b\} is not supported, give one pattern"),
     ],
 )

@@ -1,4 +1,4 @@
-# Head, decoders, and engines on CPUs: docker build -f deploy/images/cpu.Dockerfile -t reelscribe:cpu .
+# All pods of a cluster without GPUs, and the copying of weights: docker build -f deploy/images/cpu.Dockerfile -t reelscribe:cpu .
 # torch's ordinary wheel carries CUDA libraries: give an index of CPU wheels by
 # --build-arg PIP_EXTRA_INDEX_URL=... for an image that is some gigabytes smaller.
 FROM python:3.11.14-slim-bookworm

@@ -1,6 +1,6 @@
-# Engines on NVIDIA GPUs, with vLLM: docker build -f deploy/images/gpu.Dockerfile -t reelscribe:gpu .
+# All pods of a cluster with NVIDIA GPUs, with vLLM: docker build -f deploy/images/gpu.Dockerfile -t reelscribe:gpu .
 # vLLM's own image has torch, CUDA and transformers that go together; they are kept as they are.
-FROM vllm/vllm-openai:v0.33.0
+FROM vllm/vllm-openai:v0.32.0
 
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ffmpeg wget \
@@ -11,7 +11,7 @@ COPY pyproject.toml constraints-cpu.txt README.md LICENSE ./
 COPY schemas schemas
 COPY pipeline pipeline
 COPY jobs jobs
-# Ray must be the same version on every node: that of the constraints, as in the CPU image.
+# Ray and Python must be the same on every node, so head and decoders run this image too.
 RUN pip freeze --exclude-editable | grep --ignore-case --extended-regexp '^(torch|torchvision|torchaudio|transformers|vllm|numpy)==' > kept.txt \
     && grep '^ray==' constraints-cpu.txt >> kept.txt \
     && pip install --no-cache-dir --constraint kept.txt ".[cluster,shots]" \
