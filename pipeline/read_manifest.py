@@ -296,8 +296,9 @@ def _folder(uri: str) -> str:
 
 def _nothing(prefix: str, glob: str, others: Counter[str]) -> str:
     if not others and "://" not in prefix and not os.path.isdir(prefix):
-        what = "is a file: give it as a manifest, or its folder" if os.path.isfile(prefix) else ""
-        return f"{prefix} {what or 'does not exist'}"
+        if not os.path.isfile(prefix):
+            return f"{prefix} does not exist"
+        return f"{prefix} is a file, but no folder of media; a manifest is {FORMATS}"
     if not others:
         hint = "; {a,b} is not supported, give one pattern" if "{" in glob else ""
         if "/" not in glob and "**" not in glob:
