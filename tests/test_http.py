@@ -8,23 +8,11 @@ import socket
 import pytest
 from fsspec.implementations.http import HTTPFileSystem
 from media_server import BLOCKS, CONTENT
+from test_storage import OPEN, read, refused
 
 from pipeline.public_hosts import is_public
 from pipeline.storage import Storage
 from schemas.errors import ErrorType, StorageError, UnitError
-
-OPEN = Storage(allow_private_hosts=True)
-
-
-def read(uri, storage=OPEN, **kwargs):
-    with storage.open_media(uri, **kwargs) as media:
-        return media.file.read()
-
-
-def refused(uri, storage=OPEN):
-    with pytest.raises(UnitError) as error, storage.open_media(uri) as media:
-        media.file.read()
-    return error.value.error_type, str(error.value)
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "blocks.mp4"])

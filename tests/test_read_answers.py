@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from test_tasks import corners
+from test_tasks import IMAGE, VIDEO, corners
 
 from pipeline.tasks.boxes import read_box
 from pipeline.tasks.read_json import JsonObject, read_json, text_of
@@ -14,16 +14,6 @@ from pipeline.tasks.times import (
     read_seconds,
 )
 from schemas.task import View
-
-IMAGE = View(media_type="image", width=640, height=480)
-VIDEO = View(
-    media_type="video",
-    width=1920,
-    height=1080,
-    pts_seconds=(10.0, 10.5, 11.0, 11.5),
-    start_seconds=10.0,
-    end_seconds=60.0,
-)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from pipeline.storage import Storage, join, shown
 from schemas.errors import ErrorType, StorageError, UnitError
 
 CONTENT = random.Random(0).randbytes((3 << 20) + 17)
-BLOCKS = CONTENT[: 2 << 20]  # a whole number of the reader's blocks
 OPEN = Storage(allow_private_hosts=True)
 
 
