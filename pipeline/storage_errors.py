@@ -86,6 +86,10 @@ def storage_errors(uri: str) -> Iterator[None]:
                 raise StorageError(
                     f"{name}: access denied; check credentials and permissions"
                 ) from None
+            if isinstance(cause, ValueError) and "Invalid endpoint" in str(cause):
+                raise StorageError(
+                    f"{name}: {_said(cause)}; begin it with https:// or http://"
+                ) from None
             if type(cause).__name__ == "NoCredentialsError":
                 raise StorageError(
                     f"{name}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "

@@ -139,4 +139,7 @@ def as_task(value: Any) -> Any:
         if not isinstance(settings, dict | None):
             raise ValueError(f"settings must be a mapping, such as {{{name}: {{labels: [car]}}}}")
         return {"name": name, **(settings or {})}
+    if isinstance(value, dict) and "name" not in value and None in value.values():
+        name = next(key for key, settings in value.items() if settings is None)
+        raise ValueError(f"indent what is set of {name} below it: {{{name}: {{labels: [car]}}}}")
     return value

@@ -85,6 +85,7 @@ def test_task_names_are_one_list():
         ({"smapling": {}}, "smapling: unknown key, did you mean 'sampling'?; see docs"),
         ({"xyzzy": 1}, "xyzzy: unknown key; see docs/job-file.md for the known ones"),
         ({"tasks": [{"objects": {"lables": []}}]}, "tasks.0.lables: unknown key, did you mean"),
+        ({"tasks": [{"objects": None, "labels": ["car"]}]}, "tasks.0: indent what is set of obj"),
         ({"model": "x"}, "model: must be a mapping, `key: value` (got 'x')"),
         ({"output": ""}, "output: must have at least 1 character (got '')"),
         ({"output": None}, "output: must be a valid string (got 'None')"),

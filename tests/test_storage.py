@@ -151,6 +151,12 @@ class TestS3Refuses:
         assert "test-secret" not in str(error.value)
 
 
+def test_s3_endpoint_without_a_scheme(s3_env):
+    options = {"s3": {"endpoint_url": "127.0.0.1:9"}}
+    with pytest.raises(StorageError, match="begin it with https:// or http://"):
+        Storage(options).list_files("s3://bucket/a", "*")
+
+
 def test_s3_media_without_credentials(s3_env, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
