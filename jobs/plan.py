@@ -36,6 +36,8 @@ from schemas.manifest import MediaItem
 from schemas.unit import UNIT, UnitStatus
 
 _SHOWN_PROBLEMS = 20
+_PARTS_APART = 256
+"""Tables of few units take several times the memory of one of many: they are put together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,16 +200,20 @@ def _probe(items: list[MediaItem], opened: Opened, console: Console) -> pa.Table
         opened.storage,
         plan_actors(num_items, opened.job.resources),
     )
-    parts = []
+    parts: list[pa.Table] = []
+    whole: list[pa.Table] = []
     with (
         Progress(console, "planning", total_units=num_items, total_cost=float(num_items)) as bar,
         actor_errors(),
     ):
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             parts.append(batch.cast(UNIT))
+            if len(parts) == _PARTS_APART:
+                whole.append(pa.concat_tables(parts).combine_chunks())
+                parts.clear()
             media_ids = len(set(batch["media_id"].to_pylist()))
             bar.advance(units=media_ids, cost=float(media_ids))
-    return pa.concat_tables(parts)
+    return pa.concat_tables([*whole, *parts])
 
 
 def _check_access(table: pa.Table) -> None:
