@@ -42,6 +42,8 @@ from schemas.finetune import DataSpec, FinetuneJob
 Group = tuple[Conversation, ...]
 _MAX_FAILURES = 3
 """Of workers, in one run: a machine lost, memory short."""
+_MAX_STARTS = 10
+"""Times that Ray Train waits a minute for the workers' places; it would go on for ever."""
 # A longer or shorter training is the same one, up to the place where its learning rate falls.
 _WITHOUT_EFFECT = frozenset(
     {"optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon"}
@@ -261,7 +263,14 @@ def _train(
 ) -> None:
     """Launch the workers, and show what they report."""
     import ray
-    from ray.train import CheckpointConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import (
+        CheckpointConfig,
+        ControllerError,
+        FailureConfig,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+    )
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
@@ -297,6 +306,7 @@ def _train(
             storage_path=path,
             storage_filesystem=None if is_plain(job.output) else _arrow(fs),
             checkpoint_config=CheckpointConfig(num_to_keep=job.training.save_total_limit),
+            failure_config=FailureConfig(controller_failure_limit=_MAX_STARTS - 1),
         ),
     )
     shower = threading.Thread(target=_show, args=(queue, console), daemon=True)
@@ -307,6 +317,12 @@ def _train(
             try:
                 trainer().fit()
                 break
+            except ControllerError as error:
+                raise ResourceError(
+                    f"{workers} workers of {cpus:g} CPUs{' and a GPU' if use_gpu else ''} could not "
+                    "be started. If something else has their places, let it end; run this again, "
+                    f"and it goes on from its last checkpoint. Ray says: {printable(str(error))}"
+                ) from None
             except TrainingFailedError as error:
                 cause = _cause(error)
                 if isinstance(cause, UserError) or not left:

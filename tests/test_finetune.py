@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from click.testing import CliRunner
 from rich.console import Console
@@ -26,7 +27,7 @@ from pipeline.stages import Prepare
 from pipeline.storage import Storage
 from pipeline.training.load import export, load_model
 from pipeline.training.train import Samples, make_trainer
-from schemas.errors import JobFileError, ManifestError
+from schemas.errors import JobFileError, ManifestError, ResourceError
 from schemas.finetune import FinetuneJob
 from schemas.job import check, check_job
 from schemas.manifest import MediaItem
@@ -200,6 +201,22 @@ def test_a_broken_sample_can_stop_it(tmp_path, archive, checkpoint, ray_session)
         finetune.run(made, console)
     assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
     assert "a worker failed" not in console.file.getvalue()  # trying again would not help
+
+
+def test_it_does_not_wait_for_places_for_ever(
+    tmp_path, archive, checkpoint, ray_session, monkeypatch
+):
+    """Something else has the CPUs: Ray Train would ask again and again, and say nothing."""
+    monkeypatch.setattr(finetune, "_MAX_STARTS", 2)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    everything = {"CPU": ray.cluster_resources()["CPU"]}
+    taken = ray.util.placement_group([everything])
+    ray.get(taken.ready(), timeout=60)
+    try:
+        with pytest.raises(ResourceError, match=r"1 workers of 1 CPUs could not be started\. .*"):
+            train(job(tmp_path, archive, checkpoint))
+    finally:
+        ray.util.remove_placement_group(taken)
 
 
 def test_wrong_rows_stop_it_before_it_starts(tmp_path, archive, checkpoint):
