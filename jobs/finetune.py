@@ -320,8 +320,9 @@ def _train(
             except ControllerError as error:
                 raise ResourceError(
                     f"{workers} workers of {cpus:g} CPUs{' and a GPU' if use_gpu else ''} could "
-                    "not be started. If something else has their places, let it end; run this again, "
-                    f"and it goes on from its last checkpoint. Ray says: {printable(str(error))}"
+                    "not be started. If something else has their places, let it end; run this "
+                    "again, and it goes on from its last checkpoint. "
+                    f"Ray says: {printable(str(error))}"
                 ) from None
             except TrainingFailedError as error:
                 cause = _cause(error)
