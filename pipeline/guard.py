@@ -80,6 +80,7 @@ class Guard:
         self._deaths = deaths
         self._id = str(ray.get_runtime_context().get_actor_id())
         self._timeout_seconds = resources.engine_timeout_seconds
+        self._load_seconds = resources.engine_load_timeout_seconds
         self._max_growth = int(resources.engine_growth_gib * (1 << 30))
         self._seconds_per_token = _FIRST_SECONDS_PER_TOKEN
         self._first_resident: int | None = None
@@ -103,11 +104,16 @@ class Guard:
         (deaths,) = self._died([name])
         if deaths >= MAX_DEATHS:
             raise ResourceError(
-                f"the engine's process died {deaths} times while it loaded the model: is there too "
-                "little memory? Lower resources.replicas, or take a machine with more"
+                f"the engine's process ended {deaths} times while it loaded the model. If memory "
+                "was short, lower resources.replicas or take a machine with more; if it took longer "
+                f"than {self._load_seconds:g} s, raise resources.engine_load_timeout_seconds"
             )
         self._at([name])
-        yield
+        self._watch(time.monotonic() + self._load_seconds)
+        try:
+            yield
+        finally:
+            self._watch(None)
         self._at([])
 
     def answer(

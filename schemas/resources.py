@@ -50,6 +50,12 @@ class Resources(Section):
         description="An engine is replaced that takes so much longer than twenty times what its "
         "work took until now, by predicted cost (at first: a second for each token).",
     )
+    engine_load_timeout_seconds: float = Field(
+        3600.0,
+        gt=0,
+        description="An engine is started anew that has not loaded its model in this time; the "
+        "third time ends the run.",
+    )
     engine_growth_gib: float = Field(
         8.0,
         gt=0,

@@ -18,6 +18,7 @@ from rich.console import Console
 import pipeline.build
 from jobs import annotate
 from pipeline.guard import Guard, _groups, remember_deaths, resident_bytes
+from schemas.errors import ResourceError
 from schemas.job import Job, check_job
 from schemas.resources import Resources
 
@@ -111,6 +112,36 @@ def test_units_that_kill_or_hang_engines_are_error_rows_and_the_run_goes_on(
     calls = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     assert len({pid for pid, _ in calls}) <= 2 * 3 + 1  # three deaths for each, no more
     assert ["1"] in [rest for _, *rest in calls]  # alone at last
+
+
+@pytest.mark.parametrize("hangs", [1, 9])
+def test_an_engine_that_hangs_while_it_loads(
+    media: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hangs: int,
+):
+    """It is started anew; where that does not help, the run ends with a message."""
+    log = tmp_path / "log"
+
+    class Hangs(pipeline.build.Generate):
+        def _load(self, job):
+            with log.open("a") as file:
+                file.write("one\n")
+            if len(log.read_text().splitlines()) <= hangs:
+                time.sleep(600)
+            return super()._load(job)
+
+    monkeypatch.setattr(pipeline.build, "Generate", Hangs)
+    spec = job(checkpoint, media, tmp_path / "out", replicas=1, engine_load_timeout_seconds=2)
+    if hangs == 1:
+        assert len(run(spec)) == 13
+        assert log.read_text().count("one") == 2
+    else:
+        with pytest.raises(ResourceError, match=r"ended 3 times while it loaded .* than 2 s"):
+            run(spec)
+        assert log.read_text().count("one") == 3
 
 
 def together(units) -> list:
