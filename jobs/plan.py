@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +114,8 @@ def make_plan(opened: Opened, console: Console, *, dry_run: bool = False) -> pa.
 
     dry_run: write nothing.
 
+    The items of a plan that was made are let go.
+
     Needs a Ray session. The plan belongs to the run; once the run has begun, it stays as it is.
     Before that, items that could not be read are looked at again.
     """
@@ -132,6 +133,9 @@ def make_plan(opened: Opened, console: Console, *, dry_run: bool = False) -> pa.
     if not opened.num_known:  # what is left of a night may well be what never could be read
         _check_access(pa.concat_tables([kept, found]))
     table = pa.concat_tables([kept, _only_new(found, items, opened)])
+    # A driver may hold a million, and a sorted plan beside an unsorted one takes as much again.
+    opened.items.clear()
+    items.clear()
     return _checked(table) if dry_run else _write_plan(table, opened)
 
 
@@ -228,17 +232,15 @@ def _check_access(table: pa.Table) -> None:
 
 
 def _check_distinct(table: pa.Table) -> None:
-    repeated = [unit for unit, count in Counter(table["unit_id"].to_pylist()).items() if count > 1]
-    if repeated:
-        rows = [
-            u
-            for u in table.select(["unit_id", "media_id"]).to_pylist()
-            if u["unit_id"] == repeated[0]
-        ]
-        raise ManifestError(
-            f"{len(repeated)} stretches of media are in the manifest more than once, such as "
-            f"{rows[0]['media_id']}: two rows whose start_seconds and end_seconds come to the same"
-        )
+    if pc.count_distinct(table["unit_id"]).as_py() == table.num_rows:
+        return
+    counts = table.group_by("unit_id").aggregate([("media_id", "count"), ("media_id", "first")])
+    repeated = counts.filter(pc.greater(counts["media_id_count"], 1))
+    raise ManifestError(
+        f"{repeated.num_rows} stretches of media are in the manifest more than once, such as "
+        f"{repeated['media_id_first'][0]}: two rows whose start_seconds and end_seconds come to "
+        "the same"
+    )
 
 
 def run(job: Job, console: Console, *, dry_run: bool = False) -> pa.Table:
