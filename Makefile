@@ -43,12 +43,12 @@ soak: $(VENV)/installed-test ## annotate UNITS small units with the simulated en
 
 # Hours, not minutes; interrupted, it goes on. docs/demo-model.md has the figures to expect.
 demo-model: $(VENV)/installed-test ffmpeg ## train the demo's model from random weights, and evaluate it
-	for split in 'train --images 30000 --clips 4000 --signs 96000 --quiet 500' 'validation --images 300 --clips 60' 'test --images 400 --clips 120'; do \
+	for split in 'train --images 30000 --clips 8000 --signs 96000 --quiet 500' 'validation --images 300 --clips 60' 'test --images 400 --clips 120'; do \
 		$(BIN)/python -m jobs.render_dataset build/demo-model/data --split $$split || exit 1; done
 	test -e build/demo-model/start/config.json || $(BIN)/python -m jobs.tiny_checkpoint build/demo-model/start --size demo
-	for part in 1 2 3 4 5; do $(BIN)/reelscribe finetune jobs/specs/demo-model-$$part.yaml || exit 1; done
+	for part in 1 2 3 4 5 6 7; do $(BIN)/reelscribe finetune jobs/specs/demo-model-$$part.yaml || exit 1; done
 	$(BIN)/reelscribe annotate jobs/specs/demo.yaml --input build/demo-model/data/test/manifest.jsonl \
-		--output build/demo-model/test --model build/demo-model/demo-model-5/model
+		--output build/demo-model/test --model build/demo-model/demo-model-7/model
 	$(BIN)/reelscribe evaluate build/demo-model/test build/demo-model/data/test/gold.parquet
 
 chaos: $(VENV)/installed-test ffmpeg ## kill anything 100 times, run again, and look whether a row is missing

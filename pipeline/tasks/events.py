@@ -97,12 +97,16 @@ _EVENT = pa.struct(
 
 
 def _write(value: list[dict[str, Any]], question: Question, view: View) -> str:
-    """Write the object form; as text, since two events may have the same times."""
-    members = []
-    for event in value:
-        times = f"{clock(event['start_seconds'])} - {clock(event['end_seconds'])}"
-        members.append(f'"{times}": {json.dumps(event["caption"], ensure_ascii=False)}')
-    return fenced("{" + ", ".join(members) + "}")
+    """Write the list form, what happens before when: a thing that is named is easier to time."""
+    events = [
+        {
+            "caption": event["caption"],
+            "start": clock(event["start_seconds"]),
+            "end": clock(event["end_seconds"]),
+        }
+        for event in value
+    ]
+    return fenced(json.dumps(events, ensure_ascii=False))
 
 
 TASK = Task(
