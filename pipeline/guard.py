@@ -105,8 +105,8 @@ class Guard:
         if deaths >= MAX_DEATHS:
             raise ResourceError(
                 f"the engine's process ended {deaths} times while it loaded the model. If memory "
-                "was short, lower resources.replicas or take a machine with more; if it took longer "
-                f"than {self._load_seconds:g} s, raise resources.engine_load_timeout_seconds"
+                "was short, lower resources.replicas or take a machine with more; if it took "
+                f"longer than {self._load_seconds:g} s, raise resources.engine_load_timeout_seconds"
             )
         self._at([name])
         self._watch(time.monotonic() + self._load_seconds)
