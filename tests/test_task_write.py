@@ -103,8 +103,8 @@ def test_events_over_an_hour_and_at_the_same_time():
     ]
     answer = said("events", value, LONG)
     assert answer == (
-        '```json\n{"62:05.50 - 120:00.00": "He says \\"hi\\".", '
-        '"62:05.50 - 120:00.00": "She answers."}\n```'
+        '```json\n[{"caption": "He says \\"hi\\".", "start": "62:05.50", "end": "120:00.00"}, '
+        '{"caption": "She answers.", "start": "62:05.50", "end": "120:00.00"}]\n```'
     )
     found = read("events", answer, LONG).value
     assert found == [{**e, "end_seconds": 7200.0} for e in value]
