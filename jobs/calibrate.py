@@ -109,7 +109,7 @@ def planned_sizes(opened: Opened) -> list[list[Unit]]:
 
 
 def _planned(opened: Opened, job: Job, items: Sequence[Any]) -> list[Unit]:
-    isolated = Isolated("pipeline.choose", PROBE_THREADS)
+    isolated = Isolated("pipeline.choose", PROBE_THREADS, quiet=True)
     planner = Planner(job, opened.checkpoint.max_model_len, opened.storage, isolated)
     units = [unit for unit in planner.plan(items) if unit.status != UnitStatus.FAILED]
     random.Random(0).shuffle(units)

@@ -42,6 +42,11 @@ def connected(console: Console) -> Iterator[None]:
             ray.shutdown()
 
 
+def on_this_machine() -> bool:
+    """Whether the job runs where this process does, and not on the cluster at RAY_ADDRESS."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+
+
 def start_ray(**options: Any) -> None:
     """Start or join Ray, without its banner and without the workers' logs on the console.
 
@@ -52,7 +57,7 @@ def start_ray(**options: Any) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
-    own = os.environ.get("RAY_ADDRESS", "") in ("", "local")
+    own = on_this_machine()
     try:
         with _without_stderr():
             ray.init(

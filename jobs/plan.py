@@ -13,16 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.alternatives import print_alternatives
-from jobs.cluster import actor_errors, connected, plan_actors
+from jobs.cluster import actor_errors, connected, on_this_machine, plan_actors
 from jobs.estimate import check_cost, estimate, print_estimate
 from jobs.plan_uris import with_secrets, without_secrets
 from jobs.printable import printable
 from jobs.progress import Progress
 from jobs.runs import Run, open_run
-from pipeline.build import build_plan
+from pipeline.build import PLAN_BATCH_ITEMS, build_plan
 from pipeline.checkpoint import Checkpoint, inspect_checkpoint, with_advice
 from pipeline.engines.vllm_args import check_vllm
+from pipeline.isolate import Isolated
 from pipeline.known import Known, is_told
+from pipeline.plan import PROBE_THREADS, Planner
 from pipeline.prompt import Prompter
 from pipeline.recipe import recipe, recipe_id
 from pipeline.select import select
@@ -32,7 +34,7 @@ from pipeline.write import is_read, read_parquet, write_parquet
 from schemas.errors import ErrorType, ManifestError, StorageError
 from schemas.job import Job
 from schemas.manifest import MediaItem
-from schemas.unit import UNIT, UnitStatus
+from schemas.unit import UNIT, Unit, UnitStatus, to_table
 
 _SHOWN_PROBLEMS = 20
 _PARTS_APART = 256
@@ -116,7 +118,7 @@ def make_plan(opened: Opened, console: Console, *, dry_run: bool = False) -> pa.
 
     The items of a plan that was made are let go.
 
-    Needs a Ray session. The plan belongs to the run; once the run has begun, it stays as it is.
+    The plan belongs to the run; once the run has begun, it stays as it is.
     Before that, items that could not be read are looked at again.
     """
     try:
@@ -193,23 +195,37 @@ def _only_new(units: pa.Table, items: list[MediaItem], opened: Opened) -> pa.Tab
 
 
 def _probe(items: list[MediaItem], opened: Opened, console: Console) -> pa.Table:
-    """Plan items on the cluster."""
+    """Plan items: a few in this process, which takes less time than to start another."""
     if not items:
         return UNIT.empty_table()
     num_items = len(items)
-    dataset = build_plan(
-        items,
-        opened.job,
-        opened.checkpoint.max_model_len,
-        opened.storage,
-        plan_actors(num_items, opened.job.resources),
-    )
+    bar = Progress(console, "planning", total_units=num_items, total_cost=float(num_items))
+    by_header = opened.job.sampling.segmentation.kind != "shots"
+    if num_items <= PLAN_BATCH_ITEMS and by_header and on_this_machine():
+        return _probe_here(items, opened, bar)
+    with connected(console):
+        return _probe_there(items, opened, bar)
+
+
+def _probe_here(items: list[MediaItem], opened: Opened, bar: Progress) -> pa.Table:
+    isolated = Isolated("pipeline.choose", PROBE_THREADS, quiet=True)
+    planner = Planner(opened.job, opened.checkpoint.max_model_len, opened.storage, isolated)
+    units: list[Unit] = []
+    with bar:
+        for of_item in planner.plan_each(items):
+            units += of_item
+            bar.advance(units=1, cost=1.0)
+    isolated.close()
+    return to_table(units, UNIT)
+
+
+def _probe_there(items: list[MediaItem], opened: Opened, bar: Progress) -> pa.Table:
+    actors = plan_actors(len(items), opened.job.resources)
+    context = opened.checkpoint.max_model_len
+    dataset = build_plan(items, opened.job, context, opened.storage, actors)
     parts: list[pa.Table] = []
     whole: list[pa.Table] = []
-    with (
-        Progress(console, "planning", total_units=num_items, total_cost=float(num_items)) as bar,
-        actor_errors(),
-    ):
+    with bar, actor_errors():
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             parts.append(batch.cast(UNIT))
             if len(parts) == _PARTS_APART:
@@ -256,8 +272,7 @@ def run(job: Job, console: Console, *, dry_run: bool = False) -> pa.Table:
         return UNIT.empty_table()
     if opened.run.status != "complete" and not dry_run:
         opened.run.save(opened.job, opened.storage)  # an output that cannot be written is noticed
-    with connected(console):
-        table = make_plan(opened, console, dry_run=dry_run)
+    table = make_plan(opened, console, dry_run=dry_run)
     print_plan(table, opened, console, dry_run=dry_run)
     predicted = estimate(table, opened.job, opened.run.cost)
     print_estimate(predicted, opened.job, console)

@@ -32,7 +32,7 @@ and for a small part of a remote file, PyAV reads just the stretch that the unit
 
 def decoder_modules(decoder: str) -> set[str]:
     """What takes long to import of a decoder of videos."""
-    return set() if decoder == "pyav" else {"torchcodec.decoders"}
+    return {"torchcodec.decoders"} if decoder == "torchcodec" else set()
 
 
 def decode_unit(

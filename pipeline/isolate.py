@@ -77,15 +77,16 @@ class Isolated:
     """Calls functions in child processes, up to ``num_children`` at a time.
 
     module: imported before children are forked, since a deadline is not for that.
+    quiet: what libraries write to stderr is nobody's: where that is a user's terminal.
     """
 
-    def __init__(self, module: str, num_children: int = 1) -> None:
-        self._module = module
+    def __init__(self, module: str, num_children: int = 1, *, quiet: bool = False) -> None:
+        self._module, self._quiet = module, quiet
         # The last one used is the next: few calls at a time keep few children.
         self._children: queue.LifoQueue[_Child | None] = queue.LifoQueue()
         for _ in range(num_children):
             self._children.put(None)
-        _Forker.of(module)  # it starts while the caller does other things
+        _Forker.of(module, quiet)  # it starts while the caller does other things
 
     def call(
         self,
@@ -114,7 +115,7 @@ class Isolated:
                 if child is None or child.lost or not child.modules.issuperset(modules):
                     if child is not None:
                         child.end()
-                    child = _Child(_Forker.of(self._module), modules)
+                    child = _Child(_Forker.of(self._module, self._quiet), modules)
                 attempts += 1
                 try:
                     return child.call(request, limits)
@@ -146,20 +147,20 @@ class _Forker:
     _known: dict[str, "_Forker"] = {}  # noqa: RUF012
     _lock = threading.Lock()
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, quiet: bool) -> None:
         self._control, theirs = Pipe()
-        self.process = _starter.submit(_start, module, theirs.fileno()).result()
+        self.process = _starter.submit(_start, module, theirs.fileno(), quiet).result()
         theirs.close()
         atexit.register(_end, self.process)
         self._modules: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, module: str) -> "_Forker":
+    def of(cls, module: str, quiet: bool) -> "_Forker":
         """Return the one for a module; start it if there is none, or it has ended."""
         with cls._lock:
             forker = cls._known.get(module)
             if forker is None or forker.process.poll() is not None:
-                forker = cls._known[module] = _Forker(module)
+                forker = cls._known[module] = _Forker(module, quiet)
             return forker
 
     def fork(self, modules: Collection[str], fds: list[int]) -> frozenset[str]:
@@ -251,12 +252,13 @@ class _Child:
         return -signal.SIGKILL  # it was sent, and waits for a disk or network
 
 
-def _start(module: str, control: int) -> subprocess.Popen[bytes]:
+def _start(module: str, control: int, quiet: bool) -> subprocess.Popen[bytes]:
     folders = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
     return subprocess.Popen(
         [sys.executable, "-P", "-m", __name__, module, str(os.getpid()), str(control)],
         pass_fds=[control],
         stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL if quiet else None,
         # No threads of a library that are lost in a fork; decoders multiply no matrices.
         env=os.environ | {"PYTHONPATH": folders, "OPENBLAS_NUM_THREADS": "1"},
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.choose import Chooser, Chosen, digest
@@ -47,8 +47,12 @@ class Planner:
 
     def plan(self, items: Sequence[MediaItem]) -> list[Unit]:
         """Plan items, in order. Every item gives at least one unit: a failed one says why."""
+        return [unit for units in self.plan_each(items) for unit in units]
+
+    def plan_each(self, items: Sequence[MediaItem]) -> Iterator[list[Unit]]:
+        """Plan items, in order: the units of one, then of the next."""
         with ThreadPoolExecutor(PROBE_THREADS) as pool:
-            return [unit for units in pool.map(self.plan_item, items) for unit in units]
+            yield from pool.map(self.plan_item, items)
 
     def plan_item(self, item: MediaItem) -> list[Unit]:
         """Plan one item; never raises for what is wrong with the item."""

@@ -7,9 +7,13 @@ knows of no vulnerability at all: an audit of nothing must not look like a clean
 """
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+
+TOOLS = Path(__file__).parents[1] / ".venv-audit" / "bin" / "python"
 
 
 def verdict(report: dict[str, Any]) -> tuple[int, list[str]]:
@@ -41,8 +45,13 @@ def verdict(report: dict[str, Any]) -> tuple[int, list[str]]:
 
 def main() -> None:
     """Audit, and exit with the verdict."""
-    command = [sys.executable, "-m", "pip_audit", "--skip-editable", "--format", "json"]
-    done = subprocess.run([*command, "--progress-spinner", "off"], capture_output=True, text=True)
+    options = ["--skip-editable", "--format", "json", "--progress-spinner", "off"]
+    done = subprocess.run(
+        [TOOLS, "-m", "pip_audit", *options],
+        env=os.environ | {"PIPAPI_PYTHON_LOCATION": sys.executable},  # what is audited
+        capture_output=True,
+        text=True,
+    )
     try:
         code, lines = verdict(json.loads(done.stdout))
     except ValueError:

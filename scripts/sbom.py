@@ -11,6 +11,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+TOOLS = Path(__file__).parents[1] / ".venv-audit" / "bin" / "python"
+
 
 def missing(bill: dict[str, Any], installed: set[str]) -> list[str]:
     """Installed packages that a bill of materials does not list."""
@@ -30,7 +32,7 @@ def write(path: Path) -> int:
         SystemExit: it does not list what is installed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "cyclonedx_py", "environment", sys.executable]
+    command = [TOOLS, "-m", "cyclonedx_py", "environment", sys.executable]
     options = ["--no-validate", "--output-reproducible", "--output-file", str(path)]
     subprocess.run([*command, *options], check=True)
     bill = json.loads(path.read_text())
