@@ -183,7 +183,9 @@ def peer(folder: Path, name: str, request: dict[str, Any]) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - started
     assert said.returncode == 0, said.stderr
-    found: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
+    # Ray and vLLM may have something to say at their end.
+    line = next(line for line in reversed(said.stdout.splitlines()) if line.startswith("{"))
+    found: dict[str, Any] = json.loads(line)
     return found | {"seconds": seconds}
 
 
