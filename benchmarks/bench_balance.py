@@ -1,21 +1,20 @@
-"""How evenly engines are kept busy on a skewed archive, next to what plain Ray Data does.
+"""How evenly engines are busy on a skewed archive, compared with plain Ray Data.
 
 Videos of log-normal length, each one unit, planned tokens, a simulated 8B model on an H100. Seconds
 over the lower bound max(all work / replicas, the longest unit), for three ways to cut and order:
 
-    plain     the manifest's order, blocks of equally many rows, as many as ours: Ray Data's own
-    tokens    ours, by the plan's tokens: a first run
-    learnt    ours, by the costs that a run before has learnt
+    plain     the manifest's order, blocks of equally many rows: Ray Data's own cut, with our number
+    tokens    our blocks, by the plan's tokens: a first run
+    learnt    our blocks, by costs that an earlier run has measured
 
-64 replicas do not fit onto two cores, so they run on a virtual clock, by Ray Data's dispatch rule
-(the next block goes to the actor with the fewest, at most one at work and one waiting); and
-fewer real actors do the same on real Ray, against the same clock's prediction.
+64 replicas do not fit onto two cores, so they run on a virtual clock, by Ray Data's dispatch rule:
+the next block goes to the actor with the fewest, at most one running and one waiting. A few real
+actors on Ray check the prediction of this clock.
 
-    python benchmarks/bench_balance.py [--real N]     N real actors; default 8, 0 for none
+    python benchmarks/bench_balance.py [--real N] [--small]     N real actors; 0: none
 """
 
 import heapq
-import json
 import os
 import statistics
 import sys
@@ -26,10 +25,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT)]
-ROUNDS = 5
-NUM_UNITS = 8_000
-REAL_SECONDS = 25.0
-OUT = ROOT / "build" / "bench" / "balance.json"
+
+from benchmarks.common import parser, start_ray, write_results  # noqa: E402
+
+ROUNDS, NUM_UNITS, REAL_SECONDS = 5, 8_000, 25.0
+SMALL_ROUNDS, SMALL_UNITS, SMALL_SECONDS = 1, 100, 0.2
 WAYS = ("plain", "tokens", "learnt")
 
 
@@ -37,7 +37,9 @@ def skewed_units(num_units, seed, job):
     """Units of videos of log-normal length, 2 frames a second, at most 768; in a random order."""
     import numpy as np
 
-    from schemas.unit import UNIT, Media, Prompt, Sampling, Unit, to_table
+    from schemas.tables.columns import to_table
+    from schemas.tables.media import Media, Sampling
+    from schemas.tables.unit import UNIT, Prompt, Unit
 
     (question,) = job.questions()
     units = []
@@ -69,10 +71,10 @@ def skewed_units(num_units, seed, job):
 
 
 def prepared(table):
-    """What the engine gets, without frames, which the simulated one does not look at."""
+    """The engine's input, without frames, which the simulated engine does not read."""
     import pyarrow as pa
 
-    from schemas.unit import PREPARED
+    from schemas.tables.unit import PREPARED
 
     units = table.to_pylist()
     for unit in units:
@@ -85,8 +87,9 @@ def engine_seconds(units, job):
     """Seconds that the simulated engine takes for each unit, by unit id; nothing sleeps."""
     from unittest import mock
 
-    from pipeline.engines.simulated import SimulatedEngine
-    from schemas.unit import PreparedUnit, from_table
+    from pipeline.engines.simulated.engine import SimulatedEngine
+    from schemas.tables.columns import from_table
+    from schemas.tables.unit import PreparedUnit
 
     engine = SimulatedEngine(job)
     found = {}
@@ -98,12 +101,12 @@ def engine_seconds(units, job):
 
 
 def cut(way, units, seconds, job, replicas):
-    """Blocks of units, by one of the ways."""
+    """Cut units into blocks in one of WAYS."""
     import numpy as np
 
-    from jobs.blocks import in_blocks
-    from jobs.cost import FEATURES, features, fit
-    from pipeline.build import Pools
+    from jobs.cluster.blocks import in_blocks
+    from jobs.cost.rates import FEATURES, features, fit
+    from pipeline.stages.graph import Pools
 
     pools = Pools(
         decoders=replicas, cpus_per_decoder=1, replicas=replicas, cpus_per_replica=1,
@@ -113,7 +116,7 @@ def cut(way, units, seconds, job, replicas):
     if way == "learnt":
         each = features(units, {"caption": float(job.model.simulated.output_tokens)})
         took = np.array([seconds[unit] for unit in units["unit_id"].to_pylist()])
-        rows = min(64, units.num_rows // 24)  # of each of the files that it has learnt from
+        rows = min(64, units.num_rows // 24)  # rows of each file that the rates are fitted to
         files = [slice(at, at + rows) for at in range(0, 24 * rows, rows)]
         weights = fit([(each[file].sum(axis=0), float(took[file].sum())) for file in files])
         assert weights is not None and len(weights) == len(FEATURES)
@@ -147,12 +150,12 @@ def block_seconds(blocks, seconds):
     return [sum(seconds[unit] for unit in block["unit_id"].to_pylist()) for block in blocks]
 
 
-def simulate(job):
-    """Over the bound at 64 replicas, by way; and throughput per replica from 1 to 64, over 1's."""
+def simulate(job, rounds, num_units):
+    """Seconds over the bound at 64 replicas, by way; throughput per replica, relative to one."""
     over = {way: [] for way in WAYS}
     scaling = {replicas: [] for replicas in (1, 8, 64)}
-    for seed in range(ROUNDS):
-        units = skewed_units(NUM_UNITS, seed, job)
+    for seed in range(rounds):
+        units = skewed_units(num_units, seed, job)
         seconds = engine_seconds(units, job)
         total, longest = sum(seconds.values()), max(seconds.values())
         for way in WAYS:
@@ -164,21 +167,19 @@ def simulate(job):
     return over, scaling
 
 
-def real(job, replicas):
-    """Real actors that sleep: seconds over the bound, the clock's prediction, and busy share."""
-    os.environ["RAY_ADDRESS"] = "local"
+def real(job, replicas, real_seconds):
+    """Run real actors that sleep; returns seconds over the bound, prediction and busy share."""
     import ray
 
-    from jobs.cluster import start_ray
-    from pipeline.build import stage
-    from pipeline.guard import remember_deaths
-    from pipeline.same_code import code_digest
-    from pipeline.stages import Generate
+    from pipeline.stages.generate import Generate
+    from pipeline.stages.graph import Pool, stage
+    from pipeline.workers.code_version import code_digest
+    from pipeline.workers.engine_guard import running_deaths
 
     log = Path(tempfile.mkdtemp())
 
     class Timed(Generate):
-        """The engine's stage, which writes down when it worked."""
+        """The engine's stage; records its busy times."""
 
         def __call__(self, batch):
             started = time.time()
@@ -196,16 +197,18 @@ def real(job, replicas):
         units = skewed_units(40 * replicas, 7, job)
         seconds = engine_seconds(units, job)
         total, longest = sum(seconds.values()), max(seconds.values())
-        speed = max(total / replicas, longest) / REAL_SECONDS
+        speed = max(total / replicas, longest) / real_seconds
         model = {"engine": "simulated", "simulated": {"speed": speed}}
         faster = job.model_copy(update={"model": type(job.model).model_validate(model)})
         blocks = cut(way, units, seconds, job, replicas)
-        dataset = stage(
-            ray.data.from_blocks([prepared(block) for block in blocks]),
-            Timed, (faster, remember_deaths(), code_digest()), replicas, num_cpus=1 / replicas,
-        )  # fmt: skip
-        for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            pass
+        with running_deaths() as deaths:
+            dataset = stage(
+                ray.data.from_blocks([prepared(block) for block in blocks]),
+                Timed, (faster, deaths, code_digest(), 1.0),
+                Pool(num_actors=replicas, num_cpus=1 / replicas),
+            )  # fmt: skip
+            for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                pass
         spans = [
             [float(value) for value in line.split()]
             for file in log.iterdir()
@@ -218,37 +221,42 @@ def real(job, replicas):
         found[way] = {
             "blocks": len(blocks),
             "seconds": took,
-            "over_bound": took / REAL_SECONDS,
-            "predicted": virtual(block_seconds(blocks, seconds), replicas) / speed / REAL_SECONDS,
+            "over_bound": took / real_seconds,
+            "predicted": virtual(block_seconds(blocks, seconds), replicas) / speed / real_seconds,
             "busy_share": busy / (took * replicas),
         }
-    ray.shutdown()
     return found
 
 
-def main():
-    from schemas.job import check_job
+def main(argv=None):
+    options = parser(__doc__)
+    options.add_argument("--real", type=int, metavar="N", help="N real actors; 0: none")
+    args = options.parse_args(argv)
+    rounds, num_units, real_seconds = (
+        (SMALL_ROUNDS, SMALL_UNITS, SMALL_SECONDS)
+        if args.small
+        else (ROUNDS, NUM_UNITS, REAL_SECONDS)
+    )
+    from schemas.job.job import check_job
 
     spec = {"input": {"manifest": "none"}, "output": "none", "model": {"engine": "simulated"}}
     job = check_job(spec, "bench")
-    over, scaling = simulate(job)
-    print(f"balance: seconds over the lower bound, 64 replicas, virtual clock, {ROUNDS} archives")
+    over, scaling = simulate(job, rounds, num_units)
+    print(f"balance: seconds over the lower bound, 64 replicas, virtual clock, {rounds} archives")
     for way, found in over.items():
         print(f"  {way:8} {statistics.median(found):.3f}  ({min(found):.3f} to {max(found):.3f})")
-    print("balance: work done a second and replica, of what one alone does at best")
+    print("balance: throughput per replica, relative to one replica at best")
     for replicas, found in scaling.items():
-        print(f"  {replicas:3} replicas  {statistics.median(found):.3f}  (least {min(found):.3f})")
+        print(f"  {replicas:3} replicas  {statistics.median(found):.3f}  (min {min(found):.3f})")
     results = {"over_bound": over, "efficiency": scaling}
-    replicas = int(sys.argv[sys.argv.index("--real") + 1]) if "--real" in sys.argv else 8
+    replicas = args.real if args.real is not None else 2 if args.small else 8
     if replicas:
-        results["real"] = {"replicas": replicas} | real(job, replicas)
-        print(f"balance: {replicas} real actors, {REAL_SECONDS:.0f} s of work each")
+        results["real"] = {"replicas": replicas} | real(job, replicas, real_seconds)
+        print(f"balance: {replicas} real actors, {real_seconds:.1f} s of work each")
         for way in ("plain", "learnt"):
             figures = ", ".join(f"{k} {v:.3f}" for k, v in results["real"][way].items())
             print(f"  {way:8} {figures}")
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(results, indent=2))
-    print(f"  -> {OUT}")
+    write_results("balance", results, small=args.small)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """Units per second of the engine's token-budget batches, over a loop of single calls.
 
-The peer is the same engine with a budget that allows one prompt at a time. Distinct media in every
-round, so that nothing can be a cache.
+The peer is the same engine with a budget that allows one prompt at a time. Each round has other
+media, so that no cache helps.
 """
 
-import json
 import statistics
 import sys
 import tempfile
@@ -12,21 +11,25 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT)]
+
+from benchmarks.common import parser, write_results  # noqa: E402
+
 ROUNDS = 5
-OUT = ROOT / "build" / "bench" / "batching.json"
 
 
-def main() -> None:
-    from jobs.render_archive import render_archive
-    from jobs.tiny_checkpoint import write_tiny_checkpoint
-    from pipeline.engines.transformers import TransformersEngine
-    from pipeline.plan import Planner
-    from pipeline.same_code import code_digest
-    from pipeline.stages import Prepare
-    from pipeline.storage import Storage
-    from schemas.job import check_job
-    from schemas.manifest import MediaItem, guess_media_type
+def main(argv: list[str] | None = None) -> None:
+    small = parser(__doc__).parse_args(argv).small
+    rounds = 1 if small else ROUNDS
+    from benchmarks.render_media import render_some
+    from pipeline.engines.transformers.engine import TransformersEngine
+    from pipeline.plan.planner import Planner
+    from pipeline.stages.prepare import Prepare
+    from pipeline.storage.storage import Storage
+    from pipeline.workers.code_version import code_digest
+    from schemas.job.job import check_job
+    from schemas.tables.manifest import MediaItem, guess_media_type
+    from scripts.demo_model.tiny_checkpoint import write_tiny_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_tiny_checkpoint(Path(folder) / "checkpoint")
@@ -44,10 +47,8 @@ def main() -> None:
             "single": TransformersEngine(single, num_threads=1),
         }
         ratios = {"image": [], "video": []}
-        for seed in range(ROUNDS):
-            archive = Path(folder) / str(seed)
-            render_archive(archive, seed=seed)
-            uris = [str(path) for path in sorted(archive.glob("*/*"))]
+        for seed in range(rounds):
+            uris = render_some(Path(folder) / str(seed), seed, small=small)
             items = [MediaItem(media_id=uri, uri=uri) for uri in uris]
             units = Planner(batched, 262_144, Storage()).plan(items)
             prepare = Prepare(batched, Storage(), code_digest())
@@ -64,12 +65,11 @@ def main() -> None:
         kind: {"median": statistics.median(found), "min": min(found), "max": max(found)}
         for kind, found in ratios.items()
     }
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps({"rounds": ROUNDS, "speed_over_single_calls": results}, indent=2))
-    print(f"batching: units/s over a loop of single calls, one thread, median of {ROUNDS}")
+    print(f"batching: units/s over a loop of single calls, one thread, median of {rounds}")
     for kind, found in results.items():
         print(f"  {kind:24} {found['median']:.2f}  ({found['min']:.2f} to {found['max']:.2f})")
-    print(f"  -> {OUT}")
+    found_all = {"rounds": rounds, "speed_over_single_calls": results}
+    write_results("batching", found_all, small=small)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ The limit: ffmpeg decodes every frame and keeps nothing. Each measurement is a p
 which decodes once before it is measured; rounds alternate, and ratios are taken within a round.
 """
 
-import json
-import os
 import resource
 import shutil
 import statistics
@@ -18,7 +16,10 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT)]
+
+from benchmarks.common import call, is_child, parser, write_results  # noqa: E402
+
 ROUNDS = 5
 SECONDS, FPS, WIDTH, HEIGHT = 20, 30, 1920, 1080
 WAYS = (
@@ -27,11 +28,10 @@ WAYS = (
     ("pyav", "keyframes"),
     ("torchcodec", "exact"),
 )
-OUT = ROOT / "build" / "bench" / "decode.json"
 
 
 def limit_cpu_seconds(path: Path) -> float:
-    """What ffmpeg takes to decode a clip, with one thread."""
+    """CPU seconds of ffmpeg to decode a clip, with one thread."""
     before = cpu_seconds(resource.RUSAGE_CHILDREN)
     command = ["ffmpeg", "-v", "error", "-threads", "1", "-i", str(path), "-f", "null", "-"]
     subprocess.run(command, check=True)
@@ -44,15 +44,11 @@ def cpu_seconds(whose: int = resource.RUSAGE_SELF) -> float:
 
 
 def decode(path: str, decoder: str, frames: str) -> float:
-    """What the measured process does: plan the clip, decode it, and decode it once more.
-
-    Returns the CPU seconds of the second time.
-    """
-    from clips import video_unit
-
-    from pipeline.decode import decode_unit
-    from pipeline.storage import Storage
-    from schemas.job import SamplingSpec, Segmentation
+    """Plan a clip and decode it twice; returns the CPU seconds of the second time."""
+    from pipeline.media.decode import decode_unit
+    from pipeline.storage.storage import Storage
+    from schemas.job.sampling import SamplingSpec, Segmentation
+    from tests.support.clips import video_unit
 
     spec = SamplingSpec(fps=2.0, frames=frames, segmentation=Segmentation(kind="none"))
     unit = video_unit(Path(path), spec)
@@ -62,29 +58,31 @@ def decode(path: str, decoder: str, frames: str) -> float:
     return cpu_seconds() - before
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    small = parser(__doc__).parse_args(argv).small
+    rounds = 1 if small else ROUNDS
+    width, height, seconds = (320, 180, 1) if small else (WIDTH, HEIGHT, SECONDS)
     if shutil.which("ffmpeg") is None:
         print("bench_decode: skipped, ffmpeg (the limit to compare with) is not installed")
         return
     with tempfile.TemporaryDirectory() as folder:
         clips = {}
         for codec, suffix in (("libx264", "mp4"), ("libx265", "mp4"), ("libvpx-vp9", "webm")):
-            clips[codec] = render(Path(folder) / f"{codec}.{suffix}", codec, WIDTH, HEIGHT, SECONDS)
+            clips[codec] = render(Path(folder) / f"{codec}.{suffix}", codec, width, height, seconds)
         results = {}
         for codec, path in clips.items():
             for decoder, frames in WAYS:
-                results[f"{codec}/{decoder}/{frames}"] = ratio(path, decoder, frames)
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps({"rounds": ROUNDS, "cpu_ratio_to_ffmpeg_null": results}, indent=2))
-    print(f"decode: CPU over `ffmpeg -f null`, {WIDTH}x{HEIGHT}, {SECONDS} s, median of {ROUNDS}")
+                results[f"{codec}/{decoder}/{frames}"] = ratio(path, decoder, frames, rounds, small)
+    print(f"decode: CPU over `ffmpeg -f null`, {width}x{height}, {seconds} s, median of {rounds}")
     for name, found in results.items():
         print(f"  {name:32} {found['median']:.2f}  ({found['min']:.2f} to {found['max']:.2f})")
-    print(f"  -> {OUT}")
+    all_results = {"rounds": rounds, "cpu_ratio_to_ffmpeg_null": results}
+    write_results("decode", all_results, small=small)
 
 
 def render(path: Path, codec: str, width: int, height: int, seconds: int) -> Path:
-    """A pan over a detailed picture with grain: a codec has as much to do as with real film."""
-    from jobs.encode_clip import encode_clip
+    """Render a pan over a detailed picture with grain, as hard to encode as real film."""
+    from jobs.demo.encode import ClipSpec, encode_clip
 
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 256, (height // 8, width // 4, 3), dtype=np.uint8))
@@ -96,24 +94,19 @@ def render(path: Path, codec: str, width: int, height: int, seconds: int) -> Pat
         return (pan + grain[n % 8]).clip(0, 255).astype(np.uint8)
 
     frames = (frame(n) for n in range(seconds * FPS))
-    encode_clip(path, frames, codec=codec, fps=FPS, gop_size=250, max_b_frames=3)
+    encode_clip(path, frames, ClipSpec(codec=codec, fps=FPS, gop_size=250, max_b_frames=3))
     return path
 
 
-def ratio(path: Path, decoder: str, frames: str) -> dict[str, float]:
+def ratio(path: Path, decoder: str, frames: str, rounds: int, small: bool) -> dict[str, float]:
     ratios = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         limit = limit_cpu_seconds(path)
-        command = [sys.executable, __file__, str(path), decoder, frames]
-        done = subprocess.run(
-            command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True
-        )
-        ratios.append(float(done.stdout) / limit)
+        env = {"OMP_NUM_THREADS": "1"}
+        ratios.append(call(decode, str(path), decoder, frames, small=small, env=env) / limit)
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        print(decode(*sys.argv[1:]))
-    else:
+    if not is_child(globals()):
         main()

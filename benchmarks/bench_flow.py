@@ -1,90 +1,90 @@
-"""How much of the object store a run takes, whatever is the slow part: the decoders or the engine.
+"""Peak use of the object store by a run, with slow decoders and with a slow engine.
 
-The whole pipeline on images of 3 MB of pixels each, several times as much in all as the object
-store holds, with a simulated engine that is far slower than the decoders, and one that is far
-faster. Nothing may be spilled to disk. And how soon the first row of the demo is there.
+The whole pipeline on images of 3 MB of pixels each, together several times the size of the object
+store, with a simulated engine that is far slower than the decoders, and one that is far faster.
+Nothing may be spilled to disk. Also the time to the first row of the demo.
 
-    python benchmarks/bench_flow.py [--units N]
+    python benchmarks/bench_flow.py [--units N] [--small]
 """
 
 import io
-import json
-import os
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT)]
+
+from benchmarks.common import annotate, call, is_child, parser, start_ray, watching, write_results  # noqa: E402
+
 NUM_UNITS = 500
 STORE_BYTES = 600 << 20
 SIDE = 1024
 WAYS = {"slow engine": 0.03, "slow decoders": 0.0}
 """Seconds of the engine for a unit; decoding one takes about as long on one core."""
-OUT = ROOT / "build" / "bench" / "flow.json"
 
 
-def main() -> None:
-    from jobs.tiny_checkpoint import write_tiny_checkpoint
+def main(argv: list[str] | None = None) -> None:
+    from scripts.demo_model.tiny_checkpoint import write_tiny_checkpoint
 
-    units = int(sys.argv[sys.argv.index("--units") + 1]) if "--units" in sys.argv else NUM_UNITS
+    arguments = parser(__doc__)
+    arguments.add_argument("--units", type=int, default=NUM_UNITS)
+    options = arguments.parse_args(argv)
+    small, units = options.small, 8 if options.small else options.units
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         write_tiny_checkpoint(Path(folder) / "checkpoint")
-        results["first row"] = first_row(Path(folder))
+        results["first row"] = first_row(Path(folder), small=small)
         print("flow: first row: " + ", ".join(f"{k} {v}" for k, v in results["first row"].items()))
         for way in WAYS:
-            command = [sys.executable, __file__, "--child", folder, way, str(units)]
-            environment = os.environ | {"RAY_ADDRESS": "local"}
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-            found = results[way] = json.loads(done.stdout.decode().splitlines()[-1])
+            env = {"RAY_ADDRESS": "local"}
+            found = call(child, folder, way, str(units), small=small, env=env)
+            results[way] = found
             figures = ", ".join(f"{name} {value:,}" for name, value in found.items())
             print(f"flow: {way}: {figures}", flush=True)
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(results, indent=2))
-    print(f"  -> {OUT}")
+    write_results("flow", results, small=small)
 
 
-def first_row(folder: Path) -> dict[str, float]:
-    """Seconds from the command to the first committed row and to the end: demo archive, its model.
+def first_row(folder: Path, *, small: bool) -> dict[str, float]:
+    """Seconds from the command to the first committed row and to the end, for the demo.
 
     Everything starts cold: the command, Ray, the actors, the model.
     """
-    from jobs.render_archive import render_archive
+    from benchmarks.render_media import render_some
 
-    render_archive(folder / "archive")
-    command = [
-        *(sys.executable, "-m", "jobs.cli", "annotate", str(ROOT / "jobs/specs/demo.yaml")),
-        *("--input", str(folder / "archive"), "--output", str(folder / "first")),
-        *("--model", str(ROOT / "jobs/demo_model")),
-    ]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    render_some(folder / "archive", 0, small=small)
     started = time.perf_counter()
-    run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     found: dict[str, float] = {}
-    while run.poll() is None:
+
+    def look() -> None:
         plan = next(folder.glob("first/runs/*/plan/*.parquet"), None)
         row = next(folder.glob("first/annotations/*/part-*.parquet"), None)
         for name, file in (("seconds_to_plan", plan), ("seconds_to_first_row", row)):
             if file is not None and name not in found:
                 found[name] = round(time.perf_counter() - started, 1)
-        time.sleep(0.05)
-    assert run.returncode == 0, run.returncode
+
+    with watching(look, 0.05):
+        annotate(
+            str(ROOT / "jobs/specs/demo.yaml"),
+            *("--input", str(folder / "archive"), "--output", str(folder / "first")),
+            *("--model", str(ROOT / "jobs/demo_model")),
+            small=small,
+        )
     return found | {"seconds_to_end": round(time.perf_counter() - started, 1)}
 
 
-def child(folder: Path, way: str, size: int) -> None:
+def child(place: str, way: str, units: str) -> dict[str, float]:
+    """Run one way; returns its figures."""
+    folder, size = Path(place), int(units)
+
     import pyarrow as pa
     import pyarrow.parquet as pq
     from PIL import Image
     from rich.console import Console
 
-    from jobs import annotate
-    from jobs.cluster import start_ray
-    from schemas.job import check_job
+    from jobs.run import annotate as command
+    from schemas.job.job import check_job
 
     Image.new("RGB", (SIDE, SIDE), "teal").save(folder / "large.png")
     rows = {"uri": ["large.png"] * size, "media_id": [f"item-{k}" for k in range(size)]}
@@ -111,32 +111,20 @@ def child(folder: Path, way: str, size: int) -> None:
         "the benchmark",
     )
     start_ray(num_cpus=2, object_store_memory=STORE_BYTES)
-    used, ended = [0], threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.5):
-            used.append(store()["used"])
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    used = [0]
     started = time.perf_counter()
-    run = annotate.run(job, Console(file=io.StringIO(), width=120))
+    with watching(lambda: used.append(store()["used"]), 0.5):
+        run = command.run(job, Console(file=io.StringIO(), width=120))
     seconds = time.perf_counter() - started
-    ended.set()
-    watcher.join()
     assert run.counts["status"] == {"ok": size}, run.counts
-    print(
-        json.dumps(
-            {
-                "units": size,
-                "mib_of_pixels": size * SIDE * SIDE * 3 >> 20,
-                "store_mib": STORE_BYTES >> 20,
-                "most_used_mib": max(used) >> 20,
-                "spilled_mib": store()["spilled"] >> 20,
-                "seconds": round(seconds, 1),
-            }
-        )
-    )
+    return {
+        "units": size,
+        "mib_of_pixels": size * SIDE * SIDE * 3 >> 20,
+        "store_mib": STORE_BYTES >> 20,
+        "max_used_mib": max(used) >> 20,
+        "spilled_mib": store()["spilled"] >> 20,
+        "seconds": round(seconds, 1),
+    }
 
 
 def store() -> dict[str, int]:
@@ -150,7 +138,5 @@ def store() -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        child(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
-    else:
+    if not is_child(globals()):
         main()

@@ -1,47 +1,52 @@
-"""How time and the driver's memory grow with the number of units: planning, annotating, going on.
+"""How time and the driver's memory grow with the number of units: plan, annotate, continue.
 
 Each size runs in a process of its own, on one machine, in one of two ways.
 
-stages         the whole pipeline: one tiny image under as many ids, really planned, decoded,
-               prompted, parsed and written; the simulated engine takes no time.
-orchestration  the stages' actors make rows by copying one: what is left is what does not spread
-               over a cluster, the driver's work, and Ray's.
+stages         the whole pipeline: one tiny image under N ids, really planned, decoded, prompted,
+               parsed and written; the simulated engine takes no time.
+orchestration  the stages' actors only copy a row: this leaves the work of the driver and of Ray,
+               which does not spread over a cluster.
 
     python benchmarks/bench_growth.py                             the short form
     python benchmarks/bench_growth.py orchestration 1000000       any size, by one way
 """
 
-import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT)]
+
+from benchmarks.common import call, is_child, parser, start_ray, write_results  # noqa: E402
+
 SHORT = [("stages", 1_000), ("orchestration", 10_000), ("orchestration", 50_000)]
-OUT = ROOT / "build" / "bench" / "growth.json"
+SMALL = [("stages", 8), ("orchestration", 8)]
 
 
-def main() -> None:
-    from jobs.tiny_checkpoint import write_tiny_checkpoint
+def main(argv: list[str] | None = None) -> None:
+    from scripts.demo_model.tiny_checkpoint import write_tiny_checkpoint
 
-    runs = [(sys.argv[1], int(size)) for size in sys.argv[2:]] or SHORT
+    arguments = parser(__doc__)
+    arguments.add_argument("way", nargs="?", choices=["stages", "orchestration"])
+    arguments.add_argument("sizes", nargs="*", type=int)
+    options = arguments.parse_args(argv)
+    small = options.small
+    runs = SMALL if small else [(options.way, size) for size in options.sizes] or SHORT
     results = []
     with tempfile.TemporaryDirectory() as folder:
         write_tiny_checkpoint(Path(folder) / "checkpoint")
         for way, size in runs:
-            command = [sys.executable, __file__, "--child", folder, way, str(size)]
-            environment = os.environ | {"RAY_ADDRESS": "local"}
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-            results.append(json.loads(done.stdout.decode().splitlines()[-1]))
+            env = {"RAY_ADDRESS": "local"}
+            results.append(call(child, folder, way, str(size), small=small, env=env))
             print(_line(results[-1]), flush=True)
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps({"cpus": os.cpu_count(), "runs": results}, indent=2))
-    print(f"  -> {OUT}")
+    write_results("growth", {"cpus": os.cpu_count(), "runs": results}, small=small)
 
 
 def _line(found: dict) -> str:
@@ -53,13 +58,12 @@ def _line(found: dict) -> str:
 
 
 def _memory(found: dict) -> str:
-    return (
-        f"{found['driver_mib']:,} MiB at most, {found['driver_own_mib']:,} MiB its own at the end"
-    )
+    return f"{found['driver_mib']:,} MiB peak, {found['driver_own_mib']:,} MiB its own at the end"
 
 
-def child(folder: Path, way: str, size: int) -> None:
-    """Plan, annotate and go on with ``size`` units; prints the figures as JSON."""
+def child(place: str, way: str, units: str) -> dict[str, Any]:
+    """Plan and annotate ``units`` units, then continue the complete run; returns the figures."""
+    folder, size = Path(place), int(units)
     import io
 
     import pyarrow as pa
@@ -67,9 +71,10 @@ def child(folder: Path, way: str, size: int) -> None:
     from PIL import Image
     from rich.console import Console
 
-    from jobs import annotate, plan
-    from jobs.cluster import start_ray
-    from schemas.job import check_job
+    from jobs.plan import plan
+    from jobs.run import annotate
+    from pipeline.stages import graph
+    from schemas.job.job import check_job
 
     def quiet() -> Console:
         return Console(file=io.StringIO(), width=120)
@@ -105,40 +110,44 @@ def child(folder: Path, way: str, size: int) -> None:
         return result
 
     start_ray(num_cpus=2)
-    if way == "orchestration":
-        copy_rows(job, folder)
-    timed("plan", lambda: plan.run(job, quiet()))
-    run = timed("annotate", lambda: annotate.run(job, quiet()))
-    assert run.counts["units"] == size, run.counts
-    saved = Path(job.output) / "runs" / run.run_id / "run.json"
-    saved.write_text(saved.read_text().replace('"complete"', '"running"', 1))
-    again = timed("go on", lambda: annotate.run(job, quiet()))
-    assert again.counts["units"] == size, again.counts
+    stages = copying_stages(job, folder) if way == "orchestration" else {}
+    with mock.patch.multiple(graph, **stages) if stages else nullcontext():
+        timed("plan", lambda: plan.run(job, quiet()))
+        run = timed("annotate", lambda: annotate.run(job, quiet()))
+        assert run.counts["units"] == size, run.counts
+        saved = Path(job.output) / "runs" / run.run_id / "run.json"
+        saved.write_text(saved.read_text().replace('"complete"', '"running"', 1))
+        again = timed("go on", lambda: annotate.run(job, quiet()))
+        assert again.counts["units"] == size, again.counts
     status = Path("/proc/self/status").read_text()
     own = int(status.split("RssAnon:")[1].split()[0]) // 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     figures = {"driver_mib": peak, "driver_own_mib": own}
-    print(json.dumps({"way": way, "units": size, "steps": steps} | figures))
+    return {"way": way, "units": size, "steps": steps} | figures
 
 
-def copy_rows(job, folder: Path) -> None:
-    """Put stages in the place of the real ones that copy the row that those made of one item."""
+def copying_stages(job, folder: Path) -> dict[str, type]:
+    """Stages that copy the row that the real stages made from one item, by name in ``graph``."""
     import hashlib
 
     import pyarrow as pa
 
-    from pipeline import build
-    from pipeline.stages import COMMITTED
-    from pipeline.storage import Storage
-    from pipeline.write import ANNOTATION, RunKey, annotation_row, part_name, write_parquet
-    from schemas.manifest import MediaItem
-    from schemas.unit import ANSWERED, PREPARED, UNIT, AnsweredUnit, from_table
+    from pipeline.output.rows import ANNOTATION, RunKey, annotation_row
+    from pipeline.output.table import file_name
+    from pipeline.stages import graph as build
+    from pipeline.stages.commit import COMMITTED
+    from pipeline.storage.parquet import write_parquet
+    from pipeline.storage.storage import Storage
+    from schemas.tables.columns import from_table
+    from schemas.tables.manifest import MediaItem
+    from schemas.tables.unit import ANSWERED, PREPARED, UNIT, AnsweredUnit
 
     storage, code = Storage(), build.code_digest()
     item = MediaItem(media_id="one", uri=str(folder / "tiny.png"))
     planned = build.Plan(job, 262_144, storage, code)({"item": [item]})
     (prepared,) = build.Prepare(job, storage, code)(planned)
-    answered = build.Generate(job, build.remember_deaths(), code, 1.0)(prepared)
+    with build.running_deaths() as deaths:
+        answered = build.Generate(job, deaths, code, 1.0)(prepared)
     (unit,) = from_table(answered, AnsweredUnit)
     questions = {question.task: question for question in job.questions()}
     key = RunKey(run_id="none", recipe_id="none", run_date="none")
@@ -183,18 +192,16 @@ def copy_rows(job, folder: Path) -> None:
             names = {"run_id": [self.key.run_id] * n, "recipe_id": [self.key.recipe_id] * n}
             table = copies(row, ANNOTATION, **ids_of(batch), **names)
             place = f"{self.job.output}/annotations/run_date={self.key.run_date}/"
-            name = part_name(ids, self.key.run_id, self.key.recipe_id)
+            name = file_name(ids, self.key.run_id, self.key.recipe_id)
             write_parquet(table, place + name, self.storage)
             numbers = {f.name: 1 for f in COMMITTED if pa.types.is_primitive(f.type)}
             same = numbers | {"status": "ok", "responses": [], "timings": {"decode_seconds": 0.001}}
             account = [same | {"unit_id": unit_id} for unit_id in ids]
             return pa.Table.from_pylist(account, schema=COMMITTED)
 
-    build.Plan, build.Prepare, build.Generate, build.Commit = Plan, Prepare, Generate, Commit
+    return {"Plan": Plan, "Prepare": Prepare, "Generate": Generate, "Commit": Commit}
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--child"]:
-        child(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
-    else:
+    if not is_child(globals()):
         main()

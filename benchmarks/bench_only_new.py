@@ -1,15 +1,13 @@
-"""What `only_new` costs the driver when the table knows millions of media.
+"""Cost of `only_new` for the driver when the table has millions of media.
 
 Writes a synthetic table in the output's own schema (images, one row each; ids, versions and media
-facts as a real one, no answers), then asks about as many listed media, of which one in a thousand
-is new. Prints seconds, the peak memory of the asking process, and the share of bytes read.
+facts as in a real one, no answers), then looks up as many listed media; one in a thousand is
+new. Prints seconds, the peak memory of the process, and the share of bytes read.
 
     python benchmarks/bench_only_new.py --rows 10000000
 """
 
-import argparse
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,10 +15,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.known import Known
-from pipeline.storage import Storage
-from pipeline.write import ANNOTATION, write_parquet
-from schemas.manifest import MediaItem
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT)]
+
+from benchmarks.common import call, is_child, parser  # noqa: E402
+from pipeline.manifest.existing import ExistingMedia  # noqa: E402
+from pipeline.output.rows import ANNOTATION  # noqa: E402
+from pipeline.storage.parquet import write_parquet  # noqa: E402
+from pipeline.storage.storage import Storage  # noqa: E402
+from schemas.tables.manifest import MediaItem  # noqa: E402
 
 ROWS_PER_FILE = 100_000
 BATCH = 50_000
@@ -61,10 +64,12 @@ ROW = {
 }  # fmt: skip
 
 
-def ask(folder: str, rows: int) -> None:
+def ask(folder: str, num_rows: str) -> str:
+    """Look up listed media; returns a line with the figures."""
+    rows = int(num_rows)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     started = time.perf_counter()
-    with Known(folder, "abc", Storage()) as known:
+    with ExistingMedia(folder, "abc", Storage()) as known:
         opened = time.perf_counter() - started
         new = 0
         for start in range(0, rows, BATCH):
@@ -80,29 +85,24 @@ def ask(folder: str, rows: int) -> None:
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     assert new == len(range(0, rows, 1000)), new
-    print(
+    return (
         f"{rows:,} known, {rows:,} listed, {new:,} new: {opened:.1f} s to read the table, "
-        f"{seconds - opened:.1f} s to ask; peak memory {peak:,.0f} MB ({before:,.0f} MB of it "
+        f"{seconds - opened:.1f} s to look up; peak memory {peak:,.0f} MB ({before:,.0f} MB of it "
         "before)"
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--folder")
-    parser.add_argument("--ask", action="store_true")
-    options = parser.parse_args()
-    if options.ask:
-        ask(options.folder, options.rows)
-        return
-    with tempfile.TemporaryDirectory(dir="build" if Path("build").is_dir() else None) as folder:
-        write_table(folder, options.rows)
-        subprocess.run(
-            [sys.executable, __file__, "--rows", str(options.rows), "--folder", folder, "--ask"],
-            check=True,
-        )
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--rows", type=int, default=1_000_000)
+    options = arguments.parse_args(argv)
+    rows = 2_000 if options.small else options.rows
+    build = ROOT / "build"
+    with tempfile.TemporaryDirectory(dir=build if build.is_dir() else None) as folder:
+        write_table(folder, rows)
+        print(call(ask, folder, str(rows), small=options.small))
 
 
 if __name__ == "__main__":
-    main()
+    if not is_child(globals()):
+        main()

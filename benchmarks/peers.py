@@ -1,15 +1,15 @@
-"""What a user would write instead: loops over transformers, run by ``bench_peers.py``.
+"""Programs that a user would write instead: loops over transformers, run by ``bench_peers.py``.
 
     python benchmarks/peers.py one-by-one|batched|ray-data-llm|engine REQUEST.json
 
-A contender loads the model, answers the files of the request, then those of its second list, which
-is steady state, and prints what it took as JSON. ``engine`` is this project's engine by itself, on
+A contender loads the model, answers the first list of files, then the second (steady state), and
+prints seconds and answers as JSON. ``engine`` is this project's engine by itself, on
 units that are decoded before the clock starts: the limit of the pipeline. ``ray-data-llm`` needs
 a Python with vLLM.
 
-qwen-vl-utils needs torchvision, which does not load beside a CPU build of torch; its rules are
-followed here by its own means: torchcodec for the frames, at full size, evenly spaced indices, and
-torch's bicubic resize with antialias.
+qwen-vl-utils needs torchvision, which does not load beside a CPU build of torch, so its steps are
+repeated here: evenly spaced frames at full size by torchcodec, and torch's bicubic resize with
+antialias.
 """
 
 import json
@@ -25,14 +25,14 @@ BATCH_PROMPTS = 16
 FACTOR = 32
 
 
-def smart_resize(height: int, width: int, least: int, most: int) -> tuple[int, int]:
-    """Sides in multiples of 32 with an area between least and most, as the reference has it."""
+def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Sides in multiples of 32, with an area of min_pixels to max_pixels, as in the reference."""
     h, w = (max(FACTOR, round(side / FACTOR) * FACTOR) for side in (height, width))
-    if h * w > most:
-        shrink = math.sqrt(height * width / most)
+    if h * w > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
         h, w = (math.floor(side / shrink / FACTOR) * FACTOR for side in (height, width))
-    elif h * w < least:
-        grow = math.sqrt(least / (height * width))
+    elif h * w < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
         h, w = (math.ceil(side * grow / FACTOR) * FACTOR for side in (height, width))
     return h, w
 
@@ -53,7 +53,7 @@ class Loop:
         from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
         class Processor(Qwen3VLProcessor):  # type: ignore[misc]
-            """Without torchvision: frames are of their size and RGB already."""
+            """Works without torchvision, because frames are RGB and resized already."""
 
             def check_argument_for_proper_class(self, name: str, argument: Any) -> None:
                 pass
@@ -80,15 +80,15 @@ class Loop:
             files = 1
         for start in range(0, len(paths), files):
             media = [self.load(path) for path in paths[start : start + files]]
-            asked = [
+            prompts = [
                 (seen, prompt) for seen in media for prompt in self.request["prompts"][seen[0]]
             ]
-            said: list[Any] = []
-            for k in range(0, len(asked), self.batch_prompts):
-                said += self.generate(asked[k : k + self.batch_prompts])
-            each = len(said) // len(media)
+            answers: list[Any] = []
+            for k in range(0, len(prompts), self.batch_prompts):
+                answers += self.generate(prompts[k : k + self.batch_prompts])
+            each = len(answers) // len(media)
             for k in range(len(media)):
-                texts, lengths = zip(*said[k * each : (k + 1) * each], strict=True)
+                texts, lengths = zip(*answers[k * each : (k + 1) * each], strict=True)
                 done.append({"texts": list(texts), "lengths": list(lengths)})
         return done
 
@@ -99,8 +99,8 @@ class Loop:
             from PIL import Image
 
             image = Image.open(path).convert("RGB")
-            least, most = (tokens * FACTOR**2 for tokens in budget["image_tokens"])
-            height, width = smart_resize(image.height, image.width, least, most)
+            min_pixels, max_pixels = (tokens * FACTOR**2 for tokens in budget["image_tokens"])
+            height, width = smart_resize(image.height, image.width, min_pixels, max_pixels)
             return "image", image.resize((width, height), Image.Resampling.BICUBIC), None
         from torchcodec.decoders import VideoDecoder
 
@@ -109,9 +109,10 @@ class Loop:
         count = min(max(2 * round(total / fps * self.request["fps"] / 2), 4), total)
         indices = self.torch.linspace(0, total - 1, count).round().long().tolist()
         frames = decoder.get_frames_at(indices=indices).data
-        least, each = (tokens * FACTOR**2 for tokens in budget["frame_tokens"])
-        most = max(min(each, budget["unit_tokens"] * FACTOR**2 / count * 2), int(1.05 * least))
-        size = smart_resize(frames.shape[2], frames.shape[3], least, int(most))
+        min_pixels, each = (tokens * FACTOR**2 for tokens in budget["frame_tokens"])
+        share = budget["unit_tokens"] * FACTOR**2 / count * 2
+        max_pixels = int(max(min(each, share), int(1.05 * min_pixels)))
+        size = smart_resize(frames.shape[2], frames.shape[3], min_pixels, max_pixels)
         frames = self.torch.nn.functional.interpolate(
             frames.float(), size=size, mode="bicubic", antialias=True
         )
@@ -122,16 +123,16 @@ class Loop:
     def prompt(self, kind: str, text: str) -> str:
         """The text of a conversation about an image or a video."""
         content = [{"type": kind}, {"type": "text", "text": text}]
-        said: str = self.processor.apply_chat_template(
+        prompt: str = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        return said
+        return prompt
 
-    def generate(self, asked: list[tuple[Any, str]]) -> list[tuple[str, int]]:
+    def generate(self, prompts: list[tuple[Any, str]]) -> list[tuple[str, int]]:
         """Text and length of the answer to each prompt about its image or video."""
-        texts = [self.prompt(kind, prompt) for (kind, _, _), prompt in asked]
-        images = [seen for (kind, seen, _), _ in asked if kind == "image"]
-        videos = [(seen, metadata) for (kind, seen, metadata), _ in asked if kind == "video"]
+        texts = [self.prompt(kind, prompt) for (kind, _, _), prompt in prompts]
+        images = [seen for (kind, seen, _), _ in prompts if kind == "image"]
+        videos = [(seen, metadata) for (kind, seen, metadata), _ in prompts if kind == "video"]
         inputs = self.processor(
             text=texts,
             images=images or None,
@@ -148,7 +149,7 @@ class Loop:
                 "cap_pixels_per_frame": False,
             },
         )
-        if videos:  # what torchvision would do
+        if videos:  # torchvision's step
             inputs["pixel_values_videos"] = inputs["pixel_values_videos"].float() / 127.5 - 1
         with self.torch.inference_mode():
             output = self.model.generate(
@@ -157,15 +158,15 @@ class Loop:
         new = output[:, inputs["input_ids"].shape[1] :]
         padding = self.processor.tokenizer.pad_token_id
         lengths = [int((row != padding).sum()) for row in new]
-        said = self.processor.batch_decode(new, skip_special_tokens=True)
-        return list(zip(said, lengths, strict=True))
+        answers = self.processor.batch_decode(new, skip_special_tokens=True)
+        return list(zip(answers, lengths, strict=True))
 
 
 class RayDataLLM:
     """Ray Data's LLM module with vLLM: a row for each prompt, media loaded in its preprocessing.
 
-    An engine lives as long as an execution, and answers come in bunches: ``seconds`` of steady
-    state are what a long list takes more than a short one, each with the start of an engine.
+    An engine lives as long as an execution, and answers arrive in groups, so steady ``seconds`` are
+    the time of a long list minus that of a short one; each time includes an engine's start.
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
@@ -270,12 +271,12 @@ class Engine:
     """This project's engine, on units that are ready."""
 
     def __init__(self, request: dict[str, Any]) -> None:
-        from pipeline.engines.transformers import TransformersEngine
-        from pipeline.plan import Planner
-        from pipeline.same_code import code_digest
-        from pipeline.stages import Prepare
-        from pipeline.storage import Storage
-        from schemas.job import check_job
+        from pipeline.engines.transformers.engine import TransformersEngine
+        from pipeline.plan.planner import Planner
+        from pipeline.stages.prepare import Prepare
+        from pipeline.storage.storage import Storage
+        from pipeline.workers.code_version import code_digest
+        from schemas.job.job import check_job
 
         self.job = check_job(request["job"], "bench")
         self.engine = TransformersEngine(self.job, num_threads=1)
@@ -285,7 +286,7 @@ class Engine:
 
     def answer(self, paths: list[str]) -> list[dict[str, list[Any]]]:
         """Texts and lengths of each file's answers; ``seconds`` of the engine alone."""
-        from schemas.manifest import MediaItem
+        from schemas.tables.manifest import MediaItem
 
         units = self.planner.plan([MediaItem(media_id=path, uri=path) for path in paths])
         prepared = [self.prepare.prepare(unit) for unit in units]
@@ -301,9 +302,8 @@ class Engine:
         ]
 
 
-def main() -> None:
-    """Run one contender."""
-    name, request = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
+def contend(name: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Run one contender; returns its seconds and answers."""
     if name == "engine":
         contender: Any = Engine(request)
     elif name == "ray-data-llm":
@@ -314,14 +314,13 @@ def main() -> None:
     started = time.perf_counter()
     second = contender.answer(request["second"])
     took = time.perf_counter() - started
-    found = {
+    return {
         "steady_seconds": getattr(contender, "seconds", took),
         "second_seconds": took,
         "first": first,
         "second": second,
     }
-    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(contend(sys.argv[1], json.loads(Path(sys.argv[2]).read_text()))))

@@ -1,11 +1,10 @@
-"""Memory of a long run: driver, actors and object store, sampled while many small units go through.
+"""Memory of a long run: driver, actors and object store, while it annotates many small units.
 
-The whole pipeline with the simulated engine: one tiny image under as many ids, really planned,
-decoded, prompted, parsed and written. Prints, for each kind of process, its own memory (without
-what it shares) at the begin and the end of what comes after warm-up, the slope in between, and the
-most of the driver from start to end.
+The whole pipeline with the simulated engine: one tiny image under many ids, really planned,
+decoded, prompted, parsed and written. Prints for each kind of process its private memory after
+warm-up and at the end, the slope in between, and the driver's peak over the whole run.
 
-    python benchmarks/soak.py [UNITS]      default 1,000,000: half an hour on two cores
+    python benchmarks/soak.py [UNITS] [--small]      default 1,000,000: half an hour on two cores
 """
 
 import json
@@ -13,32 +12,35 @@ import os
 import re
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT)]
+
+from benchmarks.bench_flow import store  # noqa: E402
+from benchmarks.common import parser, start_ray, watching, write_results  # noqa: E402
+
 UNITS = 1_000_000
 SAMPLE_SECONDS = 5.0
 WARM_UP = 0.25
-"""Share of the samples, at the begin of the annotating, that is left out."""
-OUT = ROOT / "build" / "bench" / "soak.json"
+"""Share of the samples that is left out as warm-up, from the start of annotating."""
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from PIL import Image
     from rich.console import Console
 
-    from jobs import annotate
-    from jobs.cluster import start_ray
-    from jobs.tiny_checkpoint import write_tiny_checkpoint
-    from schemas.job import check_job
+    from jobs.run import annotate
+    from schemas.job.job import check_job
+    from scripts.demo_model.tiny_checkpoint import write_tiny_checkpoint
 
-    os.environ["RAY_ADDRESS"] = "local"
-    size = int(sys.argv[1]) if len(sys.argv) > 1 else UNITS
+    arguments = parser(__doc__)
+    arguments.add_argument("units", nargs="?", type=int, default=UNITS)
+    options = arguments.parse_args(argv)
+    size, interval = (40, 0.1) if options.small else (options.units, SAMPLE_SECONDS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tiny_checkpoint(folder / "checkpoint")
@@ -61,39 +63,28 @@ def main() -> None:
             "the soak",
         )
         start_ray(num_cpus=2)
-        samples, ended = [], threading.Event()
-        watcher = threading.Thread(target=watch, args=(samples, ended, folder / "out"), daemon=True)
-        watcher.start()
+        samples: list[dict] = []
         started = time.perf_counter()
-        run = annotate.run(job, Console(file=sys.stderr, width=120))
+        with watching(lambda: samples.append(sample(started, folder / "out")), interval):
+            run = annotate.run(job, Console(file=sys.stderr, width=120))
         seconds = time.perf_counter() - started
-        ended.set()
-        watcher.join()
     assert run.counts["units"] == size, run.counts
     found = {"units": size, "seconds": round(seconds, 1), "memory": summary(samples)}
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(found | {"samples": samples}, indent=2))
     print(json.dumps(found, indent=2))
-    print(f"  -> {OUT}")
+    write_results("soak", found | {"samples": samples}, small=options.small)
 
 
-def watch(samples: list[dict], ended: threading.Event, output: Path) -> None:
-    """Sample until ``ended``: seconds, files committed, and MiB of each kind of process."""
-    from bench_flow import store
-
-    started = time.perf_counter()
-    while not ended.wait(SAMPLE_SECONDS):
-        stored = store()
-        samples.append(
-            {
-                "seconds": round(time.perf_counter() - started, 1),
-                "files": len(list(output.glob("annotations/*/part-*.parquet"))),
-                "driver": _own_mib(os.getpid()),
-                **_actors(),
-                "object store": stored["used"] / 2**20,
-                "spilled": stored["spilled"] / 2**20,
-            }
-        )
+def sample(started: float, output: Path) -> dict[str, float]:
+    """Seconds since ``started``, files committed, and MiB of each kind of process."""
+    stored = store()
+    return {
+        "seconds": round(time.perf_counter() - started, 1),
+        "files": len(list(output.glob("annotations/*/part-*.parquet"))),
+        "driver": _own_mib(os.getpid()),
+        **_actors(),
+        "object store": stored["used"] / 2**20,
+        "spilled": stored["spilled"] / 2**20,
+    }
 
 
 def _actors() -> dict[str, float]:
@@ -123,7 +114,7 @@ def _own_mib(pid: int) -> float:
 
 
 def summary(samples: list[dict]) -> dict[str, dict[str, float]]:
-    """MiB at both ends of the annotating after warm-up, and the slope of the line through it."""
+    """MiB after warm-up and at the end of annotating, and the slope of the fitted line."""
     import numpy as np
 
     working = [sample for sample in samples if sample["files"] and "Generate" in sample]

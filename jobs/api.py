@@ -2,7 +2,7 @@
 
     from jobs.api import annotate, plan, read
 
-A job is a job file's path, or the same as a mapping.
+A job is the path of a job file, a mapping with the same keys, or a ``Job``.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from rich.console import Console
 
-from jobs.read_annotations import read_annotations
-from pipeline.storage import Storage
-from pipeline.write import ANNOTATION
-from schemas.job import Job, check_job, load_job
+from jobs.results.read import Selection, read_annotations
+from pipeline.output.rows import ANNOTATION
+from pipeline.storage.storage import Storage
+from schemas.job.job import Job, check_job, load_job
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,21 +50,21 @@ class Results:
         return frame
 
     def to_ray(self) -> "ray.data.Dataset":
-        """The rows as a Ray Dataset; starts Ray where it does not run."""
+        """The rows as a Ray Dataset; starts Ray if it does not run."""
         import ray.data
 
         return ray.data.from_arrow(self.table)
 
 
 def plan(job: JobLike, overrides: Mapping[str, Any] | None = None) -> pa.Table:
-    """Count a job's units and tokens, from headers: the plan's table, ``schemas.unit.UNIT``.
+    """Count a job's units and tokens from media headers; returns UNIT rows.
 
     overrides: values that replace the job's, by dotted name: ``{"sampling.fps": 1}``.
 
     Raises:
-        UserError: with one clear message.
+        UserError: the job is wrong, or the storage or cluster does not work.
     """
-    from jobs import plan as command
+    from jobs.plan import plan as command
 
     return command.run(_job(job, overrides), Console(quiet=True))
 
@@ -72,14 +72,14 @@ def plan(job: JobLike, overrides: Mapping[str, Any] | None = None) -> pa.Table:
 def annotate(
     job: JobLike, overrides: Mapping[str, Any] | None = None, *, progress: bool = False
 ) -> Results:
-    """Run a job, or go on where it was interrupted, and return what it wrote.
+    """Run a job, or continue it where it was interrupted, and return its rows.
 
     progress: print what ``reelscribe annotate`` prints.
 
     Raises:
-        UserError: with one clear message.
+        UserError: the job is wrong, or the storage or cluster does not work.
     """
-    from jobs import annotate as command
+    from jobs.run import annotate as command
 
     checked = _job(job, overrides)
     finished = command.run(checked, Console(quiet=not progress))
@@ -96,14 +96,13 @@ def read(
 ) -> Results:
     """Read results: an output folder, a run's folder in it, or a Parquet file.
 
-    recipe_id, run_id: which recipe, or whose; without them, that of the newest run.
+    recipe_id, run_id: the recipe, or a run that has it; default: the recipe of the newest run.
 
     Raises:
         UserError: there is no such table, recipe or run.
     """
-    found = read_annotations(
-        str(output), Storage(storage_options), recipe_id=recipe_id, run_id=run_id
-    )
+    selection = Selection(uri=str(output), recipe_id=recipe_id, run_id=run_id)
+    found = read_annotations(selection, Storage(storage_options))
     rows = sorted(
         found.rows,
         key=lambda row: (row["uri"], (row.get("sampling") or {}).get("start_seconds") or 0.0),

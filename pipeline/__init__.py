@@ -1,5 +1,6 @@
-"""The verbs, in the order in which one media item passes through them.
+"""The core: the steps that annotate media items, and training with the same parts.
 
-read_manifest -> probe -> segment -> budget -> plan (jobs/plan), then
-decode -> prompt -> engines/ -> parse -> write, chained by build (jobs/annotate).
+``manifest`` lists media items, ``storage`` and ``media`` read them, ``tasks`` and ``model`` build
+prompts, ``plan`` counts tokens, ``engines`` generate answers, ``output`` writes rows. ``stages``
+chains these steps on Ray, ``workers`` protects its processes, ``training`` trains a model.
 """

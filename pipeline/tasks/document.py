@@ -4,13 +4,17 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from random import Random
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.tasks.boxes import BOX, read_box
-from pipeline.tasks.read_json import clean_text
-from schemas.task import AnswerStatus, Parsed, Question, Task, View
+from pipeline.tasks.answers.boxes import BOX, box_marks, read_box
+from pipeline.tasks.answers.read_json import clean_text, join_notes
+from pipeline.tasks.answers.simulate import WORDS, random_box
+from pipeline.tasks.answers.text import read_text
+from schemas.tables.columns import described
+from schemas.task import AnswerStatus, Drawing, Parsed, Question, Task, View
 
 _FENCE = re.compile(r"\A\s*```\w*[ \t]*\n(.*?)\n?(?:```\s*)?\Z", re.DOTALL)
 _DATA_BBOX = re.compile(r"""(\bdata-bbox\s*=\s*)(["'])([^"'<>]{0,64})\2""")
@@ -29,16 +33,15 @@ def _style(question: Question) -> str:
 def _parse(answer: str, question: Question, view: View) -> Parsed:
     """Read the blocks of HTML by ``data-bbox``, of Markdown by ``<!-- Image (x1, y1, x2, y2) -->``.
 
-    The text is kept as the model wrote it but for the boxes, which become pixels; it is untrusted:
-    whoever shows it as HTML must clean it first.
+    The text is kept as the model wrote it, except that its boxes become pixels. It is untrusted:
+    sanitise it before showing it as HTML.
     """
     text = clean_text(answer).strip()
     fence = _FENCE.match(text)
     if fence:
         text = str(fence[1]).strip()
     if not text:
-        nothing = "the model answered nothing"
-        return Parsed(value=None, status=AnswerStatus.UNPARSED, note=nothing)
+        return read_text(answer, question, view)
     notes: Counter[str] = Counter()
     style = _style(question)
     blocks = _html_blocks(text, view) if style == "html" else _markdown_blocks(text, view)
@@ -51,12 +54,12 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
         notes.update(place[1])
         kept.append({"kind": kind, "text": content or None, **place[0]})
     value = {"format": style, "text": _in_pixels(text, style, view), "blocks": kept}
-    note = "; ".join(f"{w} ({n}x)" if n > 1 else w for w, n in notes.items()) or None
+    note = join_notes(notes)
     return Parsed(value=value, status=AnswerStatus.REPAIRED if note else AnswerStatus.OK, note=note)
 
 
 Found = tuple[tuple[dict[str, Any], tuple[str, ...] | list[str]], str, str] | str
-"""Fields and what was mended, kind, text; or why there is no such block."""
+"""((fields, repairs), kind, text) of a block; or the reason why it is left out."""
 
 
 def _found(numbers: str, kind: str, text: str, view: View) -> Found:
@@ -76,7 +79,7 @@ def _html_blocks(text: str, view: View) -> list[Found]:
 
 
 def _markdown_blocks(text: str, view: View) -> list[Found]:
-    """The block that a comment names, with the paragraph after it."""
+    """Read the blocks that comments name, each with the paragraph after its comment."""
     found = []
     for match in _MARKED.finditer(text):
         after = text[match.end() :].lstrip("\n").partition("\n\n")[0]
@@ -93,7 +96,7 @@ class _Block:
 
 
 class _Blocks(HTMLParser):
-    """Collects the elements that have ``data-bbox``, and the text inside each."""
+    """Collect the elements that have ``data-bbox``, and the text inside each."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -120,7 +123,7 @@ class _Blocks(HTMLParser):
 
 
 def _in_pixels(text: str, style: str, view: View) -> str:
-    """The text with the numbers of its boxes in pixels of the displayed original."""
+    """Return the text with its boxes in pixels of the displayed original."""
 
     def pixels(numbers: str) -> str | None:
         found = _found(numbers, "", "", view)
@@ -141,7 +144,7 @@ def _in_pixels(text: str, style: str, view: View) -> str:
 
 
 def _write(value: dict[str, Any], question: Question, view: View) -> str:
-    """Write the text with its boxes in 0..1000 again."""
+    """Write the text with its boxes in 0..1000."""
     text = value["text"]
 
     def scaled(numbers: str) -> list[int]:
@@ -158,15 +161,26 @@ def _write(value: dict[str, Any], question: Question, view: View) -> str:
     )
 
 
+def _simulate(question: Question, view: View, chance: Random) -> str:
+    box, word = random_box(chance), chance.choice(WORDS)
+    if _style(question) == "markdown":
+        return f"# {word}\n\n<!-- Image ({', '.join(map(str, box))}) -->"
+    return f'<h1 data-bbox="{" ".join(map(str, box))}">{word}</h1>'
+
+
+def _draw(value: dict[str, Any]) -> Drawing:
+    return Drawing(text=value["text"], marks=box_marks(value["blocks"], text_name="kind"))
+
+
 _BLOCK = pa.struct(
     [
-        pa.field(
+        described(
             "kind",
             pa.string(),
+            "HTML: the block's class, else its tag; Markdown: its name",
             nullable=False,
-            metadata={"description": "HTML: the block's class, else its tag; Markdown: its name"},
         ),
-        pa.field("text", pa.string(), metadata={"description": "what is written in it"}),
+        described("text", pa.string(), "the text in the block"),
         *BOX.fields,
     ]
 )
@@ -175,33 +189,31 @@ TASK = Task(
     name="document",
     version=1,
     media_types=frozenset({"image"}),
-    column=pa.field(
+    column=described(
         "document",
         pa.struct(
             [
-                pa.field(
-                    "format",
-                    pa.string(),
-                    nullable=False,
-                    metadata={"description": "html or markdown"},
+                described("format", pa.string(), "html or markdown", nullable=False),
+                described(
+                    "text", pa.string(), "the page, its boxes in pixels; untrusted", nullable=False
                 ),
-                pa.field(
-                    "text",
-                    pa.string(),
-                    nullable=False,
-                    metadata={"description": "the page, its boxes in pixels; untrusted"},
-                ),
-                pa.field(
+                described(
                     "blocks",
                     pa.list_(pa.field("element", _BLOCK, nullable=False)),
+                    "the parts that have a box, in the page's order",
                     nullable=False,
-                    metadata={"description": "the parts that have a box, in the page's order"},
                 ),
             ]
         ),
-        metadata={"description": "a page as a document with the boxes of its blocks"},
+        "a page as a document with the boxes of its blocks",
     ),
     prompt=_prompt,
     parse=_parse,
     write=_write,
+    simulate=_simulate,
+    draw=_draw,
+    mark_kind="block",
+    metric=None,
+    subtitles=None,
+    is_prose=False,
 )

@@ -1,29 +1,42 @@
-"""Events: what happens in a stretch of video, when, in the model's order."""
+"""Events: what happens in a time span of a video, and when, in the model's order."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.tasks.intervals import (
+from pipeline.tasks.answers.intervals import (
+    END_KEYS,
     INTERVAL_KEYS,
     START_KEYS,
     clamp_interval,
     clock,
     interval_fields,
     interval_of,
+    lines_with_times,
 )
-from pipeline.tasks.read_json import JsonObject, conclude, fenced, first_of, read_json, text_of
-from pipeline.tasks.times import read_interval
-from schemas.task import Parsed, Question, Task, View
+from pipeline.tasks.answers.read_json import (
+    JsonObject,
+    Reading,
+    conclude,
+    fenced,
+    first_of,
+    read_json,
+    text_of,
+)
+from pipeline.tasks.answers.simulate import fenced_json, random_sentence, random_span
+from pipeline.tasks.answers.times import read_interval
+from schemas.tables.columns import described
+from schemas.task import Drawing, Parsed, Question, Span, Task, View
 
 _PROMPT = (
     "Localize the events in the video, in order. Output the start and end time of each event and "
     "describe it in a sentence. Provide the result in JSON format with 'mm:ss.ff' for times."
 )
-_CAPTION_KEYS = ("caption", "description", "event", "text", "label")
+_CAPTION_KEYS = ("caption", "description", "event", "text", "label", "描述", "事件", "内容")
 _MAX_DEPTH = 4
 
 
@@ -36,8 +49,12 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
 
     Times are clamped into the unit and sorted; events without times or caption are left out.
     """
-    reading = read_json(answer)
     notes: Counter[str] = Counter()
+    lines = [] if "{" in answer else lines_with_times(answer, notes)
+    if lines:
+        found = [{**clamp_interval(span, view, notes), "caption": text} for span, text in lines]
+        return conclude(Reading(value=found), found, len(found), notes)
+    reading, notes = read_json(answer), Counter()
     events: list[dict[str, Any]] = []
     num_seen = 0
     for interval, named in _events(reading.value, notes):
@@ -57,12 +74,15 @@ def _events(
     if isinstance(value, list) and depth < _MAX_DEPTH:
         for item in value:
             yield from _events(item, notes, depth + 1)
-    elif isinstance(value, dict) and _is_event(value):
-        yield interval_of(value, notes), first_of(value, _CAPTION_KEYS, notes)
-    elif isinstance(value, dict):
+    elif isinstance(value, JsonObject) and _is_event(value):
+        parts = value.split((*START_KEYS, *END_KEYS, *INTERVAL_KEYS, *_CAPTION_KEYS))
+        if len(parts) > 1:
+            notes["several events in one object"] += 1
+        for part in parts:
+            yield interval_of(part, notes), first_of(part, _CAPTION_KEYS, notes)
+    elif isinstance(value, JsonObject):
         # As pairs: two events at the same time are two members with the same key.
-        pairs = value.pairs if isinstance(value, JsonObject) else tuple(value.items())
-        for key, member in pairs:
+        for key, member in value.pairs:
             interval = read_interval(key)
             if interval is None and _may_hold_events(member) and depth < _MAX_DEPTH:
                 notes["events were inside an object"] += 1
@@ -76,7 +96,7 @@ def _events(
 
 
 def _is_event(item: dict[str, Any]) -> bool:
-    """Tell an event from an object around a list of events, which may have a caption as well."""
+    """Whether ``item`` is an event, not an object around a list of events."""
     if any(key in item for key in (*START_KEYS, *INTERVAL_KEYS)):
         return True
     return any(key in item for key in _CAPTION_KEYS) and not any(
@@ -90,14 +110,14 @@ def _may_hold_events(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-_CAPTION = {"description": "what happens then"}
+_CAPTION = {"description": "what happens in this time span"}
 _EVENT = pa.struct(
     [*interval_fields(), pa.field("caption", pa.string(), nullable=False, metadata=_CAPTION)]
 )
 
 
 def _write(value: list[dict[str, Any]], question: Question, view: View) -> str:
-    """Write the list form, what happens before when: a thing that is named is easier to time."""
+    """Write the list form, the caption before the times: a named event is easier to time."""
     events = [
         {
             "caption": event["caption"],
@@ -109,16 +129,42 @@ def _write(value: list[dict[str, Any]], question: Question, view: View) -> str:
     return fenced(json.dumps(events, ensure_ascii=False))
 
 
+def _simulate(question: Question, view: View, chance: Random) -> str:
+    spans = sorted(random_span(view, chance) for _ in range(2))
+    return fenced_json(
+        {f"{start} - {end}": random_sentence(question, view, chance) for start, end in spans}
+    )
+
+
+def _draw(value: list[dict[str, Any]]) -> Drawing:
+    return Drawing(
+        events=tuple(
+            Span(
+                start_seconds=event["start_seconds"],
+                end_seconds=event["end_seconds"],
+                caption=event["caption"] or "",  # gold may have times only
+            )
+            for event in value
+        )
+    )
+
+
 TASK = Task(
     name="events",
     version=1,
     media_types=frozenset({"video"}),
-    column=pa.field(
+    column=described(
         "events",
         pa.list_(pa.field("element", _EVENT, nullable=False)),
-        metadata={"description": "what happens, and when, in the model's order"},
+        "what happens, and when, in the model's order",
     ),
     prompt=_prompt,
     parse=_parse,
     write=_write,
+    simulate=_simulate,
+    draw=_draw,
+    mark_kind=None,
+    metric="events",
+    subtitles="events",
+    is_prose=False,
 )

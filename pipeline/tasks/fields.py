@@ -2,12 +2,15 @@
 
 import json
 from collections import Counter
+from random import Random
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.tasks.read_json import clean_text, conclude, fenced, read_json, text_of
-from schemas.task import AnswerStatus, Parsed, Question, Task, View
+from pipeline.tasks.answers.read_json import clean_text, conclude, fenced, read_json, text_of
+from pipeline.tasks.answers.simulate import WORDS, fenced_json
+from schemas.tables.columns import described
+from schemas.task import AnswerStatus, Drawing, Parsed, Question, Task, View
 
 
 def _prompt(question: Question, media_type: str) -> str:
@@ -21,29 +24,29 @@ def _prompt(question: Question, media_type: str) -> str:
 
 
 def _parse(answer: str, question: Question, view: View) -> Parsed:
-    """Read ``{key: value}``; the value of a key is null where the model has none.
+    """Read ``{key: value}``; a key without a value has null.
 
-    Values are text: of a list or an object its JSON. Keys are matched without regard to case and
-    punctuation. Without `keys` (an own prompt), all that were answered are taken.
+    Values are text; a list or an object becomes JSON text. Keys are matched without case and
+    punctuation. Without `keys` (with a prompt of the job's own), all keys of the answer are kept.
     """
     reading = read_json(answer)
     notes: Counter[str] = Counter()
     members = _members(reading.value)
-    asked = {_folded(key): key for key in question.keys}
+    requested = {_folded(key): key for key in question.keys}
     found: dict[str, str | None] = dict.fromkeys(question.keys)
     num_read = 0
     for key, value in members:
-        own = asked.get(_folded(key)) if asked else clean_text(key).strip()
-        if not own:
-            notes[f"left out: {'no such key asked for' if asked else 'an empty key'}"] += 1
+        name = requested.get(_folded(key)) if requested else clean_text(key).strip()
+        if not name:
+            notes[f"left out: {'key not requested' if requested else 'an empty key'}"] += 1
             continue
-        if own != key:
-            notes["a key was written otherwise"] += 1
-        if found.get(own) is not None:
+        if name != key:
+            notes["a key was written differently"] += 1
+        if found.get(name) is not None:
             notes["repeated key, its first value taken"] += 1
             continue
         num_read += 1
-        found[own] = _text(value)
+        found[name] = _text(value)
     missing = [key for key in question.keys if _folded(key) not in {_folded(k) for k, _ in members}]
     if missing and members:
         notes[f"not answered: {', '.join(missing)}"] += 1
@@ -56,7 +59,7 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
 
 
 def _members(value: Any) -> list[tuple[str, Any]]:
-    """Keys and values of an object, or of a list of objects such as one for each line."""
+    """Return the keys and values of an object, or of a list of objects."""
     if isinstance(value, dict):
         return list(getattr(value, "pairs", value.items()))
     if isinstance(value, list):
@@ -75,7 +78,7 @@ def _text(value: Any) -> str | None:
 
 
 def _json_schema(question: Question) -> dict[str, Any] | None:
-    """The keys, each with a text; none where an own prompt leaves them open."""
+    """Return an object schema with a text for each key; None without `keys`."""
     if not question.keys:
         return None
     return {
@@ -92,17 +95,29 @@ def _write(value: Any, question: Question, view: View) -> str:
     return fenced(json.dumps({key: pairs.get(key) or "" for key in keys}, ensure_ascii=False))
 
 
+def _simulate(question: Question, view: View, chance: Random) -> str:
+    return fenced_json({key: chance.choice(WORDS) for key in question.keys or ("title",)})
+
+
+def _draw(value: list[tuple[str, str | None]]) -> Drawing:
+    return Drawing(text="\n".join(f"{key}: {text}" for key, text in value))
+
+
 TASK = Task(
     name="fields",
     version=1,
     media_types=frozenset({"image", "video"}),
-    column=pa.field(
-        "fields",
-        pa.map_(pa.string(), pa.string()),
-        metadata={"description": "values by key; null where the media has none"},
+    column=described(
+        "fields", pa.map_(pa.string(), pa.string()), "values by key; null where the media has none"
     ),
     prompt=_prompt,
     parse=_parse,
     write=_write,
+    simulate=_simulate,
+    draw=_draw,
+    mark_kind=None,
+    metric=None,
+    subtitles=None,
+    is_prose=False,
     json_schema=_json_schema,
 )

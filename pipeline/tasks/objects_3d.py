@@ -1,23 +1,27 @@
-"""Objects in space: things in an image with a label and a box in metres, as the camera sees them.
+"""Objects in space: things in an image with a label and a box in metres, in the camera's frame.
 
-The model answers ``[x, y, z, x_size, y_size, z_size, roll, pitch, yaw]``: the centre in metres in
+The model writes ``[x, y, z, x_size, y_size, z_size, roll, pitch, yaw]``: the centre in metres in
 the camera's frame (x right, y down, z forward), the sizes, and angles in units of pi. Its template
-names the angles roll, pitch, yaw, while its own drawing code takes the same three numbers for
-pitch (about x), yaw (about y) and roll (about z): the boxes it draws fit the pictures, so that
-order is the one here, in degrees.
+names the angles roll, pitch, yaw, but its own drawing code takes the same three numbers as pitch
+(about x), yaw (about y) and roll (about z). Boxes drawn in that order fit the pictures, so the
+column uses it, in degrees.
 """
 
 import math
 from functools import partial
+from random import Random
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.tasks.labelled_places import read_labelled, write_labelled
-from pipeline.tasks.named_places import Place, place_column
-from pipeline.tasks.numbers import read_numbers
-from schemas.manifest import Intrinsics
+from pipeline.tasks.answers.boxes import draw_boxes
+from pipeline.tasks.answers.labelled_places import labelled, read_labelled, write_labelled
+from pipeline.tasks.answers.named_places import Place, place_column
+from pipeline.tasks.answers.numbers import read_numbers
+from pipeline.tasks.answers.simulate import fenced_json, random_label
+from schemas.tables.columns import described
+from schemas.tables.manifest import Intrinsics
 from schemas.task import Question, Task, View, box_type
 
 _AXES, _ANGLES = ("x", "y", "z"), ("pitch", "yaw", "roll")
@@ -39,10 +43,10 @@ def _prompt(question: Question, media_type: str) -> str:
 
 
 def intrinsics_of(view: View) -> Intrinsics:
-    """The intrinsics of the manifest; without one, a pinhole with a field of view of 60 degrees.
+    """Return the manifest's intrinsics; without them, a pinhole camera as in the model's reference.
 
-    The angle is that of the width, square pixels, the axis through the middle, as the model's
-    reference code assumes it.
+    Its horizontal field of view is 60 degrees, its pixels are square, its axis goes through the
+    middle of the picture.
     """
     if view.intrinsics is not None:
         return view.intrinsics
@@ -51,7 +55,7 @@ def intrinsics_of(view: View) -> Intrinsics:
 
 
 def corners_3d(center: list[float], size: list[float], degrees: list[float]) -> np.ndarray:
-    """The eight corners in the camera's frame, ``float64 [8, 3]``.
+    """Return the eight corners of a box in the camera's frame, ``float64 [8, 3]``.
 
     Rotations about the fixed axes x (pitch), y (yaw) and z (roll), in that order.
     """
@@ -84,15 +88,15 @@ def _read(value: Any, view: View) -> tuple[dict[str, Any], list[str]]:
 
 
 def _projected(corners: np.ndarray, view: View) -> dict[str, float] | None:
-    """The box around the corners in the picture, cut to it; None if nothing of it is there."""
+    """Return the box around the corners in the picture, clipped; None if it is outside."""
     intrinsics = intrinsics_of(view)
     if corners[:, 2].min() <= 1e-3:
         return None
     x = intrinsics.fx * corners[:, 0] / corners[:, 2] + intrinsics.cx
     y = intrinsics.fy * corners[:, 1] / corners[:, 2] + intrinsics.cy
     (x1, x2), (y1, y2) = (
-        np.clip([side.min(), side.max()], 0, most)
-        for side, most in ((x, view.width), (y, view.height))
+        np.clip([side.min(), side.max()], 0, length)
+        for side, length in ((x, view.width), (y, view.height))
     )
     if x1 >= x2 or y1 >= y2:
         return None
@@ -114,37 +118,35 @@ BOX_3D = Place(
     keys=("bbox_3d", "box_3d", "bbox3d"),
     num_numbers=9,
     fields=(
-        pa.field(
-            "center", _vector(_AXES), nullable=False, metadata={"description": _FRAME, "unit": "m"}
-        ),
-        pa.field(
-            "size",
-            _vector(_AXES),
-            nullable=False,
-            metadata={"description": "along its own axes", "unit": "m"},
-        ),
-        pa.field(
+        described("center", _vector(_AXES), _FRAME, unit="m", nullable=False),
+        described("size", _vector(_AXES), "along its own axes", unit="m", nullable=False),
+        described(
             "rotation",
             _vector(_ANGLES),
+            "about x (pitch), then y (yaw), then z (roll) of the camera's frame",
+            unit="degrees",
             nullable=False,
-            metadata={
-                "description": "about x (pitch), then y (yaw), then z (roll) of the camera's frame",
-                "unit": "degrees",
-            },
         ),
-        pa.field(
+        described(
             "projected_box",
             box_type(),
-            metadata={
-                "description": "the box around it in the displayed original, by the manifest's "
-                "intrinsics or a field of view of 60 degrees; null where it is not in the picture",
-                "unit": "px",
-            },
+            "the box around it in the displayed original, by the manifest's "
+            "intrinsics or a field of view of 60 degrees; null where it is not in the picture",
+            unit="px",
         ),
     ),
     read=_read,
     write=_numbers_of,
 )
+_FORMAT = labelled(BOX_3D)
+
+
+def _simulate(question: Question, view: View, chance: Random) -> str:
+    """Write a thing of half a metre, some metres in front of the camera."""
+    center = [chance.uniform(-0.5, 0.5), chance.uniform(-0.5, 0.5), chance.uniform(4.0, 8.0)]
+    size = [chance.uniform(0.2, 0.6) for _ in range(3)]
+    box = [round(number, 2) for number in (*center, *size, 0.0, 0.0, chance.uniform(0, 0.5))]
+    return fenced_json([{"bbox_3d": box, "label": random_label(question, chance)}])
 
 
 TASK = Task(
@@ -152,9 +154,15 @@ TASK = Task(
     version=1,
     media_types=frozenset({"image"}),
     column=place_column(
-        "objects_3d", BOX_3D, "label", description="things and the boxes around them in space"
+        "objects_3d", _FORMAT, description="things and the boxes around them in space"
     ),
     prompt=_prompt,
-    parse=partial(read_labelled, place=BOX_3D),
-    write=partial(write_labelled, place=BOX_3D),
+    parse=partial(read_labelled, form=_FORMAT),
+    write=partial(write_labelled, form=_FORMAT),
+    simulate=_simulate,
+    draw=partial(draw_boxes, text_name="label", box_name="projected_box"),
+    mark_kind="object in space",
+    metric=None,
+    subtitles=None,
+    is_prose=False,
 )

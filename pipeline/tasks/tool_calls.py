@@ -1,19 +1,22 @@
-"""Tool calls: what an agent would do next, as in screen recordings.
+"""Tool calls: the next action of an agent, such as in screen recordings.
 
-The job's tools stand in the system turn, as the checkpoint's chat template writes them; the answer
-is ``<tool_call>{"name": .., "arguments": {..}}</tool_call>``, any number of times.
+The checkpoint's chat template writes the job's tools into the system turn. The answer is
+``<tool_call>{"name": .., "arguments": {..}}</tool_call>``, any number of times.
 """
 
 import json
 import re
 from collections import Counter
+from random import Random
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.tasks.points import read_point
-from pipeline.tasks.read_json import clean_text, read_json, text_of
-from schemas.task import AnswerStatus, Parsed, Question, Task, View, point_type
+from pipeline.tasks.answers.read_json import clean_text, join_notes, read_json, text_of
+from pipeline.tasks.answers.simulate import random_instance
+from pipeline.tasks.points import point_marks, read_point
+from schemas.tables.columns import described
+from schemas.task import AnswerStatus, Drawing, Parsed, Question, Task, View, point_type
 
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
 _POINT_KEYS = ("coordinate", "point_2d", "point")
@@ -25,7 +28,7 @@ def _prompt(question: Question, media_type: str) -> str:
 
 
 def _parse(answer: str, question: Question, view: View) -> Parsed:
-    """Read the calls; what is said around them is no fault and is in the raw text."""
+    """Read the calls; text around them is allowed, and stays in the raw text."""
     notes: Counter[str] = Counter()
     texts = [match[1] for match in _CALL.finditer(answer)][:_MAX_CALLS]
     if not texts:
@@ -34,7 +37,7 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
     elif "</tool_call>" not in answer[answer.rindex("<tool_call>") :]:
         notes["the last call was not closed"] += 1
     calls = [call for text in texts for call in _calls(text, view, notes)]
-    note = "; ".join(f"{w} ({n}x)" if n > 1 else w for w, n in notes.items()) or None
+    note = join_notes(notes)
     if not calls:
         return Parsed(value=None, status=AnswerStatus.UNPARSED, note=note or "no call")
     status = AnswerStatus.REPAIRED if note else AnswerStatus.OK
@@ -65,11 +68,11 @@ def _point(arguments: dict[str, Any], view: View, notes: Counter[str]) -> dict[s
     for key in _POINT_KEYS:
         if key in arguments:
             try:
-                fields, mended = read_point(arguments[key], view)
+                fields, repairs = read_point(arguments[key], view)
             except ValueError as error:
                 notes[f"{key} is {error}"] += 1
                 return None
-            notes.update(mended)
+            notes.update(repairs)
             point: dict[str, float] = fields["point"]
             return point
     return None
@@ -85,34 +88,51 @@ def _write(value: list[dict[str, Any]], question: Question, view: View) -> str:
 
 _CALLED = pa.struct(
     [
-        pa.field("name", pa.string(), nullable=False, metadata={"description": "of the tool"}),
-        pa.field(
+        described("name", pa.string(), "name of the tool", nullable=False),
+        described(
             "arguments",
             pa.string(),
+            "a JSON object, as the model wrote it; untrusted",
             nullable=False,
-            metadata={"description": "as the model gave them, a JSON object; untrusted"},
         ),
-        pa.field(
-            "point",
-            point_type(),
-            metadata={
-                "description": "the argument `coordinate`, in the displayed original",
-                "unit": "px",
-            },
+        described(
+            "point", point_type(), "the argument `coordinate`, in the displayed original", unit="px"
         ),
     ]
 )
+
+
+def _simulate(question: Question, view: View, chance: Random) -> str:
+    tool = json.loads(question.tools or "[]")[0]
+    tool = tool.get("function", tool)
+    arguments = random_instance(tool.get("parameters", {}), chance)
+    call = {"name": tool["name"], "arguments": arguments if isinstance(arguments, dict) else {}}
+    return f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
+
+
+def _draw(value: list[dict[str, Any]]) -> Drawing:
+    return Drawing(
+        text="\n".join(f"{call['name']} {call['arguments']}" for call in value),
+        marks=point_marks(value, text_name="name"),
+    )
+
 
 TASK = Task(
     name="tool_calls",
     version=1,
     media_types=frozenset({"image", "video"}),
-    column=pa.field(
+    column=described(
         "tool_calls",
         pa.list_(pa.field("element", _CALLED, nullable=False)),
-        metadata={"description": "calls of the job's tools, in order"},
+        "calls of the job's tools, in order",
     ),
     prompt=_prompt,
     parse=_parse,
     write=_write,
+    simulate=_simulate,
+    draw=_draw,
+    mark_kind="point",
+    metric=None,
+    subtitles=None,
+    is_prose=False,
 )

@@ -1,20 +1,24 @@
 """Tracks: things in a video, each with its boxes over time."""
 
 import json
+from random import Random
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.tasks.boxes import BOX
-from pipeline.tasks.named_places import read_named_places
-from pipeline.tasks.read_json import fenced
-from schemas.task import Parsed, Question, Task, View
+from pipeline.tasks.answers.boxes import BOX, corners_of
+from pipeline.tasks.answers.labelled_places import labelled, read_labelled
+from pipeline.tasks.answers.read_json import fenced
+from pipeline.tasks.answers.simulate import fenced_json, random_box, random_label, random_span
+from schemas.tables.columns import described
+from schemas.task import Drawing, Mark, Parsed, Question, Task, View
 
 _FORMAT = (
     "For each time at which it can be seen, report the time and the bbox coordinates in JSON "
     'format: a list of {"time": seconds, "bbox_2d": [x1, y1, x2, y2], "label": category, '
     '"track_id": number}. The same thing has the same track_id at all times.'
 )
+_PLACES = labelled(BOX, id_keys=("track_id", "id", "object_id", "instance_id"))
 
 
 def _prompt(question: Question, media_type: str) -> str:
@@ -27,18 +31,10 @@ def _prompt(question: Question, media_type: str) -> str:
 def _parse(answer: str, question: Question, view: View) -> Parsed:
     """Read ``[{"time": .., "bbox_2d": [..], "label": .., "track_id": ..}]``.
 
-    Boxes of one label and one id are one track; without ids, all boxes of a label are one. A box
-    without a time is left out of no track, with a null time.
+    Boxes with the same label and id are one track; without ids, all boxes of a label are one track.
+    A box without a time is kept, with a null time.
     """
-    parsed = read_named_places(
-        answer,
-        view,
-        BOX,
-        text_name="label",
-        text_keys=("label", "name", "category", "text"),
-        text_if_missing=question.labels[0] if len(question.labels) == 1 else None,
-        id_keys=("track_id", "id", "object_id", "instance_id"),
-    )
+    parsed = read_labelled(answer, question, view, form=_PLACES)
     if parsed.value is None:
         return parsed
     tracks: dict[tuple[str, str | None], dict[str, Any]] = {}
@@ -69,26 +65,40 @@ def _write(value: list[dict[str, Any]], question: Question, view: View) -> str:
     return fenced(json.dumps(items, ensure_ascii=False))
 
 
+def _simulate(question: Question, view: View, chance: Random) -> str:
+    label, times = random_label(question, chance), random_span(view, chance)
+    return fenced_json(
+        [{"time": t, "bbox_2d": random_box(chance), "label": label, "track_id": 1} for t in times]
+    )
+
+
+def _draw(value: list[dict[str, Any]]) -> Drawing:
+    marks = (
+        Mark(
+            label=track["label"],
+            track_id=track["track_id"],
+            pts_seconds=box["pts_seconds"],
+            box=corners_of(box["box"]),
+        )
+        for track in value
+        for box in track["boxes"]
+    )
+    return Drawing(marks=tuple(marks))
+
+
 _SECONDS = {"description": "PTS of the sampled frame nearest to the answered time", "unit": "s"}
 _AT = pa.struct([pa.field("pts_seconds", pa.float64(), metadata=_SECONDS), *BOX.fields])
 _TRACK = pa.struct(
     [
-        pa.field(
-            "label",
-            pa.string(),
-            nullable=False,
-            metadata={"description": "the label, as the model wrote it"},
+        described("label", pa.string(), "the label, as the model wrote it", nullable=False),
+        described(
+            "track_id", pa.string(), "the model's own id, within the unit; null if it gave none"
         ),
-        pa.field(
-            "track_id",
-            pa.string(),
-            metadata={"description": "the model's own id, within the unit; null if it gave none"},
-        ),
-        pa.field(
+        described(
             "boxes",
             pa.list_(pa.field("element", _AT, nullable=False)),
+            "where it is, ascending by time",
             nullable=False,
-            metadata={"description": "where it is, in the order of time"},
         ),
     ]
 )
@@ -97,12 +107,18 @@ TASK = Task(
     name="tracks",
     version=1,
     media_types=frozenset({"video"}),
-    column=pa.field(
+    column=described(
         "tracks",
         pa.list_(pa.field("element", _TRACK, nullable=False)),
-        metadata={"description": "things and their boxes over time"},
+        "things and their boxes over time",
     ),
     prompt=_prompt,
     parse=_parse,
     write=_write,
+    simulate=_simulate,
+    draw=_draw,
+    mark_kind="track",
+    metric=None,
+    subtitles=None,
+    is_prose=False,
 )

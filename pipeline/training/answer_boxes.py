@@ -1,8 +1,8 @@
-"""Boxes and points in training answers: where their numbers are, what is wrong, pixels to 0..1000.
+"""Find boxes and points in training answers, check them, and convert pixels to 0..1000.
 
-They are found by their keys, ``"bbox_2d": [..]``, and each value is read by itself: so the text
-around may be no valid JSON, what was checked is what is rewritten, and a text without such a key
-costs one search. ``pipeline.tasks.read_json`` would not tell where in the text a number is.
+They are found by their keys, such as ``"bbox_2d": [..]``, and each value is parsed by itself: the
+rest of the text need not be valid JSON, and stays unchanged when the numbers are rewritten.
+``pipeline.tasks.answers.read_json`` does not give the position of a number in the text.
 """
 
 import itertools
@@ -16,18 +16,19 @@ _LENGTHS = {"bbox_2d": 4, "bbox": 4, "box_2d": 4, "point_2d": 2}
 _KEY = re.compile(rf"""(["'])({"|".join(_LENGTHS)})\1\s*:\s*""")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _DECODER = json.JSONDecoder()
-_MAX_NUMBER = 1e9  # NaN and Infinity, which Python's decoder takes for JSON, are not less
+_MAX_NUMBER = 1e9  # excludes NaN and Infinity, which Python's JSON decoder accepts
 _MAX_SHOWN = 60
-# Annotation tools round up, or count pixels from 1.
-_SLACK_PIXELS = 1
+
+SLACK_PIXELS = 1
+"""How far a coordinate may be outside of the media: annotation tools round up, or count from 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Marks:
-    """The value of one key: a box, a point, or several under one label.
+    """The value of one key: a box, a point, or a list of them.
 
-    start, end: where the value is in the text.
-    places: x1 y1 x2 y2 of each box, x y of each point; empty if the value is neither.
+    start, end: position of the value in the text.
+    places: (x1, y1, x2, y2) of each box, (x, y) of each point; empty for null and ``[]``.
     """
 
     key: str
@@ -37,14 +38,14 @@ class Marks:
 
 
 class MarksError(ValueError):
-    """The value of a key is no box or point."""
+    """The value of a key is not a box or point."""
 
 
 def find_marks(text: str) -> list[Marks]:
-    """Find the boxes and points in an answer; ``null`` and ``[]`` are none.
+    """Find the boxes and points in an answer; ``null`` and ``[]`` are left out.
 
     Raises:
-        MarksError: a value is something else, or no valid JSON.
+        MarksError: a value is something else, or not valid JSON.
     """
     return [marks for match in _KEY.finditer(text) if (marks := _marks(text, match)).places]
 
@@ -63,7 +64,7 @@ def _marks(text: str, match: re.Match[str]) -> Marks:
 
 
 def _places(value: Any, length: int) -> tuple[tuple[float, ...], ...]:
-    """The lists of ``length`` numbers that ``value`` is or holds; none if it is anything else."""
+    """The lists of ``length`` numbers that ``value`` is or contains; empty for other values."""
     several = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     for numbers in several:
         if not isinstance(numbers, list) or len(numbers) != length:
@@ -74,17 +75,17 @@ def _places(value: Any, length: int) -> tuple[tuple[float, ...], ...]:
 
 
 def is_over_1000(found: Sequence[Marks]) -> bool:
-    """Whether a coordinate cannot be one of 0..1000."""
+    """Whether a coordinate is over 1000, so that it must be in pixels."""
     return any(n > 1000 for marks in found for place in marks.places for n in place)
 
 
 def are_inside(found: Sequence[Marks], width: int, height: int) -> bool:
-    """Whether all coordinates can be pixels of a picture of ``width`` x ``height``."""
+    """Whether all coordinates, read as pixels, are within media of ``width`` x ``height``."""
     return not any(_outside(place, width, height) for marks in found for place in marks.places)
 
 
 def faults_1000(found: Sequence[Marks]) -> list[str]:
-    """What is wrong with coordinates that are to be in 0..1000, in words."""
+    """Messages about coordinates that are not valid in 0..1000."""
     faults = []
     for marks in found:
         for place in marks.places:
@@ -100,7 +101,7 @@ def faults_1000(found: Sequence[Marks]) -> list[str]:
 
 
 def faults_pixels(found: Sequence[Marks], width: int, height: int) -> list[str]:
-    """What is wrong with coordinates in pixels, which a conversion would not mend, in words."""
+    """Messages about coordinates in pixels that a conversion to 0..1000 would not correct."""
     faults = []
     for marks in found:
         for place in marks.places:
@@ -117,10 +118,10 @@ def faults_pixels(found: Sequence[Marks], width: int, height: int) -> list[str]:
 
 
 def pixels_to_1000(text: str, width: int, height: int) -> str:
-    """Rewrite the coordinates in an answer; all else stays as it was written.
+    """Rewrite the coordinates in an answer; the rest of the text stays unchanged.
 
     Raises:
-        MarksError: as ``find_marks``.
+        MarksError: a value is not a box or point.
     """
     parts, at = [], 0
     for marks in find_marks(text):
@@ -136,13 +137,13 @@ def _rewritten(value: str, width: int, height: int) -> str:
 
 
 def _to_1000(pixels: float, side: int) -> int:
-    """As ``pipeline.tasks.boxes.BOX.write`` does."""
+    """The same rounding as ``pipeline.tasks.answers.boxes.BOX.write``."""
     return min(max(round(pixels * 1000 / side), 0), 1000)
 
 
 def _outside(place: Sequence[float], width: int, height: int) -> list[float]:
     sides = _with_sides(place, width, height)
-    return [n for n, side in sides if not 0 <= n <= side + _SLACK_PIXELS]
+    return [n for n, side in sides if not 0 <= n <= side + SLACK_PIXELS]
 
 
 def _with_sides(place: Sequence[float], width: int, height: int) -> list[tuple[float, int]]:

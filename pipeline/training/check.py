@@ -1,4 +1,4 @@
-"""Check training samples: prepare each as training would, and keep counts and problems only."""
+"""Check training samples: prepare each as training would, and keep only counts and problems."""
 
 import dataclasses
 import logging
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline.build import stage
-from pipeline.choose import planned_pts
-from pipeline.container import open_video
-from pipeline.plan import PROBE_THREADS
-from pipeline.probe import VideoProbe
-from pipeline.prompt import TEXT, Vision
-from pipeline.storage import Storage
+from pipeline.media.container import open_video
+from pipeline.media.probe import VideoProbe
+from pipeline.model.positions import TEXT
+from pipeline.model.prompter import Vision
+from pipeline.plan.planner import PROBE_THREADS
+from pipeline.plan.sampler import planned_pts
+from pipeline.stages.graph import Pool, stage
+from pipeline.storage.storage import Storage
 from pipeline.training.answer_boxes import (
     Marks,
     MarksError,
@@ -26,24 +26,28 @@ from pipeline.training.answer_boxes import (
     find_marks,
     is_over_1000,
 )
-from pipeline.training.sample import ROOT, Picture, Preparer, Sample
+from pipeline.training.sample import ROOT, PreparedMedia, Preparer, Sample
 from schemas.conversation import Conversation, DataProblem, ProblemType
 from schemas.errors import ErrorType, UnitError
-from schemas.finetune import FinetuneJob
-from schemas.manifest import MediaItem
-from schemas.unit import Unit, UnitStatus, to_table
+from schemas.job.finetune import FinetuneJob
+from schemas.tables.manifest import MediaItem
+from schemas.tables.unit import Unit, UnitStatus
 
 logger = logging.getLogger(__name__)
 
 BATCH_SAMPLES = 16
-"""Samples of one call of an actor: results, and the progress, come in such steps."""
+"""Samples in one call of an actor; the progress bar advances by this number."""
 
 _NO_LIMIT = 1 << 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A sample to check: conversations that training shows together. sample: its number."""
+    """One sample to check.
+
+    sample: its number.
+    conversations: those about the same media that training puts into one sample.
+    """
 
     sample: int
     conversations: tuple[Conversation, ...]
@@ -51,13 +55,16 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerBoxes:
-    """The boxes and points in one conversation's answers, judged as 0..1000 and as pixels.
+    """The boxes and points in one conversation's answers, checked as 0..1000 and as pixels.
 
-    Which of the two they are shows only when the whole data set is seen.
+    Only the whole data set shows which of the two scales they use.
 
-    width, height: displayed size of its media; None if there are none, or of several sizes.
-    is_over_1000: a coordinate is over 1000. is_inside: all lie within the media.
-    fault_1000, fault_pixels: what is wrong if they are the one or the other; None if nothing.
+    origin: the conversation's file and row.
+    num_places: number of boxes and points.
+    width, height: displayed size of its media; None without media, or with several sizes.
+    is_over_1000: a coordinate is over 1000.
+    is_inside: all coordinates, read as pixels, are inside the media.
+    fault_1000, fault_pixels: what is wrong in each of the two scales; None if nothing.
     """
 
     origin: str
@@ -72,7 +79,11 @@ class AnswerBoxes:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What is told of one sample. Tokens are None if it could not be prepared."""
+    """The result for one sample.
+
+    num_tokens, num_learnt: None if the sample could not be prepared.
+    problems: of its conversations, without those that depend on the scale of its boxes.
+    """
 
     sample: int
     num_media: int
@@ -82,89 +93,48 @@ class Checked:
     boxes: tuple[AnswerBoxes, ...] = ()
 
 
-_PROBLEM = pa.struct([(name, pa.string()) for name in ("origin", "type", "message")])
-_BOXES = pa.struct(
-    [
-        ("origin", pa.string()),
-        ("num_places", pa.int64()),
-        ("width", pa.int64()),
-        ("height", pa.int64()),
-        ("is_over_1000", pa.bool_()),
-        ("is_inside", pa.bool_()),
-        ("fault_1000", pa.string()),
-        ("fault_pixels", pa.string()),
-    ]
-)
-CHECKED = pa.schema(
-    [
-        ("sample", pa.int64()),
-        ("num_media", pa.int64()),
-        ("num_tokens", pa.int64()),
-        ("num_learnt", pa.int64()),
-        ("problems", pa.list_(_PROBLEM)),
-        ("boxes", pa.list_(_BOXES)),
-    ]
-)
-
-
-def from_checked(table: pa.Table) -> list[Checked]:
-    """Read rows back from an Arrow table of CHECKED."""
-    return [
-        Checked(
-            **row
-            | {
-                "problems": tuple(
-                    DataProblem(**p | {"type": ProblemType(p["type"])}) for p in row["problems"]
-                ),
-                "boxes": tuple(AnswerBoxes(**b) for b in row["boxes"]),
-            }
-        )
-        for row in table.to_pylist()
-    ]
-
-
 class Checker(Preparer):
-    """Prepares samples as training does, and says what is wrong with them."""
+    """Prepares samples as training does, and reports what is wrong with them."""
 
     def __init__(self, job: FinetuneJob, storage: Storage, *, headers_only: bool) -> None:
         """Load the tokenizer.
 
-        headers_only: read headers of media and do not decode them.
+        headers_only: read headers of media instead of decoding them.
 
         Raises:
-            ModelError: the checkpoint has none.
+            ModelError: the checkpoint has no tokenizer.
         """
-        # An over-long sample is counted too: its length says what max_model_len it needs.
+        # Without a limit, so that the tokens of an over-long sample are counted too.
         model = job.model.model_copy(update={"max_model_len": _NO_LIMIT})
         super().__init__(job.model_copy(update={"model": model}), storage)
         self._limit = job.model.max_model_len
         self._headers_only = headers_only
 
     def check(self, work: Work) -> Checked:
-        """Check one sample. Never raises for what is wrong with it."""
+        """Check one sample; whatever is wrong with it is in the result."""
         group = work.conversations
         checked = Checked(sample=work.sample, num_media=len(group[0].media))
-        wrong: list[DataProblem] = []
+        problems: list[DataProblem] = []
         try:
             sample = self.prepare(group)
-        except Exception as error:  # the boundary: a template or tokenizer that refuses a text
+        except Exception as error:  # such as a template or tokenizer that refuses a text
             logger.exception("preparing %s", group[0].origin)
             message = f"preparing failed: {type(error).__name__}: {error}"
-            wrong += _problems(group, ProblemType.BAD_ROW, message)
+            problems += _problems(group, ProblemType.BAD_ROW, message)
         else:
             if isinstance(sample, DataProblem):
                 message = sample.message.removeprefix(f"{sample.type}: ")
-                wrong += _problems(group, sample.type, message)
+                problems += _problems(group, sample.type, message)
             else:
-                wrong += self._length_problems(group, sample)
+                problems += self._length_problems(group, sample)
                 checked = dataclasses.replace(
                     checked, num_tokens=sample.num_tokens, num_learnt=sample.num_learnt
                 )
-        no_boxes, boxes = self._boxes(group)
-        return dataclasses.replace(checked, problems=(*wrong, *no_boxes), boxes=tuple(boxes))
+        box_problems, boxes = self._check_boxes(group)
+        return dataclasses.replace(checked, problems=(*problems, *box_problems), boxes=tuple(boxes))
 
     def _length_problems(self, group: Sequence[Conversation], sample: Sample) -> list[DataProblem]:
-        """Conversations that are too long alone; those that are together, training takes apart."""
+        """Conversations that exceed the limit alone; training splits those that do so together."""
         num_vision = int((sample.types != TEXT).sum())
         num_shared = int((sample.branches == ROOT).sum())
         wrong: list[DataProblem] = []
@@ -178,12 +148,17 @@ class Checker(Preparer):
                 wrong += _problems([conversation], ProblemType.OVER_LONG, message)
         return wrong
 
-    def _picture(self, item: MediaItem) -> Picture:
+    def prepare_media(self, item: MediaItem) -> PreparedMedia:
+        """Plan one image or video, and decode it unless only headers are read.
+
+        Raises:
+            UnitError: it cannot be read.
+        """
         if not self._headers_only:
-            return super()._picture(item)
+            return super().prepare_media(item)
         unit = self._planned(item)
         assert unit.media is not None and unit.sampling is not None
-        return Picture(
+        return PreparedMedia(
             media_type=unit.media.media_type,
             pixels=np.empty((0, 0, 0, 3), np.uint8),
             grid_thw=unit.sampling.grid_thw,
@@ -199,7 +174,7 @@ class Checker(Preparer):
         return unit
 
     def _exact_pts(self, unit: Unit) -> list[float]:
-        """Frame times that give the prompt its exact length, as the planner takes them."""
+        """The frame times from which the planner counts the prompt's tokens exactly."""
         assert unit.media is not None and unit.sampling is not None
         if unit.media.media_type == "image":
             return []
@@ -214,8 +189,10 @@ class Checker(Preparer):
                 times, max(unit.media.begin_seconds or 0.0, 0.0), probe.displayed_pts
             )
 
-    def _boxes(self, group: Sequence[Conversation]) -> tuple[list[DataProblem], list[AnswerBoxes]]:
-        """Judge the boxes in the answers of each conversation that has any."""
+    def _check_boxes(
+        self, group: Sequence[Conversation]
+    ) -> tuple[list[DataProblem], list[AnswerBoxes]]:
+        """Check the boxes and points in the answers of each conversation that has any."""
         problems: list[DataProblem] = []
         found: dict[str, list[Marks]] = {}
         for conversation in group:
@@ -226,26 +203,26 @@ class Checker(Preparer):
             else:
                 found |= {conversation.origin: marks} if marks else {}
         size = self._size(group[0].media) if found else None
-        return problems, [_judged(origin, marks, size) for origin, marks in found.items()]
+        return problems, [_answer_boxes(origin, marks, size) for origin, marks in found.items()]
 
     def _size(self, media: Sequence[MediaItem]) -> tuple[int, int] | None:
-        """The displayed size that all media have; None if there is none, or not one."""
+        """The displayed size of all media; None without media, or with several sizes."""
         try:
             found = [self._planned(item).media for item in dict.fromkeys(media)]
         except UnitError:
-            return None  # `prepare` says what is wrong
+            return None  # `prepare` reports it
         sizes = {(m.width, m.height) for m in found if m is not None}
         return sizes.pop() if len(sizes) == 1 else None
 
 
 def _find_marks(conversation: Conversation) -> list[Marks]:
-    said = [turn for turn in conversation.turns if turn.role == "assistant"]
-    return [marks for turn in said for part in turn.parts for marks in find_marks(str(part))]
+    answers = [turn for turn in conversation.turns if turn.role == "assistant"]
+    return [marks for turn in answers for part in turn.parts for marks in find_marks(str(part))]
 
 
-def _judged(origin: str, found: list[Marks], size: tuple[int, int] | None) -> AnswerBoxes:
+def _answer_boxes(origin: str, found: list[Marks], size: tuple[int, int] | None) -> AnswerBoxes:
     width, height = size or (None, None)
-    in_pixels = ["which picture its boxes are in, and so the size of it, is not known"]
+    unknown_size = ["its media have no size in common, so boxes in pixels cannot be converted"]
     return AnswerBoxes(
         origin=origin,
         num_places=sum(len(marks.places) for marks in found),
@@ -254,12 +231,12 @@ def _judged(origin: str, found: list[Marks], size: tuple[int, int] | None) -> An
         is_over_1000=is_over_1000(found),
         is_inside=size is not None and are_inside(found, *size),
         fault_1000=_first(faults_1000(found)),
-        fault_pixels=_first(faults_pixels(found, *size) if size else in_pixels),
+        fault_pixels=_first(faults_pixels(found, *size) if size else unknown_size),
     )
 
 
 def _problems(group: Sequence[Conversation], type_: ProblemType, message: str) -> list[DataProblem]:
-    """The same problem of each conversation of a sample."""
+    """The same problem for each conversation of a sample."""
     return [DataProblem(origin=c.origin, type=type_, message=message) for c in group]
 
 
@@ -270,28 +247,28 @@ def _first(faults: Sequence[str]) -> str | None:
 
 
 class Check:
-    """Stage: samples in, CHECKED rows out. Pixels stay inside."""
+    """Stage: samples in (column ``work``), results out (column ``checked``), as objects."""
 
     def __init__(self, job: FinetuneJob, storage: Storage, headers_only: bool) -> None:
         self._checker = Checker(job, storage, headers_only=headers_only)
-        # Headers are waited for, many at a time; of pixels memory holds one sample's.
+        # Reads of headers mostly wait, so several run at once; decoding needs memory, so one does.
         self._threads = PROBE_THREADS if headers_only else 1
 
-    def __call__(self, batch: dict[str, Any]) -> pa.Table:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Check a batch of samples."""
         with ThreadPoolExecutor(self._threads) as pool:
-            return to_table(pool.map(self._checker.check, batch["work"]), CHECKED)
+            checked = list(pool.map(self._checker.check, batch["work"]))
+        return {"checked": np.array(checked, dtype=object)}
 
 
 def build_check(
     works: Sequence[Work], job: FinetuneJob, storage: Storage, *, headers_only: bool, actors: int
 ) -> Any:
-    """The check's chain, as a lazy Ray Dataset of CHECKED rows, in any order."""
+    """Make a lazy Ray Dataset with a column ``checked`` of ``Checked``, in any order."""
     import ray
 
     blocks = max(actors, -(-len(works) // (4 * BATCH_SAMPLES)))
     rows = ray.data.from_items([{"work": work} for work in works], override_num_blocks=blocks)
     args = (job, storage, headers_only)
-    return stage(
-        rows, Check, args, actors, num_cpus=1, batch_size=BATCH_SAMPLES, batch_format="numpy"
-    )
+    pool = Pool(num_actors=actors, num_cpus=1)
+    return stage(rows, Check, args, pool, batch_size=BATCH_SAMPLES, batch_format="numpy")

@@ -1,58 +1,39 @@
-"""Load the model that learns, and write the one that has learnt."""
+"""Load the model to train, and export the trained one."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from pipeline.checkpoint import load_config
+from pipeline.engines.transformers.load import load_weights
 from pipeline.training.optimizer import choose_parameters, with_lora
-from schemas.errors import ModelError
-from schemas.finetune import FinetuneJob, Lora, TrainedModel
+from schemas.job.finetune import FinetuneJob, Lora, TrainedModel
 
-# Everything of a published checkpoint but its weights.
+# All files of a published checkpoint except its weights.
 _FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
 def attention(model: TrainedModel, *, has_gpu: bool, is_bf16: bool) -> str:
-    """The attention implementation that ``auto`` means here.
+    """The attention implementation of the job, or the one that ``auto`` means here.
 
-    is_bf16: it computes in bfloat16, without which FlashAttention cannot.
+    is_bf16: training computes in bfloat16, which FlashAttention needs.
     """
     import importlib.util
 
     if model.attn_implementation != "auto":
         return model.attn_implementation
-    is_there = has_gpu and is_bf16 and importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if is_there else "sdpa"
+    has_flash = importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if has_gpu and is_bf16 and has_flash else "sdpa"
 
 
 def load_model(job: FinetuneJob, attn_implementation: str) -> nn.Module:
-    """Load the checkpoint, with its context stretched and its parts chosen as the job says.
+    """Load the checkpoint; only the parts that the job trains, or LoRA adapters, are trainable.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: the checkpoint cannot be loaded, or ``lora.target_modules`` names no module.
     """
-    from transformers import AutoModelForImageTextToText
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    spec = job.model
-    try:
-        config = load_config(spec.source, spec.revision, spec.yarn)
-        model: nn.Module = AutoModelForImageTextToText.from_pretrained(
-            spec.source,
-            revision=spec.revision,
-            config=config,
-            dtype=getattr(torch, spec.dtype),
-            attn_implementation=attn_implementation,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"cannot load {spec.source}: {error}") from None
+    model = load_weights(job.model, attn_implementation)
     if job.lora is not None:
         return with_lora(model, job.lora)
     choose_parameters(model, job.tune)
@@ -70,18 +51,23 @@ def export(
 ) -> None:
     """Write a checkpoint in the published layout: weights, tokenizer, template, processors.
 
-    With adapters: merged into the weights, or apart (``adapter_config.json`` beside their weights).
-    has_weights: the model has all of them; else they, and the configuration, are there already.
+    source, revision: of the checkpoint that was trained.
+    lora: with ``merge``, its adapters are merged into the weights; else they are written apart.
+    folder: existing files are replaced.
+    has_weights: the model has all weights; false if a sharded model's weights and configuration
+        are in ``folder`` already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in _source_files(source, revision):
-        if has_weights or not (folder / path.name).exists():
+        # The weights are saved in one file; the source's index would name others.
+        is_index = path.name.endswith(".safetensors.index.json")
+        if not is_index and (has_weights or not (folder / path.name).exists()):
             shutil.copy(path, folder / path.name)
     if not has_weights:
         return
     if lora is not None and lora.merge:
         model = model.merge_and_unload()
-    # A checkpoint of several files has an index, which must not outlive its files.
+    # The index of an earlier export in several files would point to files that are gone.
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     model.save_pretrained(folder)
 

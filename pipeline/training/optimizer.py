@@ -1,4 +1,4 @@
-"""Which parameters learn, how fast each part does, and Muon beside AdamW."""
+"""Choose the trainable parameters and their learning rates, and combine Muon with AdamW."""
 
 import re
 from collections.abc import Callable
@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from schemas.errors import ModelError
-from schemas.finetune import Lora, Training, Tune
+from schemas.job.finetune import Lora, Training, Tune
 
 _PARTS = {
     "projector": re.compile(r"visual\.(merger|deepstack_merger_list)\."),
     "vision": re.compile(r"visual\."),
 }
-# Muon is for matrices inside the layers. Tables of embeddings and the output are matrices too, but
-# their rows are looked up one by one. Source: the optimizer's author, kellerjordan.github.io.
+# Muon is for the hidden layers' matrices, not for embeddings and the output.
+# Source: its author's description, kellerjordan.github.io/posts/muon.
 _NOT_MUON = re.compile(r"embed_tokens|lm_head|pos_embed|patch_embed")
 
 
@@ -25,21 +25,21 @@ def part_of(name: str) -> str:
 
 
 def choose_parameters(model: nn.Module, tune: Tune) -> None:
-    """Let the chosen parts learn, and freeze the others."""
-    learns = {
+    """Make the chosen parts trainable, and freeze the others."""
+    is_trained = {
         "vision": tune.tune_mm_vision,
         "projector": tune.tune_mm_mlp,
         "language": tune.tune_mm_llm,
     }
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(learns[part_of(name)])
+        parameter.requires_grad_(is_trained[part_of(name)])
 
 
 def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
-    """Wrap the language model's layers with adapters; everything else is frozen.
+    """Add LoRA adapters to the language model's layers; everything else is frozen.
 
     Raises:
-        ModelError: the model has no module of these names.
+        ModelError: the model has no modules of these names.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -57,12 +57,15 @@ def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU has instructions for bfloat16: without, it is ten times slower at it."""
+    """Whether this CPU has bfloat16 instructions; without them bfloat16 is ten times slower."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """Group the learning parameters by part and kind, each group with its learning rate."""
+    """Make the optimizer, with a parameter group for each part of the model.
+
+    Muon takes the matrices of the hidden layers, AdamW the rest; weight decay is on matrices only.
+    """
     rates = {
         "language": training.learning_rate,
         "projector": training.mm_projector_lr or training.learning_rate,
@@ -91,7 +94,7 @@ def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimize
         optimizers.append(torch.optim.AdamW(groups, betas=(0.9, 0.95 if muon else 0.999)))
     if muon:
         if not torch.cuda.is_available() and not cpu_has_bf16():
-            _muon_in_float32()
+            _set_muon_to_float32()
         muon_groups = [{"params": params, "lr": rates[part]} for part, params in muon.items()]
         optimizers.append(
             torch.optim.Muon(
@@ -100,14 +103,14 @@ def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimize
                 adjust_lr_fn="match_rms_adamw",
             )
         )
-    return optimizers[0] if len(optimizers) == 1 else Together(optimizers)
+    return optimizers[0] if len(optimizers) == 1 else CombinedOptimizer(optimizers)
 
 
-def _muon_in_float32() -> None:
-    """Let torch's Muon make gradients orthogonal in float32, in this process.
+def _set_muon_to_float32() -> None:
+    """Replace the function of torch's Muon that orthogonalises gradients, in this process.
 
-    It goes to bfloat16 for that, which is meant for GPUs, and offers no choice. Without
-    instructions for it a step of a small model took 20 s on a CPU, and takes 2 s so.
+    Torch's own computes in bfloat16, and has no option. On a CPU without bfloat16 instructions a
+    step of a small model took 20 s with it, and takes 2 s in float32.
     """
     module = torch.optim._muon
     module._zeropower_via_newtonschulz = _newton_schulz
@@ -116,7 +119,7 @@ def _muon_in_float32() -> None:
 def _newton_schulz(
     grad: torch.Tensor, ns_coefficients: tuple[float, float, float], ns_steps: int, eps: float
 ) -> torch.Tensor:
-    """Bring a matrix's singular values near 1. Source: Keller Jordan's Muon, as torch has it."""
+    """Bring the singular values of a matrix near 1. Source: ``torch.optim.Muon``."""
     a, b, c = ns_coefficients
     is_tall = grad.size(0) > grad.size(1)
     wide = grad.T if is_tall else grad
@@ -127,40 +130,34 @@ def _newton_schulz(
     return wide.T if is_tall else wide
 
 
-class Together(torch.optim.Optimizer):
-    """Several optimizers, each for its own parameters, as one: schedules see all groups."""
+class CombinedOptimizer(torch.optim.Optimizer):
+    """Several optimizers, each for its own parameters, as one.
+
+    param_groups: the optimizers' own group objects, so that a schedule changes all of them.
+    """
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        self._optimizers = optimizers
+        self.optimizers = optimizers
         parameters = [p for o in optimizers for g in o.param_groups for p in g["params"]]
         super().__init__(parameters, {})
         self.param_groups = [group for o in optimizers for group in o.param_groups]
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Let each make its step."""
-        for optimizer in self._optimizers:
+        """Make a step with each optimizer."""
+        for optimizer in self.optimizers:
             optimizer.step(closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of all."""
-        for optimizer in self._optimizers:
+        """Reset the gradients of all parameters."""
+        for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all, in order."""
-        return {"optimizers": [optimizer.state_dict() for optimizer in self._optimizers]}
+        """The states of all optimizers, in order."""
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the states of all; schedules hold the same group objects as before."""
-        for optimizer, state in zip(self._optimizers, state_dict["optimizers"], strict=True):
+        """Load the states of all optimizers."""
+        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        self.param_groups = [group for o in self._optimizers for group in o.param_groups]
-
-
-def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Numbers of parameters: of each part, and of those that learn."""
-    counts = {"language": 0, "projector": 0, "vision": 0, "learning": 0}
-    for name, parameter in model.named_parameters():
-        counts[part_of(name)] += parameter.numel()
-        counts["learning"] += parameter.numel() if parameter.requires_grad else 0
-    return counts
+        self.param_groups = [group for o in self.optimizers for group in o.param_groups]

@@ -1,6 +1,6 @@
-"""Put samples into rows of a batch, and say which token sees which.
+"""Put samples into the rows of a batch, with the mask that keeps them apart.
 
-Packed or padded, with a shared prefix or without, the loss is the same: tests compare them.
+The loss is the same packed or padded, with or without a shared prefix; tests compare them.
 """
 
 from collections.abc import Sequence
@@ -9,21 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.budget import MERGE_SIZE, PATCH_SIZE
-from pipeline.engines.patches import patchify
-from pipeline.prompt import IMAGE, Vision
-from pipeline.training.sample import IGNORED, ROOT, Picture, Sample
+from pipeline.model.frame_size import MERGE_SIZE, PATCH_SIZE
+from pipeline.model.patches import patchify
+from pipeline.model.positions import IMAGE
+from pipeline.model.prompter import Vision
+from pipeline.training.sample import IGNORED, ROOT, PreparedMedia, Sample
 
 Batch = dict[str, Any]
 
-_NOBODY = -1
-"""Number of the sample that a padding token belongs to."""
+_PADDING = -1
+"""The sample number of padding."""
 
 
 def pack(samples: Sequence[Sample], max_tokens: int) -> list[list[Sample]]:
-    """Fill rows of at most ``max_tokens``, longest samples first, each into the first that fits.
+    """Pack samples into rows of at most ``max_tokens``; a longer sample is alone in its row.
 
-    A sample longer than that has a row of its own. Source: first-fit decreasing bin packing.
+    Source: first-fit decreasing bin packing (D. S. Johnson, 1973).
     """
     rows: list[list[Sample]] = []
     lengths: list[int] = []
@@ -39,15 +40,15 @@ def pack(samples: Sequence[Sample], max_tokens: int) -> list[list[Sample]]:
     return rows
 
 
-def blank(image_pad_id: int) -> Sample:
-    """A black picture of one token, of which nothing is learnt.
+def blank_sample(image_pad_id: int) -> Sample:
+    """A black image of one token, from which nothing is learnt.
 
-    In a batch without pictures: what learns is then always part of the computation, on every
-    worker. Else a projector that learns alone would get no gradient, and shards would wait.
+    For batches without media, so that the vision encoder and the projector are part of every
+    computation. Without it they would have no gradient, and other workers would wait for theirs.
     """
     vision = Vision(media_type="image", pts_seconds=(), tokens_per_slot=1)
     side = PATCH_SIZE * MERGE_SIZE
-    black = Picture(
+    black = PreparedMedia(
         media_type="image",
         pixels=np.zeros((1, side, side, 3), np.uint8),
         grid_thw=(1, MERGE_SIZE, MERGE_SIZE),
@@ -60,29 +61,36 @@ def blank(image_pad_id: int) -> Sample:
         types=np.array([IMAGE]),
         branches=np.array([ROOT]),
         positions=np.zeros((3, 1), np.int64),
-        pictures=(black,),
+        media=(black,),
     )
 
 
 def collate(rows: Sequence[Sequence[Sample]], *, pad_id: int, attn_implementation: str) -> Batch:
-    """Make the model's inputs of rows of samples.
+    """Make the model's inputs from rows of samples.
 
-    input_ids, labels: int64 [B, L], padded on the right.
-    position_ids: int64 [4, B, L]: each token's place in its sample, then time, height, width.
-    attention_mask: bool [B, 1, L, L], true where the row's token sees the column's (float32, 0 or
-        the least number, for eager); with flash_attention_2 there is none: the samples' lengths
-        (cu_seq_lens_q, ...) of the one row say it.
-    pixel_values, pixel_values_videos: uint8 [N, 1536], not yet normalised; with their grids.
+    Returns:
+        input_ids, labels, mm_token_type_ids: int64 [B, L], padded on the right.
+        position_ids: int64 [4, B, L]: the token's index in its sample, then M-RoPE's time, height
+            and width.
+        attention_mask: bool [B, 1, L, L], true where the query (dim 2) sees the key (dim 3). For
+            eager attention float32 instead: 0 for true, the minimum for false.
+        cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k: for flash_attention_2, in place
+            of attention_mask: the ends of the samples, int32 [samples + 1], and their maximum
+            length.
+        pixel_values, pixel_values_videos: uint8 [N, 1536], not normalised yet.
+        image_grid_thw, video_grid_thw: int64 [num_media, 3].
 
     Raises:
-        ValueError: flash_attention_2, and samples with branches.
+        ValueError: flash_attention_2 with several rows, or with samples that have branches.
+
+    Source: M-RoPE, arXiv 2409.12191; positions of packed rows as in transformers' Qwen3-VL.
     """
     lengths = [sum(s.num_tokens for s in row) for row in rows]
     shape = (len(rows), max(lengths))
     input_ids = np.full(shape, pad_id, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)
     types = np.zeros(shape, dtype=np.int64)
-    owners = np.full(shape, _NOBODY, dtype=np.int64)
+    owners = np.full(shape, _PADDING, dtype=np.int64)
     branches = np.zeros(shape, dtype=np.int64)
     positions = np.zeros((4, *shape), dtype=np.int64)
     for k, row in enumerate(rows):
@@ -91,7 +99,7 @@ def collate(rows: Sequence[Sequence[Sample]], *, pad_id: int, attn_implementatio
             here = slice(at, at + sample.num_tokens)
             input_ids[k, here] = sample.input_ids
             labels[k, here] = sample.labels
-            labels[k, at] = IGNORED  # it would be learnt from the sample before
+            labels[k, at] = IGNORED  # it would be predicted from the previous sample
             types[k, here] = sample.types
             owners[k, here] = number
             branches[k, here] = sample.branches
@@ -109,14 +117,13 @@ def collate(rows: Sequence[Sequence[Sample]], *, pad_id: int, attn_implementatio
     else:
         mask = torch.from_numpy(_visible(owners, branches))
         if attn_implementation == "eager":
-            least = torch.finfo(torch.float32).min
-            mask = torch.where(mask, 0.0, least)
+            mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
         batch["attention_mask"] = mask
     return batch | _pixels(rows)
 
 
 def _visible(owners: Any, branches: Any) -> Any:
-    """bool [B, 1, L, L]: same sample, not after it, and of the root or of the same branch."""
+    """The mask, bool [B, 1, L, L]: earlier tokens of the same sample's root and branch."""
     same_sample = owners[:, :, None] == owners[:, None, :]
     same_branch = branches[:, :, None] == branches[:, None, :]
     length = owners.shape[1]
@@ -139,12 +146,12 @@ def _flash_lengths(rows: Sequence[Sequence[Sample]]) -> Batch:
 
 
 def _pixels(rows: Sequence[Sequence[Sample]]) -> Batch:
-    """Patches and grids of all pictures, in the order of their tokens."""
+    """Patches and grids of all media, in the order of their tokens."""
     batch: Batch = {}
     names = {"image": ("pixel_values", "image"), "video": ("pixel_values_videos", "video")}
     for kind, (pixels, grid) in names.items():
-        found = [p for row in rows for s in row for p in s.pictures if p.media_type == kind]
+        found = [m for row in rows for s in row for m in s.media if m.media_type == kind]
         if found:
-            batch[pixels] = torch.cat([patchify(torch.tensor(p.pixels)) for p in found])
-            batch[f"{grid}_grid_thw"] = torch.tensor([p.grid_thw for p in found])
+            batch[pixels] = torch.cat([patchify(torch.tensor(m.pixels)) for m in found])
+            batch[f"{grid}_grid_thw"] = torch.tensor([m.grid_thw for m in found])
     return batch

@@ -1,7 +1,7 @@
-"""Prepare a training sample exactly as the pipeline prepares a unit: plan, decode, prompt.
+"""Prepare a training sample as the pipeline prepares a unit: plan, decode, prompt.
 
-What the model sees in training is what it sees in annotation: the same frames at the same times,
-the same sizes, the same token ids. Tests compare the two.
+In training the model sees what it sees in annotation: the same frames at the same times, the same
+sizes, the same token ids. Tests compare the two.
 """
 
 import logging
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.decode import decode_unit
-from pipeline.frames import Pixels
-from pipeline.plan import Planner
-from pipeline.positions import Grid, Ints, mrope_positions, token_types
-from pipeline.prompt import Prompter, Vision
-from pipeline.storage import Storage
+from pipeline.media.decode import decode_unit
+from pipeline.media.frames import Pixels
+from pipeline.model.positions import Grid, Ints, mrope_positions, token_types
+from pipeline.model.prompter import Prompter, Vision
+from pipeline.plan.planner import Planner
+from pipeline.storage.storage import Storage
 from schemas.conversation import Conversation, DataProblem, ProblemType
 from schemas.errors import ErrorType, UnitError
-from schemas.finetune import FinetuneJob
-from schemas.manifest import MediaItem
-from schemas.unit import UnitStatus
+from schemas.job.finetune import FinetuneJob
+from schemas.tables.manifest import MediaItem
+from schemas.tables.unit import UnitStatus
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +28,30 @@ IGNORED = -100
 """Label of a token that is not learnt."""
 
 ROOT = 0
-"""Branch of the tokens that all conversations of a sample share."""
+"""Branch number of the tokens that all conversations of a sample share."""
+
+
+Group = tuple[Conversation, ...]
+"""Conversations about the same media."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """An image or a video as the model sees it. pixels: uint8 [T, H, W, 3]."""
+class TrainingData:
+    """What all workers of a job train on and validate with, and the storage of its media."""
+
+    train: Sequence[Group]
+    validation: Sequence[Group]
+    storage: Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedMedia:
+    """An image or video as the model sees it.
+
+    pixels: uint8 [T, H, W, 3].
+    grid_thw: (t, h, w) in patches.
+    vision: frame times and tokens, from which the prompt is made.
+    """
 
     media_type: str
     pixels: Pixels
@@ -45,12 +63,15 @@ class Picture:
 class Sample:
     """One or more conversations about the same media, with the media once.
 
-    The conversations begin with the same tokens (the media, at least): these are there once, as
-    branch 0; then the rest of each, as branch 1, 2, ... A token sees those before it that are of
-    branch 0 or of its own branch. A single conversation is all branch 0.
+    The tokens that all conversations begin with (at least the media) come once, as branch 0; then
+    the rest of each conversation, as branch 1, 2, ... A token sees the earlier tokens of branch 0
+    and of its own branch. A single conversation is entirely branch 0.
 
-    input_ids, labels, types, branches: int64 [L]; labels are -100 where nothing is learnt.
-    positions: int64 [3, L], in each branch as if it were alone.
+    origin: rows of the conversations, for messages.
+    input_ids, labels, types, branches: int64 [L]; labels are -100 where nothing is learnt, types
+        are ``mm_token_type_ids``.
+    positions: int64 [3, L], M-RoPE position ids as if each conversation were alone.
+    media: in the order of their tokens.
     """
 
     origin: str
@@ -59,32 +80,35 @@ class Sample:
     types: Ints
     branches: Ints
     positions: Ints
-    pictures: tuple[Picture, ...]
+    media: tuple[PreparedMedia, ...]
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the sample."""
+        """Number of tokens."""
         return len(self.input_ids)
 
     @property
     def num_learnt(self) -> int:
-        """Tokens that count in the loss."""
+        """Number of tokens that count in the loss."""
         return int((self.labels != IGNORED).sum())
 
 
 class Preparer:
-    """Makes samples of conversations."""
+    """Makes samples from conversations.
+
+    prompter: the checkpoint's tokenizer and chat template.
+    """
 
     def __init__(self, job: FinetuneJob, storage: Storage) -> None:
         """Load the tokenizer.
 
         Raises:
-            ModelError: the checkpoint has none.
+            ModelError: the checkpoint has no tokenizer.
         """
         annotate = job.annotate_job()
         self._max_model_len = job.model.max_model_len
         self._storage = storage
-        # The plan's own limit is not asked: here the whole sample counts, with its answers.
+        # No limit for the planner: `prepare` checks the whole sample, with its answers.
         self._planner = Planner(annotate, 1 << 40, storage)
         self._decoder = annotate.sampling.decoder
         self.prompter = Prompter(job.model.source, job.model.revision)
@@ -92,22 +116,22 @@ class Preparer:
     def prepare(self, group: Sequence[Conversation]) -> Sample | DataProblem:
         """Prepare conversations about the same media as one sample.
 
-        Returns what is wrong, if a medium cannot be read or the sample is too long.
+        Returns a problem if media cannot be read or the sample exceeds ``model.max_model_len``.
         """
         origin = ", ".join(conversation.origin for conversation in group)
         try:
-            pictures = tuple(self._picture(item) for item in group[0].media)
+            media = tuple(self.prepare_media(item) for item in group[0].media)
         except UnitError as error:
             missing = error.error_type in (ErrorType.MEDIA_MISSING, ErrorType.MEDIA_DENIED)
             kind = ProblemType.MEDIA_MISSING if missing else ProblemType.MEDIA_UNREADABLE
             message = f"{error.error_type}: {error}"
             return DataProblem(origin=origin, type=kind, message=message)
-        except Exception as error:  # the boundary: hostile media costs its own sample only
+        except Exception as error:  # damaged media must not fail the other samples
             logger.exception("decoding the media of %s", origin)
             message = f"decoding failed: {type(error).__name__}: {error}"
             return DataProblem(origin=origin, type=ProblemType.MEDIA_UNREADABLE, message=message)
         try:
-            sample = self._sample(origin, group, pictures)
+            sample = self._sample(origin, group, media)
         except ValueError as error:
             return DataProblem(origin=origin, type=ProblemType.BAD_ROW, message=str(error))
         if sample.num_tokens > self._max_model_len:
@@ -119,7 +143,12 @@ class Preparer:
             )
         return sample
 
-    def _picture(self, item: MediaItem) -> Picture:
+    def prepare_media(self, item: MediaItem) -> PreparedMedia:
+        """Plan and decode one image or video.
+
+        Raises:
+            UnitError: it cannot be read.
+        """
         (unit,) = self._planner.plan_item(item)
         if unit.status == UnitStatus.FAILED:
             assert unit.error is not None
@@ -127,7 +156,7 @@ class Preparer:
         assert unit.media is not None and unit.sampling is not None
         frames = decode_unit(unit, self._storage, decoder=self._decoder)
         vision = Vision.of(unit.media.media_type, unit.sampling, frames.pts_seconds)
-        return Picture(
+        return PreparedMedia(
             media_type=unit.media.media_type,
             pixels=frames.pixels,
             grid_thw=unit.sampling.grid_thw,
@@ -135,14 +164,14 @@ class Preparer:
         )
 
     def _sample(
-        self, origin: str, group: Sequence[Conversation], pictures: tuple[Picture, ...]
+        self, origin: str, group: Sequence[Conversation], media: tuple[PreparedMedia, ...]
     ) -> Sample:
-        visions = [picture.vision for picture in pictures]
-        grids = [picture.grid_thw for picture in pictures]
-        made = [self.prompter.conversation_ids(c.turns, visions) for c in group]
-        root = _num_shared(made) if len(made) > 1 else len(made[0][0])
+        visions = [part.vision for part in media]
+        grids = [part.grid_thw for part in media]
+        tokenized = [self.prompter.conversation_ids(c.turns, visions) for c in group]
+        root = _num_shared(tokenized) if len(group) > 1 else len(tokenized[0][0])
         parts: list[tuple[Ints, ...]] = []
-        for k, (ids, learnt) in enumerate(made):
+        for k, (ids, learnt) in enumerate(tokenized):
             types = token_types(ids, self.prompter.pad_ids)
             positions = mrope_positions(types, grids)
             input_ids = np.asarray(ids, dtype=np.int64)
@@ -153,8 +182,10 @@ class Preparer:
             parts.append(tuple(column[..., begin:] for column in columns))
         joined = [np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)]
         input_ids, labels, types, branches, positions = joined
-        if root < len(made[0][0]) and types[root:].any():
-            raise ValueError("conversations that share media must have it all in their first turn")
+        if root < len(tokenized[0][0]) and types[root:].any():
+            raise ValueError(
+                "conversations that share media must have all of it in their first turn"
+            )
         return Sample(
             origin=origin,
             input_ids=input_ids,
@@ -162,42 +193,49 @@ class Preparer:
             types=types,
             branches=branches,
             positions=positions,
-            pictures=pictures,
+            media=media,
         )
 
 
-def _num_shared(made: Sequence[tuple[list[int], list[bool]]]) -> int:
-    """Length of the beginning that all have in common and that is not learnt.
+def _num_shared(tokenized: Sequence[tuple[list[int], list[bool]]]) -> int:
+    """Length of the prefix that all conversations share and that is not learnt.
 
-    Each keeps a token of its own that is not learnt: the next token is predicted from the one
-    before it in the row, which at a branch's first is another branch's last.
+    Each branch must begin with a token that is not learnt: the loss predicts a token from the one
+    before it in the row, and the one before a branch belongs to another branch.
     """
-    most = min(learnt.index(True) if True in learnt else len(learnt) for _, learnt in made) - 1
+    first_learnt = [
+        learnt.index(True) if True in learnt else len(learnt) for _, learnt in tokenized
+    ]
     shared = 0
-    for column in zip(*(ids[:most] for ids, _ in made), strict=False):
+    for column in zip(*(ids[: min(first_learnt) - 1] for ids, _ in tokenized), strict=False):
         if any(token != column[0] for token in column):
             break
         shared += 1
     return shared
 
 
-def group_by_media(
-    conversations: Sequence[Conversation], *, share_media: bool
-) -> list[tuple[Conversation, ...]]:
-    """Put neighbours that look at the same media together, if they show it in their first turn."""
-    groups: list[tuple[Conversation, ...]] = []
+def group_by_media(conversations: Sequence[Conversation], *, share_media: bool) -> list[Group]:
+    """Group neighbouring conversations about the same media.
+
+    A conversation with text before its media is alone in its group: it cannot share their tokens.
+
+    share_media: false: each conversation is alone in its group.
+    """
+    groups: list[Group] = []
     for conversation in conversations:
-        alike = (
-            groups and share_media and _shows_first(conversation) and _shows_first(groups[-1][0])
+        can_share = (
+            groups
+            and share_media
+            and _begins_with_media(conversation)
+            and _begins_with_media(groups[-1][0])
         )
-        if alike and conversation.shares_media(groups[-1][0]):
+        if can_share and conversation.shares_media(groups[-1][0]):
             groups[-1] = (*groups[-1], conversation)
         else:
             groups.append((conversation,))
     return groups
 
 
-def _shows_first(conversation: Conversation) -> bool:
-    """Whether all media come before any word."""
-    num = len(conversation.media)
-    return conversation.turns[0].parts[:num] == tuple(range(num))
+def _begins_with_media(conversation: Conversation) -> bool:
+    num_media = len(conversation.media)
+    return conversation.turns[0].parts[:num_media] == tuple(range(num_media))

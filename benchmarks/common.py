@@ -1,0 +1,110 @@
+"""Helpers of the benchmarks: the small form, child processes, result files.
+
+With ``--small`` a benchmark runs seconds of work in one process: tests use this to check that
+it works. Its figures mean nothing, and do not replace those of the full form.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser that knows ``--small``, described by the first line of ``doc``."""
+    found = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    found.add_argument("--small", action="store_true", help="seconds of work, to test the script")
+    return found
+
+
+def write_results(name: str, results: Any, *, small: bool) -> None:
+    """Write results as JSON into build/bench, those of the small form into build/bench/small."""
+    folder = ROOT / "build" / "bench" / "small" if small else ROOT / "build" / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(f"  -> {folder / f'{name}.json'}")
+
+
+def call(
+    function: Callable[..., Any], *arguments: str, small: bool, env: dict[str, str] | None = None
+) -> Any:
+    """Call a function of a benchmark in a process of its own; in the small form, in this one.
+
+    The benchmark's file is started with ``--child NAME ARGUMENTS``, see ``is_child``.
+    """
+    if small:
+        return function(*arguments)
+    file = sys.modules[function.__module__].__file__
+    command = [sys.executable, str(file), "--child", function.__name__, *arguments]
+    done = subprocess.run(
+        command, env=os.environ | (env or {}), stdout=subprocess.PIPE, check=True, text=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def is_child(functions: dict[str, Any]) -> bool:
+    """Run the function for ``call``, if ``call`` started this process; returns whether it did.
+
+    functions: the module's ``globals()``.
+    """
+    if sys.argv[1:2] != ["--child"]:
+        return False
+    print(json.dumps(functions[sys.argv[2]](*sys.argv[3:])))
+    return True
+
+
+def start_ray(**options: Any) -> None:
+    """Start Ray on this machine, unless this process has a Ray."""
+    import ray
+
+    from jobs.cluster import session
+
+    if not ray.is_initialized():
+        os.environ["RAY_ADDRESS"] = "local"
+        session.start_ray(**options)
+
+
+@contextmanager
+def watching(look: Callable[[], None], interval: float) -> Iterator[None]:
+    """Call ``look`` every ``interval`` seconds, in a thread, until the block ends."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(interval):
+            look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def annotate(*arguments: str, small: bool) -> None:
+    """Run ``reelscribe annotate`` as a user does; in the small form, in this process.
+
+    Raises:
+        AssertionError: it failed; the message has its output.
+    """
+    if small:
+        from click.testing import CliRunner
+
+        from jobs.cli.main import main
+
+        result = CliRunner().invoke(main, ["annotate", *arguments])
+        assert result.exit_code == 0, f"{result.output} {result.exception!r}"
+        return
+    command = [sys.executable, "-m", "jobs.cli", "annotate", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,89 @@
+"""Cut a run's units into blocks, so that all engines are busy and end at the same time.
+
+A block of Ray Data stays together up to the engine. Ray Data gives the next block to the actor with
+the fewest; therefore the most expensive blocks come first, and the last ones are small.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.stages.graph import Pools
+
+_BLOCKS_PER_REPLICA = 32
+_TAIL_BLOCKS_PER_REPLICA = 3
+_BLOCK_UNITS = 256
+_BLOCK_BYTES = 1 << 29
+
+Costs = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+
+def limit_pools(pools: Pools, num_blocks: int) -> Pools:
+    """Start no more actors than there are blocks: the others would only load the model."""
+    return dataclasses.replace(
+        pools,
+        decoders=min(pools.decoders, num_blocks),
+        replicas=min(pools.replicas, num_blocks),
+    )
+
+
+def in_blocks(
+    units: pa.Table, costs: Costs, pools: Pools, max_batch_tokens: int, calls_at_once: int = 1
+) -> list[pa.Table]:
+    """Cut units into blocks, the most expensive units first.
+
+    costs: float64 [N], the cost of each unit in tokens or seconds, in the order of ``units``.
+    calls_at_once: number of blocks that a replica works on at a time.
+
+    A block costs a 32nd of a replica's share, near the end a third of the remaining cost of each
+    worker (guided self-scheduling), so that none works alone at the end. It has the tokens of at
+    least two engine batches, near the end of one; at most 256 units and half a gigabyte of frames;
+    and there are at least two blocks for each actor. A more expensive unit is a block by itself.
+    """
+    order = np.argsort(-costs, kind="stable")
+    if (np.diff(order) != 1).any():  # else the plan has this order already: no copy
+        units, costs = units.take(pa.array(order, pa.int64())), costs[order]
+    tokens, frames = units["predicted_cost"].to_numpy(), frame_bytes(units)
+    left, workers = float(costs.sum()), pools.replicas * calls_at_once
+    usual = left / (_BLOCKS_PER_REPLICA * pools.replicas)
+    max_cost = left / (2 * max(pools.decoders, workers))
+    blocks, start, cost, num_tokens, num_bytes = [], 0, 0.0, 0.0, 0.0
+    for k in range(len(costs)):
+        guided = left / (_TAIL_BLOCKS_PER_REPLICA * workers)
+        batches = 2 if guided > usual else 1  # engines form batches by tokens, whatever the costs
+        is_enough = (
+            cost + costs[k] > min(usual, guided)
+            and num_tokens + tokens[k] > batches * max_batch_tokens
+        )
+        is_full = k - start >= _BLOCK_UNITS or num_bytes + frames[k] > _BLOCK_BYTES
+        if k > start and (is_enough or is_full or cost + costs[k] > max_cost):
+            blocks.append(units.slice(start, k - start))
+            left -= cost
+            start, cost, num_tokens, num_bytes = k, 0.0, 0.0, 0.0
+        cost += costs[k]
+        num_tokens += tokens[k]
+        num_bytes += frames[k]
+    blocks.append(units.slice(start))
+    return blocks
+
+
+def frame_bytes(units: pa.Table) -> Costs:
+    """Bytes of each unit's frames, ``uint8 [T, H, W, 3]``: float64 [N], 0 without frames."""
+    parts = pc.list_flatten(units["parts"])
+    of_parts = np.bincount(
+        pc.list_parent_indices(units["parts"]).to_numpy(),
+        weights=_pixels(pc.struct_field(parts, "sampling")),
+        minlength=units.num_rows,
+    )
+    return 3 * (_pixels(units["sampling"]) + of_parts)
+
+
+def _pixels(sampling: "pa.ChunkedArray[Any]") -> Costs:
+    sides = [
+        pc.cast(pc.struct_field(sampling, name), pa.float64())
+        for name in ("num_frames", "resized_height", "resized_width")
+    ]
+    return np.asarray(pc.fill_null(pc.multiply(pc.multiply(*sides[:2]), sides[2]), 0.0))

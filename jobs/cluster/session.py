@@ -1,0 +1,289 @@
+"""The Ray session of a job, and how its actors fit into the cluster."""
+
+import logging
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.stages.graph import Pools
+from schemas import errors
+from schemas.errors import ResourceError
+from schemas.job.job import Job
+from schemas.job.resources import Resources
+
+
+@contextmanager
+def ray_session(console: Console) -> Iterator[None]:
+    """Connect to the cluster at RAY_ADDRESS, or start Ray on this machine.
+
+    If this process has a session, it is used and left running.
+
+    Raises:
+        ResourceError: the cluster does not answer.
+    """
+    import ray
+
+    own = not ray.is_initialized()
+    if own:
+        console.print("starting Ray", style="dim")
+        start_ray()
+    _quiet_ray_data()
+    try:
+        yield
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def on_this_machine() -> bool:
+    """Whether the job runs where this process does, and not on the cluster at RAY_ADDRESS."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+
+
+def start_ray(**options: Any) -> None:
+    """Start Ray or connect to it, without its banner and its workers' logs on the console.
+
+    Raises:
+        ResourceError: the cluster at RAY_ADDRESS does not answer, or Ray does not start.
+    """
+    # Ray's C++ core would write a line on stderr for each actor pool of Ray Data.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # A busy machine takes longer than the default of 5 s to start Ray's control service.
+    os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", "60")
+    # OpenMP's idle threads would spin on cores that other actors need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import ray
+
+    own = on_this_machine()
+    try:
+        with _without_stderr():
+            ray.init(
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                # Only for a Ray that is started here: a running cluster has its own setting.
+                include_dashboard=False if own else None,
+                **options,
+            )
+    except Exception as error:  # Ray raises a plain Exception when a node starts late
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ResourceError(f"cannot start or join Ray: {reason}") from None
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Silence stderr also for C++: Ray's core reports there that its log level was set."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def _quiet_ray_data() -> None:
+    """Turn off Ray Data's progress bars, because the run shows its own progress."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
+
+
+def plan_actors(num_items: int, resources: Resources | None = None) -> int:
+    """Number of actors for planning: one per CPU, but fewer if there are few items.
+
+    resources: of a job. On a cluster that grows, as many actors as decoders, so that their nodes
+        start now.
+    """
+    import ray
+
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    if resources and resources.wait_seconds and resources.decoders != "auto":
+        cpus = max(cpus, int(resources.decoders * resources.cpus_per_decoder))
+    return max(1, min(cpus, math.ceil(num_items / 256)))
+
+
+@contextmanager
+def fitted_pools(job: Job) -> Iterator[Pools]:
+    """Fit the job's actors into the cluster; wait for nodes as long as the job allows.
+
+    Nodes that were requested from the autoscaler are released at the end.
+
+    Raises:
+        ResourceError: they do not fit; Ray itself would wait for ever.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    deadline = time.monotonic() + job.resources.wait_seconds
+    is_requested = False
+    try:
+        while (fitted := _fitting_by(job, deadline)) is None:
+            if not is_requested:
+                request_resources(bundles=_bundles(job.resources))
+                is_requested = True
+            time.sleep(min(2.0, job.resources.wait_seconds))
+        yield fitted
+    finally:
+        if is_requested:  # else the nodes would stay as long as the cluster
+            request_resources(bundles=[])
+
+
+def check_fits(job: Job) -> None:
+    """Check before planning that the actors fit; not for a cluster that grows.
+
+    Raises:
+        ResourceError: the job's actors do not fit.
+    """
+    if not job.resources.wait_seconds:
+        _fitting(job)
+
+
+def _fitting_by(job: Job, deadline: float) -> Pools | None:
+    """The pools that fit now; None if they do not fit yet and the deadline is not over."""
+    try:
+        return _fitting(job)
+    except ResourceError:
+        if time.monotonic() > deadline:
+            raise
+    return None
+
+
+def _bundles(resources: Resources) -> list[dict[str, float]]:
+    """The resources of all actors, as the autoscaler takes them."""
+    replicas = 1 if resources.replicas == "auto" else resources.replicas
+    decoders = 1 if resources.decoders == "auto" else resources.decoders
+    gpus = 0.0 if resources.gpus_per_replica == "auto" else resources.gpus_per_replica
+    cpus = 1.0 if resources.cpus_per_replica == "auto" else resources.cpus_per_replica
+    engine = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    return [engine] * replicas + [{"CPU": resources.cpus_per_decoder}] * decoders
+
+
+def _fitting(job: Job) -> Pools:
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = _total("GPU", nodes)
+    if job.model.device == "cuda" and gpus < 1:
+        raise ResourceError("model.device is cuda, but the cluster has no GPU: set auto or cpu")
+    resources = job.resources
+    if job.model.engine == "simulated" and resources.cpus_per_replica == "auto":
+        resources = resources.model_copy(update={"cpus_per_replica": 1.0})  # it only sleeps
+    if job.model.device == "cpu" or job.model.engine == "simulated":
+        nodes = [{"CPU": node.get("CPU", 0.0)} for node in nodes]
+    elif job.model.engine == "vllm" and gpus:
+        resources = resources.model_copy(update={"gpus_per_replica": _gpus_of_vllm(job)})
+    return fit_pools(resources, nodes)
+
+
+def _gpus_of_vllm(job: Job) -> int:
+    needed, given = job.model.vllm.gpus, job.resources.gpus_per_replica
+    if given not in ("auto", needed):
+        raise ResourceError(
+            f"resources.gpus_per_replica is {given:g}, but model.vllm shares the model out over "
+            f"{needed} (tensor_parallel_size x pipeline_parallel_size): leave it at auto"
+        )
+    return needed
+
+
+def fit_pools(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> Pools:
+    """Fit the job's actors into nodes; an actor runs on one node.
+
+    nodes: CPUs and GPUs of each node.
+
+    Raises:
+        ResourceError: they do not fit.
+    """
+    cpus, gpus = _total("CPU", nodes), _total("GPU", nodes)
+    usual = 1.0 if gpus >= 1 else 0.0
+    gpus_each = usual if resources.gpus_per_replica == "auto" else resources.gpus_per_replica
+    on_gpus = [_times(gpus_each, node.get("GPU", 0.0)) for node in nodes]
+    max_replicas = max(1, sum(on_gpus)) if gpus_each else 1
+    replicas = max_replicas if resources.replicas == "auto" else resources.replicas
+    cpus_each = resources.cpus_per_replica
+    if cpus_each == "auto":
+        cpus_each = 1.0 if gpus_each else _cpus_each(resources, nodes, replicas)
+    left = cpus - replicas * cpus_each
+    fitting = max(1, _times(resources.cpus_per_decoder, left))
+    decoders = fitting if resources.decoders == "auto" else resources.decoders
+    need_cpus = replicas * cpus_each + decoders * resources.cpus_per_decoder
+    on_cpus = [_times(cpus_each, node.get("CPU", 0.0)) for node in nodes]
+    places = sum(map(min, on_gpus, on_cpus)) if gpus_each else sum(on_cpus)
+    if need_cpus > cpus + 1e-6 or replicas > places:
+        of_nodes = f" on {len(nodes)} nodes, a replica on one of them" if len(nodes) > 1 else ""
+        raise ResourceError(
+            f"{replicas} engine replicas of {cpus_each:g} CPUs and {gpus_each:g} "
+            f"GPUs and {decoders} decoders of {resources.cpus_per_decoder:g} CPUs do not fit into "
+            f"the cluster's {cpus:g} CPUs and {gpus:g} GPUs{of_nodes}: lower resources.replicas, "
+            "decoders, cpus_per_replica or cpus_per_decoder"
+        )
+    return Pools(
+        decoders=decoders,
+        cpus_per_decoder=resources.cpus_per_decoder,
+        replicas=replicas,
+        cpus_per_replica=cpus_each,
+        gpus_per_replica=gpus_each,
+    )
+
+
+def _cpus_each(resources: Resources, nodes: Sequence[Mapping[str, float]], replicas: int) -> float:
+    """CPUs of a replica without a GPU: at most three quarters of a node, without the decoders'."""
+    decoders = 1 if resources.decoders == "auto" else resources.decoders
+    left = _total("CPU", nodes) - decoders * resources.cpus_per_decoder
+    shares = [0.75 * node.get("CPU", 0.0) for node in nodes]
+    max_cpus = math.floor(min(max(shares, default=0.0), left / replicas))
+    fits = (
+        cpus
+        for cpus in range(max_cpus, 1, -1)
+        if sum(share // cpus for share in shares) >= replicas
+    )
+    return float(next(fits, 1))
+
+
+def _total(kind: str, nodes: Sequence[Mapping[str, float]]) -> float:
+    return sum(node.get(kind, 0.0) for node in nodes)
+
+
+def _times(share: float, whole: float) -> int:
+    """Number of shares in a whole: ten tenths, where ``1 // 0.1`` is nine."""
+    return math.floor(whole / share + 1e-6) if share else 0
+
+
+@contextmanager
+def actor_errors() -> Iterator[None]:
+    """Raise a UserError that stopped an actor as itself.
+
+    Raises:
+        UserError: as raised in the actor.
+        ResourceError: an actor's process died repeatedly.
+    """
+    import ray
+
+    try:
+        yield
+    except (ray.exceptions.RayTaskError, ray.exceptions.RayActorError) as error:
+        # Ray keeps only the text of the traceback of an actor's error.
+        found = re.search(
+            r"^schemas\.errors\.(\w+): (.+?)(?:\n\n|\Z)", str(error), re.MULTILINE | re.DOTALL
+        )
+        kind = getattr(errors, found[1], None) if found else None
+        if found and isinstance(kind, type) and issubclass(kind, errors.UserError):
+            raise kind(found[2].strip()) from None
+        died = isinstance(error, ray.exceptions.RayActorError) and not error.actor_init_failed
+        if not died:
+            raise
+        raise ResourceError(
+            "a worker process died again and again: out of memory, or a file that crashes its "
+            "decoder; committed rows are kept, and the same command continues from them. Ray "
+            f"says: {' '.join(str(error).split())[:500]}"
+        ) from None

@@ -1,0 +1,82 @@
+"""``reelscribe export``: write the rows in another tool's format; import corrected labels."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+from rich.console import Console
+from rich.text import Text
+
+from jobs.console.output_path import absolute_uri, check_output
+from jobs.console.text import printable
+from jobs.export.boxes import coco, yolo
+from jobs.export.label_studio import gold_rows, label_studio
+from jobs.export.source import Files, Source
+from jobs.export.subtitles import subtitles
+from jobs.export.training import conversations, huggingface, webdataset
+from jobs.results.frames import planned_sources
+from jobs.results.read import Selection, output_and_run, read_annotations
+from pipeline.storage.errors import redact_uri
+from pipeline.storage.storage import Storage, join
+from schemas.errors import UserError
+
+FORMATS: dict[str, Callable[[Source], Files]] = {
+    "coco": coco,
+    "yolo": yolo,
+    "webvtt": partial(subtitles, form="webvtt"),
+    "srt": partial(subtitles, form="srt"),
+    "conversations": conversations,
+    "webdataset": webdataset,
+    "huggingface": huggingface,
+    "labelstudio": label_studio,
+}
+_MAX_REASONS = 5
+
+
+def run(selection: Selection, form: str, output: str, storage: Storage, console: Console) -> None:
+    """Write the rows of a recipe to a folder, in one of ``FORMATS``.
+
+    Raises:
+        UserError: there is no such table, recipe or run, or the folder is not empty.
+    """
+    folder = absolute_uri(output)
+    if storage.list_files(folder, "**"):
+        raise UserError(f"--output {redact_uri(output)} is not empty; give a new folder")
+    table = read_annotations(selection, storage)
+    rows = sorted(
+        table.rows,
+        key=lambda row: (row["uri"], (row.get("sampling") or {}).get("start_seconds") or 0.0),
+    )
+    planned = planned_sources(output_and_run(selection.uri)[0], table.run_ids, storage)
+    source = Source(rows=rows, recipe_id=table.recipe_id, planned=planned, storage=storage)
+    num_files = 0
+    for name, content in FORMATS[form](source):
+        storage.write_bytes(join(folder, name), content)
+        num_files += 1
+    console.print(Text(f"{num_files:,} files: {redact_uri(folder)}"), soft_wrap=True)
+    _print_skipped(source, console)
+
+
+def _print_skipped(source: Source, console: Console) -> None:
+    if not source.skipped:
+        return
+    reasons = Counter(text.partition(": ")[2] for text in source.skipped)
+    console.print(f"left out {len(source.skipped):,}:")
+    for reason, count in reasons.most_common(_MAX_REASONS):
+        console.print(Text(printable(f"  {count:,}: {reason[:160]}")), soft_wrap=True)
+    if len(reasons) > _MAX_REASONS:
+        console.print(f"  and {len(reasons) - _MAX_REASONS:,} more reasons")
+
+
+def import_labels(labels: str, *, output: str, storage: Storage, console: Console) -> None:
+    """Convert Label Studio's JSON export to gold, JSON lines for ``evaluate`` and ``finetune``.
+
+    Raises:
+        UserError: ``labels`` is not such an export, or the output cannot be written.
+    """
+    check_output("--output", output, (labels,))
+    rows = gold_rows(labels, storage)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    storage.write_bytes(absolute_uri(output), "".join(lines).encode())
+    console.print(Text(f"{len(rows):,} rows of gold: {absolute_uri(output)}"), soft_wrap=True)

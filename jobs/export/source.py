@@ -1,0 +1,43 @@
+"""The rows to export, and their drawings: the input of all formats."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.results.read import Row
+from pipeline.storage.storage import Storage
+from pipeline.tasks.registry import TASKS
+from schemas.task import Drawing, Task
+
+Files = Iterator[tuple[str, bytes]]
+"""Names, relative to the export's folder, and contents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The rows to export.
+
+    planned: unit id -> the unit's row of the plan, as ``jobs.results.frames`` returns it.
+    skipped: ``uri: reason`` of each row that the format cannot hold or read; the format adds them.
+    """
+
+    rows: list[Row]
+    recipe_id: str
+    planned: dict[str, dict[str, Any]]
+    storage: Storage
+    skipped: list[str] = field(default_factory=list)
+
+
+def drawings(row: Row, selects: Callable[[Task], bool]) -> list[Drawing]:
+    """Return the drawings of a row's values, of the tasks that ``selects`` is true for."""
+    return [
+        task.draw(row[name])
+        for name, task in TASKS.items()
+        if selects(task) and row.get(name) is not None
+    ]
+
+
+def caption_of(row: Row) -> str:
+    """Return the row's caption; an empty text if there is none."""
+    found = drawings(row, lambda task: task.subtitles == "captions")
+    return next((drawing.headline for drawing in found if drawing.headline), "")

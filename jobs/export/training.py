@@ -1,0 +1,152 @@
+"""Training formats: conversations, WebDataset, a Hugging Face folder."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from jobs.export.boxed_frames import file_name
+from jobs.export.source import Files, Source, caption_of
+from jobs.results.frames import decode_again, seen_parts
+from jobs.results.read import Row
+from pipeline.output.rows import ANNOTATION
+from pipeline.tasks.registry import TASKS
+from schemas.errors import StorageError, UnitError
+from schemas.tables.columns import from_row
+from schemas.tables.media import Part
+from schemas.task import AnswerStatus, Question, View
+
+SHARD_BYTES = 256 << 20
+_READ = (AnswerStatus.OK, AnswerStatus.REPAIRED)
+_WHOLE_SECONDS = 0.05
+
+
+def conversations(source: Source) -> Files:
+    """The format of the model's makers: ``conversations.jsonl``, a line for each answer.
+
+    The questions are the rows' prompts; the answers are the typed values in the model's format. The
+    format names whole files, so units that are a part of a video are left out.
+    """
+    lines = []
+    for row in source.rows:
+        if not row.get("media") or not row.get("sampling"):
+            source.skipped.append(f"{row['uri']}: {'failed' if row['error'] else 'a conversation'}")
+            continue
+        if not _is_whole(row):
+            source.skipped.append(f"{row['uri']}: a part of a longer video")
+            continue
+        for answer in row["responses"]:
+            if answer["status"] in _READ and row.get(answer["task"]) is not None:
+                lines.append(json.dumps(_conversation(row, answer), ensure_ascii=False))
+    yield "conversations.jsonl", "".join(f"{line}\n" for line in lines).encode()
+
+
+def _is_whole(row: Row) -> bool:
+    media, sampling = row["media"], row["sampling"]
+    if media["media_type"] == "image" or media.get("duration_seconds") is None:
+        return True
+    seconds = sampling["end_seconds"] - sampling["start_seconds"]
+    return bool(seconds >= media["duration_seconds"] - _WHOLE_SECONDS)
+
+
+def _conversation(row: Row, answer: dict[str, Any]) -> dict[str, Any]:
+    part = from_row(row, Part)
+    kind, sampling = part.media.media_type, part.sampling
+    view = View(
+        media_type=kind,
+        width=part.media.width,
+        height=part.media.height,
+        pts_seconds=sampling.pts_seconds or (),
+        start_seconds=sampling.start_seconds,
+        end_seconds=sampling.end_seconds,
+        intrinsics=part.media.intrinsics,
+    )
+    task = answer["task"]
+    text = TASKS[task].write(row[task], Question(task=task), view)
+    return {
+        "id": f"{row['unit_id']}/{task}",
+        kind: row["uri"],
+        "conversations": [
+            {"from": "human", "value": f"<{kind}>\n{answer['prompt']}"},
+            {"from": "gpt", "value": text},
+        ],
+    }
+
+
+def webdataset(source: Source) -> Files:
+    """WebDataset: ``shard-*.tar``; a sample is a unit with the frames that the model saw.
+
+    Its files are ``<key>.frame-000.jpg`` and so on, ``<key>.json`` (the row) and ``<key>.txt`` (the
+    caption).
+    """
+    buffer, number = io.BytesIO(), 0
+    shard = tarfile.open(fileobj=buffer, mode="w")  # noqa: SIM115
+
+    def add(name: str, content: bytes) -> None:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(content)
+        shard.addfile(entry, io.BytesIO(content))
+
+    for key, row, frames in _units(source):
+        for k, frame in enumerate(frames):
+            add(f"{key}.frame-{k:03}.jpg", frame)
+        add(f"{key}.json", json.dumps(row, ensure_ascii=False, default=str).encode())
+        add(f"{key}.txt", caption_of(row).encode())
+        if buffer.tell() > SHARD_BYTES:
+            shard.close()
+            yield f"shard-{number:06}.tar", buffer.getvalue()
+            buffer, number = io.BytesIO(), number + 1
+            shard = tarfile.open(fileobj=buffer, mode="w")  # noqa: SIM115
+    shard.close()
+    yield f"shard-{number:06}.tar", buffer.getvalue()
+
+
+def huggingface(source: Source) -> Files:
+    """A folder for ``datasets.load_dataset``: ``train/metadata.parquet`` and ``train/frames/``.
+
+    A row is a unit: the table's columns, and ``frames``, a list of images. Maps, which the library
+    does not know, become JSON text.
+    """
+    maps = [field.name for field in ANNOTATION if pa.types.is_map(field.type)]
+    rows, names = [], []
+    for key, row, frames in _units(source):
+        names.append([f"frames/{key}-{k:03}.jpg" for k in range(len(frames))])
+        for name, frame in zip(names[-1], frames, strict=True):
+            yield f"train/{name}", frame
+        rows.append(row | {name: json.dumps(dict(row[name] or ())) for name in maps})
+    columns = [field for field in ANNOTATION if field.name not in maps]
+    schema = pa.schema([*columns, *(pa.field(name, pa.string()) for name in maps)])
+    table = pa.Table.from_pylist(rows, schema=schema)
+    table = table.append_column("frames_file_names", pa.array(names, pa.list_(pa.string())))
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(None), buffer)
+    yield "train/metadata.parquet", buffer.getvalue()
+
+
+def _units(source: Source) -> Iterator[tuple[str, Row, list[bytes]]]:
+    """Yield key, row and JPEG frames of each unit; skip those whose media cannot be read now."""
+    for number, row in enumerate(source.rows):
+        try:
+            pixels = [
+                frame
+                for part in seen_parts(row, source.planned.get(row["unit_id"]))
+                for frame in decode_again(part, source.storage)
+            ]
+        except (UnitError, StorageError) as error:
+            source.skipped.append(f"{row['uri']}: {error}")
+            continue
+        if not pixels:
+            source.skipped.append(f"{row['uri']}: there are no frames")
+            continue
+        yield file_name(number, row["uri"]), row, [_jpeg(Image.fromarray(p)) for p in pixels]
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()

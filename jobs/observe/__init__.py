@@ -1,0 +1,1 @@
+"""Events and metrics of a run: ``observer`` feeds ``log`` (JSON lines) and ``prometheus``."""

@@ -1,0 +1,96 @@
+"""Check a job, list its media, and find the run to continue."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.console.output_path import absolute_uri
+from jobs.plan.runs import Run, open_run
+from pipeline.engines.vllm.args import check_vllm
+from pipeline.manifest.existing import ExistingMedia
+from pipeline.manifest.select import select
+from pipeline.media.shots import check_shots
+from pipeline.model.checkpoint import Checkpoint, inspect_checkpoint, with_generation_defaults
+from pipeline.model.prompter import Prompter
+from pipeline.plan.recipe import recipe, recipe_id
+from pipeline.storage.storage import Storage
+from schemas.errors import ManifestError
+from schemas.job.job import Job
+from schemas.tables.manifest import MediaItem
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobContext:
+    """A checked job and its run: everything that a command needs before Ray starts.
+
+    num_known: media that ``only_new`` left out, since the table has them.
+    changes: how the run's recipe and manifest differ from the latest run of the same job name.
+    """
+
+    job: Job
+    storage: Storage
+    checkpoint: Checkpoint
+    num_known: int
+    run: Run
+    changes: list[str]
+
+
+def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
+    """Check the job, its checkpoint, manifest and storage, and find the run to continue.
+
+    Returns the context, and the media items that the job selects. The items are not in the context,
+    so that the caller can free them once they are planned: a million take 0.5 GB.
+
+    Raises:
+        UserError: the job, its checkpoint, manifest or storage is wrong.
+    """
+    from pipeline.engines.grammar import check_grammars  # imports torch
+
+    if job.model.engine == "vllm" and not os.environ.get("RAY_ADDRESS"):
+        check_vllm()  # on a cluster only the actors can check their nodes
+    job = _with_absolute_paths(job)
+    storage = Storage(job.storage_options, job.input.allow_private_hosts)
+    checkpoint = inspect_checkpoint(job.model)
+    # Raises too if the tokenizer or the chat template is missing.
+    prompter = Prompter(job.model.source, job.model.revision)
+    job = with_generation_defaults(job, checkpoint, is_thinking=prompter.opens_reasoning)
+    check_grammars(job)
+    if job.sampling.segmentation.kind == "shots":
+        check_shots()
+    job_recipe = recipe(job, checkpoint.identity)
+    selection = select(
+        job.input, storage, lambda: ExistingMedia(job.output, recipe_id(job_recipe), storage)
+    )
+    _check_tasks(job, selection.items)
+    run, changes = open_run(job, selection.digest, job_recipe, storage)
+    context = JobContext(
+        job=job,
+        storage=storage,
+        checkpoint=checkpoint,
+        num_known=selection.num_known,
+        run=run,
+        changes=changes,
+    )
+    return context, selection.items
+
+
+def _with_absolute_paths(job: Job) -> Job:
+    """Make local paths absolute: actors may have another working directory than the driver."""
+    folders = {
+        name: absolute_uri(path)
+        for name in ("source", "adapter")
+        if (path := getattr(job.model, name)) is not None and Path(path).expanduser().is_dir()
+    }
+    model = job.model.model_copy(update=folders)
+    return job.model_copy(update={"model": model, "output": absolute_uri(job.output)})
+
+
+def _check_tasks(job: Job, items: Sequence[MediaItem]) -> None:
+    requested = {task for item in items for task in item.tasks}
+    unknown = sorted(requested - {task.name for task in job.tasks})
+    if unknown:
+        raise ManifestError(
+            f"the manifest's column `tasks` asks for {unknown}, which the job file does not have: "
+            f"add them to its tasks, {[task.name for task in job.tasks]}"
+        )

@@ -1,0 +1,54 @@
+"""``reelscribe plan``: manifest to units, with exact token counts, before a GPU is used."""
+
+import pyarrow as pa
+from rich.console import Console
+
+from jobs.cost.alternatives import print_alternatives
+from jobs.cost.estimate import check_cost, estimate, print_estimate
+from jobs.plan.open_job import JobContext, open_job
+from jobs.plan.plan_file import draft_plan, write_plan
+from jobs.plan.print_plan import print_plan
+from schemas.job.job import Job
+from schemas.tables.unit import UNIT
+
+
+def run(job: Job, console: Console, *, dry_run: bool = False) -> pa.Table:
+    """Plan a job; print its units, tokens and predicted cost.
+
+    dry_run: write nothing.
+
+    Returns the plan: UNIT rows.
+
+    Raises:
+        UserError: the job is wrong, the storage or cluster does not work, or the predicted cost is
+            over the job's limit.
+    """
+    context, items = open_job(job)
+    if nothing_new(context, len(items), console):
+        return UNIT.empty_table()
+    if context.run.status != "complete" and not dry_run:
+        # First, because it fails if the output cannot be written.
+        context.run.save(context.job, context.storage)
+    draft = draft_plan(context, items, console)
+    del items  # a million take 0.5 GB, and sorting holds the plan twice
+    plan = write_plan(draft, context, dry_run=dry_run)
+    del draft
+    print_plan(plan, context, console, dry_run=dry_run)
+    predicted = estimate(plan, context.job, context.run.cost)
+    print_estimate(predicted, context.job, console)
+    max_model_len = context.checkpoint.max_model_len
+    print_alternatives(plan, context.job, predicted, max_model_len, console)
+    check_cost(predicted, context.job)
+    if dry_run:
+        console.print("a dry run: nothing was written")
+    return plan
+
+
+def nothing_new(context: JobContext, num_items: int, console: Console) -> bool:
+    """Print how many media ``only_new`` left out; True if there is nothing new for a new run."""
+    if not context.job.input.only_new:
+        return False
+    console.print(
+        f"{context.num_known:,} media are in the table already, {num_items:,} are taken as new"
+    )
+    return not num_items and context.run.starts == 0

@@ -1,0 +1,163 @@
+"""A run's plan: read it, complete it, plan some media again, and write it.
+
+Only ``write_plan`` writes. A plan is a table of UNIT rows; the plan file is one Parquet object in
+the run's folder, without the secrets in uris.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+
+from jobs.plan.open_job import JobContext
+from jobs.plan.probe import probe_items
+from jobs.plan.secrets import remove_secrets, restore_secrets
+from pipeline.manifest.existing import ExistingMedia, matchable_without_probe
+from pipeline.output.table import ids_in, is_readable
+from pipeline.storage.parquet import read_parquet, write_parquet
+from pipeline.storage.storage import join
+from schemas.errors import ErrorType, ManifestError, StorageError
+from schemas.tables.manifest import MediaItem
+from schemas.tables.unit import UNIT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """The units of a plan, before they are written.
+
+    units: UNIT rows. is_written: the plan file has exactly these, in their final order.
+    """
+
+    units: pa.Table
+    is_written: bool
+
+
+def read_plan(context: JobContext, items: Sequence[MediaItem]) -> pa.Table:
+    """Read the run's plan file: UNIT rows, highest predicted cost first.
+
+    items: the job's; signed uris are restored from them.
+
+    Raises:
+        FileNotFoundError: there is none yet, or ``reelscribe compact`` has removed it.
+        StorageError: the storage refused or failed.
+    """
+    plan = read_parquet(_plan_uri(context), context.storage).cast(UNIT)
+    return restore_secrets(plan, items)
+
+
+def draft_plan(context: JobContext, items: Sequence[MediaItem], console: Console) -> Draft:
+    """Read the plan file, and plan the items that it lacks.
+
+    Once the run has begun, its plan stays as it is. Before that, items that could not be read are
+    planned again.
+
+    Raises:
+        UserError: the storage or cluster failed, or none of the media can be read.
+    """
+    try:
+        plan = read_plan(context, items)
+    except FileNotFoundError:
+        plan = UNIT.empty_table()
+    failed = set(ids_in(plan.filter(pc.is_valid(plan["error"])), "media_id"))
+    if plan.num_rows and (context.run.starts or not failed):
+        return Draft(units=plan, is_written=True)
+    kept = _without_media(plan, failed)
+    planned = set(ids_in(kept, "media_id"))
+    missing = [item for item in items if item.media_id not in planned]
+    found = probe_items(missing, context, console)
+    # With `only_new`, the items left may all be ones that were never readable.
+    if not context.num_known:
+        _check_access(pa.concat_tables([kept, found]))
+    units = pa.concat_tables([kept, _new_units(found, missing, context)])
+    return Draft(units=units, is_written=False)
+
+
+def draft_again(
+    plan: pa.Table,
+    media_ids: set[str],
+    context: JobContext,
+    items: Sequence[MediaItem],
+    console: Console,
+) -> Draft:
+    """Plan some media of a plan again, as they are now.
+
+    plan: UNIT rows.
+    media_ids: the media. Their units stay as they are if a span of the media that was readable
+        cannot be read now, or if the media are not in the manifest any more.
+
+    Raises:
+        UserError: the storage or cluster failed.
+    """
+    fresh = probe_items([item for item in items if item.media_id in media_ids], context, console)
+    was_read = set(ids_in(plan.filter(is_readable(plan)), "media_id"))
+    unread = set(ids_in(fresh.filter(pc.invert(is_readable(fresh))), "media_id"))
+    fresh = _without_media(fresh, was_read & unread)
+    units = pa.concat_tables([_without_media(plan, set(ids_in(fresh, "media_id"))), fresh])
+    return Draft(units=units, is_written=False)
+
+
+def write_plan(draft: Draft, context: JobContext, *, dry_run: bool = False) -> pa.Table:
+    """Write the plan file, unless it has these units already.
+
+    dry_run: only check and sort.
+
+    Returns UNIT rows, highest predicted cost first, then by ``unit_id``.
+
+    Raises:
+        ManifestError: two units are the same.
+        StorageError: the storage refused or failed.
+    """
+    if draft.is_written:
+        return draft.units
+    plan = draft.units.sort_by([("predicted_cost", "descending"), ("unit_id", "ascending")])
+    _check_distinct(plan)
+    if not dry_run:
+        write_parquet(remove_secrets(plan), _plan_uri(context), context.storage)
+    return plan
+
+
+def _without_media(units: pa.Table, media_ids: set[str]) -> pa.Table:
+    is_among = pc.is_in(units["media_id"], pa.array(sorted(media_ids), pa.string()))
+    return units.filter(pc.invert(is_among))
+
+
+def _plan_uri(context: JobContext) -> str:
+    return join(context.run.folder(context.job.output), "plan", "part-0.parquet")
+
+
+def _new_units(units: pa.Table, items: Sequence[MediaItem], context: JobContext) -> pa.Table:
+    """With ``only_new``, leave out units that the table has, where only probing identifies them."""
+    if not context.job.input.only_new or all(matchable_without_probe(item) for item in items):
+        return units
+    with ExistingMedia(context.job.output, context.run.key.recipe_id, context.storage) as known:
+        return known.new_units(units)
+
+
+def _check_access(plan: pa.Table) -> None:
+    """Check that some media can be read; else the job is wrong, not each item.
+
+    Raises:
+        StorageError: all media are missing or denied, or their storage failed.
+    """
+    kinds = pc.struct_field(plan["error"], "type")
+    barred = pa.array(
+        [ErrorType.MEDIA_DENIED, ErrorType.MEDIA_MISSING, ErrorType.STORAGE_FAILED], pa.string()
+    )
+    if plan.num_rows and pc.all(pc.is_in(kinds, barred)).as_py():
+        message = plan["error"][0].as_py()["message"]
+        num_media = pc.count_distinct(plan["media_id"]).as_py()
+        raise StorageError(f"none of the {num_media:,} media can be read, such as {message}")
+
+
+def _check_distinct(plan: pa.Table) -> None:
+    if pc.count_distinct(plan["unit_id"]).as_py() == plan.num_rows:
+        return
+    counts = plan.group_by("unit_id").aggregate([("media_id", "count"), ("media_id", "first")])
+    repeated = counts.filter(pc.greater(counts["media_id_count"], pa.scalar(1)))
+    raise ManifestError(
+        f"the manifest has {repeated.num_rows} time spans of media more than once, such as of "
+        f"{repeated['media_id_first'][0]}: two rows have the same start_seconds and end_seconds "
+        "after rounding; remove one of them"
+    )

@@ -1,0 +1,70 @@
+"""Print a plan as a table."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jobs.console.text import printable
+from jobs.plan.open_job import JobContext
+from pipeline.storage.errors import redact_uri
+from pipeline.storage.storage import join
+from schemas.tables.unit import UnitStatus
+
+_MAX_PROBLEMS = 20
+
+
+def print_plan(
+    table: pa.Table, context: JobContext, console: Console, *, dry_run: bool = False
+) -> None:
+    """Print the numbers of items, units, hours and tokens, and the errors of units that failed."""
+    failed = pc.equal(table["status"], pa.scalar(UnitStatus.FAILED.value))
+    media_type = pc.struct_field(table["media"], "media_type")
+    grid = Table(title=f"plan of {context.run.run_id}", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("", "items", "units", "hours of video", "vision tokens", "prompt tokens"):
+        grid.add_column(name, justify="left" if not name else "right")
+    for kind in ("image", "video"):
+        is_kind = pc.and_not(pc.equal(media_type, pa.scalar(kind)), failed)
+        grid.add_row(kind, *_sums(table.filter(is_kind)))
+    conversations = table.filter(pc.and_not(pc.is_valid(table["messages"]), failed))
+    if conversations.num_rows:
+        grid.add_row("conversation", *_sums(conversations))
+    problems = table.filter(failed)
+    grid.add_row("cannot be done", *_sums(problems), style="yellow")
+    grid.add_row("all", *_sums(table), style="bold")
+    console.print(grid)
+    for unit in problems.slice(0, _MAX_PROBLEMS).to_pylist():
+        uri, message = redact_uri(unit["uri"]), unit["error"]["message"]
+        where = "" if message.startswith(uri) else f"{uri}: "
+        line = f"  {unit['error']['type']}: {where}{message}"
+        console.print(Text(printable(line)), soft_wrap=True)
+    if (more := problems.num_rows - _MAX_PROBLEMS) > 0:
+        where = "" if dry_run else ", in the plan's `error` column"
+        console.print(f"  ... and {more:,} more{where}")
+    if not dry_run:
+        folder = join(context.run.folder(context.job.output), "plan")
+        console.print(Text(f"The plan: {folder}"), soft_wrap=True)
+
+
+def _sums(units: pa.Table) -> list[str]:
+    """Items, units, hours, vision tokens and prompt tokens of some units, formatted."""
+    parts = pc.list_flatten(units["parts"].combine_chunks())
+    seen = pa.chunked_array(
+        [units["sampling"].combine_chunks(), pc.struct_field(parts, "sampling")]
+    )
+    start, end, tokens = (
+        pc.struct_field(seen, name)
+        for name in ("start_seconds", "end_seconds", "num_vision_tokens")
+    )
+    prompts = pc.list_flatten(units["prompts"].combine_chunks())
+    prompt_tokens = pc.struct_field(prompts, "num_prompt_tokens")
+    counts = [
+        pc.count_distinct(units["media_id"]).as_py(),
+        units.num_rows,
+        (pc.sum(pc.subtract(end, start)).as_py() or 0.0) / 3600,
+        pc.sum(tokens).as_py() or 0,
+        pc.sum(prompt_tokens).as_py() or 0,
+    ]
+    return [f"{count:,.3f}" if isinstance(count, float) else f"{count:,}" for count in counts]

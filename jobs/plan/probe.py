@@ -1,0 +1,65 @@
+"""Read the headers of media items, here or on a cluster."""
+
+import pyarrow as pa
+from rich.console import Console
+
+from jobs.cluster.session import actor_errors, on_this_machine, plan_actors, ray_session
+from jobs.console.progress import Progress
+from jobs.plan.open_job import JobContext
+from pipeline.plan.planner import PROBE_THREADS, Planner
+from pipeline.stages.graph import PLAN_BATCH_ITEMS, build_plan
+from pipeline.workers.child_process import Isolated
+from schemas.tables.columns import to_table
+from schemas.tables.manifest import MediaItem
+from schemas.tables.unit import UNIT, Unit
+
+_TABLES_PER_CHUNK = 256
+"""Many small tables take several times the memory of one large one, so they are combined."""
+
+
+def probe_items(items: list[MediaItem], context: JobContext, console: Console) -> pa.Table:
+    """Plan items: a few in this process, many on Ray, whose start takes longer than a few items.
+
+    Returns UNIT rows, at least one per item.
+
+    Raises:
+        UserError: the storage or cluster failed.
+    """
+    if not items:
+        return UNIT.empty_table()
+    num_items = len(items)
+    bar = Progress(console, "planning", total_units=num_items, total_cost=float(num_items))
+    needs_only_headers = context.job.sampling.segmentation.kind != "shots"
+    if num_items <= PLAN_BATCH_ITEMS and needs_only_headers and on_this_machine():
+        return _probe_in_this_process(items, context, bar)
+    with ray_session(console):
+        return _probe_on_ray(items, context, bar)
+
+
+def _probe_in_this_process(items: list[MediaItem], context: JobContext, bar: Progress) -> pa.Table:
+    isolated = Isolated("pipeline.plan.sampler", PROBE_THREADS, quiet=True)
+    planner = Planner(context.job, context.checkpoint.max_model_len, context.storage, isolated)
+    units: list[Unit] = []
+    with bar:
+        for item_units in planner.plan_each(items):
+            units += item_units
+            bar.advance(units=1, cost=1.0)
+    isolated.close()
+    return to_table(units, UNIT)
+
+
+def _probe_on_ray(items: list[MediaItem], context: JobContext, bar: Progress) -> pa.Table:
+    actors = plan_actors(len(items), context.job.resources)
+    max_model_len = context.checkpoint.max_model_len
+    dataset = build_plan(items, context.job, max_model_len, context.storage, actors)
+    tables: list[pa.Table] = []
+    chunks: list[pa.Table] = []
+    with bar, actor_errors():
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            tables.append(batch.cast(UNIT))
+            if len(tables) == _TABLES_PER_CHUNK:
+                chunks.append(pa.concat_tables(tables).combine_chunks())
+                tables.clear()
+            num_media = len(set(batch["media_id"].to_pylist()))
+            bar.advance(units=num_media, cost=float(num_media))
+    return pa.concat_tables([*chunks, *tables])

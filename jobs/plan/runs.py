@@ -1,0 +1,214 @@
+"""Runs and their ``run.json``: find the run that a job continues, read and write its state.
+
+<output>/runs/<run_id>/run.json      the job without secrets, fingerprint, versions, counts
+<output>/runs/<run_id>/plan/         the plan, UNIT rows
+"""
+
+import dataclasses
+import hashlib
+import json
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from jobs.cost.calibration import read_calibration
+from jobs.cost.rates import Rates
+from pipeline.output.rows import RunKey
+from pipeline.plan.recipe import differences, recipe_id
+from pipeline.storage.errors import redact_uri
+from pipeline.storage.parquet import write_json
+from pipeline.storage.storage import Storage, join
+from pipeline.workers.code_version import code_digest
+from schemas.errors import JobFileError, StorageError
+from schemas.job.job import Job
+from schemas.tables.annotation import SCHEMA_VERSION
+
+_PACKAGES = ("reelscribe", "ray", "torch", "transformers", "torchcodec", "av", "pillow", "pyarrow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One execution of a plan; it stays the same run when it is killed and resumed.
+
+    status: ``running`` until every unit has its row, then ``complete``.
+    starts: number of starts of the run. seconds: duration of the last start.
+    cost: engine seconds per token, if known: from a calibration, an earlier run of the same model,
+        or this run.
+    """
+
+    run_id: str
+    name: str
+    run_date: str
+    status: str
+    fingerprint: dict[str, str]
+    recipe: dict[str, Any]
+    created_at: str
+    starts: int = 0
+    seconds: float = 0.0
+    cost: Rates | None = None
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> RunKey:
+        """The ids that the run's rows and files carry."""
+        return RunKey(
+            run_id=self.run_id, recipe_id=self.fingerprint["recipe"], run_date=self.run_date
+        )
+
+    def folder(self, output: str) -> str:
+        """The run's folder."""
+        return join(output, "runs", self.run_id)
+
+    def save(self, job: Job, storage: Storage) -> None:
+        """Write ``run.json``.
+
+        Raises:
+            StorageError: the output cannot be written.
+        """
+        content = dataclasses.asdict(self) | {
+            "job": redact_uris(job.public_dict()),
+            "versions": _versions() | {"code": code_digest(), "python": platform.python_version()},
+        }
+        write_json(content, join(self.folder(job.output), "run.json"), storage)
+
+
+def open_run(
+    job: Job,
+    manifest_digest: str,
+    recipe: dict[str, Any],
+    storage: Storage,
+) -> tuple[Run, list[str]]:
+    """Find the run with this fingerprint, or begin a new one.
+
+    With ``only_new`` an interrupted run is continued with the items of its plan; after a complete
+    run a new one begins, with the media that are new by then.
+
+    Returns the run and, for a new one, what differs from the latest run of the same job name.
+
+    Raises:
+        StorageError: the output cannot be read.
+    """
+    fingerprint = {
+        "manifest": manifest_digest,
+        "recipe": recipe_id(recipe),
+        "schema_version": str(SCHEMA_VERSION),
+    }
+    runs = all_runs(job.output, storage)
+    earlier = [run for run in runs if run.name == job.name]
+    same = [run for run in earlier if run.fingerprint == fingerprint]
+    for run in same:
+        if run.status == "running" or not job.input.only_new:
+            if run.starts == 0 or run.cost is None:
+                run = dataclasses.replace(run, cost=_known_cost(job, recipe, runs, storage))
+            return run, []
+    now = datetime.now(UTC)
+    named_by = json.dumps([fingerprint, len(same)], sort_keys=True)
+    short = hashlib.sha256(named_by.encode()).hexdigest()[:6]
+    fresh = Run(
+        run_id=f"{job.name}-{now:%Y%m%d}-{short}",
+        name=job.name,
+        run_date=f"{now:%Y-%m-%d}",
+        status="running",
+        fingerprint=fingerprint,
+        recipe=recipe,
+        created_at=now.isoformat(timespec="seconds"),
+        cost=_known_cost(job, recipe, runs, storage),
+    )
+    if not earlier:
+        return fresh, []
+    latest = max(earlier, key=lambda run: run.created_at)
+    changed = ["manifest"] if latest.fingerprint["manifest"] != manifest_digest else []
+    changed += differences(latest.recipe, recipe, "recipe")
+    if latest.fingerprint["schema_version"] != str(SCHEMA_VERSION):
+        changed.append("schema_version")
+    return fresh, [f"{name} differs from {latest.run_id}" for name in changed]
+
+
+def _known_cost(
+    job: Job, recipe: dict[str, Any], runs: list[Run], storage: Storage
+) -> Rates | None:
+    """The latest measured costs of the same model, from a calibration or a run.
+
+    A calibration that the job file names comes first.
+    """
+    calibrated = read_calibration(job, recipe["model"], storage)
+    if calibrated and job.cost.calibration is not None:
+        return calibrated.rates
+    known = [(c.created_at, c.rates) for c in (calibrated,) if c is not None]
+    for run in runs:
+        if run.cost and not run.cost.origin and run.recipe.get("model") == recipe["model"]:
+            rates = dataclasses.replace(run.cost, origin=f"measurements of the run {run.run_id}")
+            known.append((run.created_at, rates))
+    return max(known, key=lambda found: found[0])[1] if known else None
+
+
+def find_run(job: Job, recipe: dict[str, Any], storage: Storage, run_id: str | None = None) -> Run:
+    """Find a run of this job by its id, or the latest one; its manifest may differ.
+
+    Raises:
+        JobFileError: there is no such run, or it has another recipe.
+        StorageError: the output cannot be read.
+    """
+    named = [run for run in all_runs(job.output, storage) if run.name == job.name]
+    found = [run for run in named if run_id in (None, run.run_id)]
+    if not found:
+        which = f"the job `{job.name}`" if run_id is None else f"the job `{job.name}`, {run_id}"
+        ids = ", ".join(run.run_id for run in named)
+        raise JobFileError(
+            f"{job.output} has no run of {which}: `reelscribe annotate` starts one"
+            + (f"; there are {ids}" if named else "")
+        )
+    same = [run for run in found if run.fingerprint["recipe"] == recipe_id(recipe)]
+    if not same:
+        latest = max(found, key=lambda run: run.created_at)
+        changed = ", ".join(differences(latest.recipe, recipe, "recipe"))
+        raise JobFileError(
+            f"{latest.run_id} ran with other settings than this job: {changed}; give the job with "
+            "its earlier settings, or let `reelscribe annotate` begin a new run"
+        )
+    return max(same, key=lambda run: run.created_at)
+
+
+def all_runs(output: str, storage: Storage) -> list[Run]:
+    """Read the ``run.json`` of every run of an output.
+
+    Raises:
+        StorageError: the output cannot be read, or a file is not a run file of this version.
+    """
+    names = {field.name for field in dataclasses.fields(Run)}
+
+    def read(file: dict[str, Any]) -> Run:
+        try:
+            content = json.loads(storage.read_bytes(file["uri"]))
+            kept = {k: v for k, v in content.items() if k in names}
+            return Run(**kept | {"cost": Rates.read(content.get("cost"))})
+        except (ValueError, TypeError) as error:
+            raise StorageError(
+                f"{file['uri']} is not a run file that this version can read ({error}): move it "
+                "away or give another output"
+            ) from None
+
+    with ThreadPoolExecutor(16) as pool:  # a nightly job has hundreds
+        return list(pool.map(read, storage.list_files(join(output, "runs"), "*/run.json")))
+
+
+def redact_uris(value: Any) -> Any:
+    """Remove passwords and signatures from all uris in JSON values."""
+    if isinstance(value, dict):
+        return {key: redact_uris(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [redact_uris(part) for part in value]
+    return redact_uri(value) if isinstance(value, str) else value
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,161 @@
+"use strict";
+// The summary, the charts of the shown units, and the facts about the runs.
+(() => {
+  const { data, node, count, span, color } = reelscribe;
+  const by = (id) => document.getElementById(id);
+  const STATES = ["ok", "repaired", "truncated", "looped", "unparsed", "failed"];
+  let charts = [];
+
+  const total = (units, name) => units.reduce((sum, unit) => sum + (unit[name] ?? 0), 0);
+  function tally(values) {
+    const counts = new Map();
+    values.forEach((value) => counts.set(value, (counts.get(value) || 0) + 1));
+    return [...counts].sort((a, b) => b[1] - a[1]);
+  }
+
+  function summary() {
+    const { units } = data;
+    const states = ["ok", "partial", "failed"].map((name) => [name, units.filter((unit) => unit.status === name).length]);
+    const wall = data.runs.reduce((sum, run) => sum + (run.seconds ?? 0), 0);
+    const seconds = total(units, "seconds");
+    const figure = (value, text, ...more) => node("div", { class: "figure" }, node("b", {}, value), node("span", {}, text), more);
+    const scored = units.filter((unit) => unit.score !== null);
+    by("figures").replaceChildren(
+      figure(count(units.length), states.filter(([, number]) => number).map(([name, number]) => `${count(number)} ${name}`).join(", "),
+        node("div", { class: "split", "aria-hidden": "true" }, states.filter(([, number]) => number).map(([name, number]) => node("i", { class: name, style: { flex: number } })))),
+      figure(span(seconds), "of video"),
+      figure(count(total(units, "tokens_out")), `tokens out, ${count(total(units, "tokens_in"))} in`),
+      ...(wall ? [figure(`${count(Math.round((60 * units.length) / wall))} / min`, `units, ${count(Math.round(total(units, "tokens_out") / wall))} tokens/s out`)] : []),
+      figure(count(tally(units.flatMap((unit) => unit.labels)).length), "labels in the pictures"),
+      ...(scored.length ? [figure((total(scored, "score") / scored.length).toFixed(3), `mean agreement with gold, ${count(scored.length)} units`)] : []));
+    by("subtitle").textContent = `${data.runs.map((run) => run.run_id).slice(0, 3).join(", ")}${data.runs.length > 3 ? ` and ${data.runs.length - 3} more` : ""} · recipe ${data.recipe}`;
+  }
+
+  // Bins of equal width on 1, 2, 5 × 10^k edges.
+  function histogram(values, name) {
+    const max = Math.max(...values, 1e-9);
+    const raw = max / 12;
+    const power = 10 ** Math.floor(Math.log10(raw));
+    const width = [1, 2, 5, 10].map((step) => step * power).find((step) => step >= raw);
+    const bins = Array(Math.floor(max / width) + 1).fill(0);
+    values.forEach((value) => { bins[Math.floor(value / width)] += 1; });
+    const digits = Math.max(0, -Math.floor(Math.log10(width)));
+    const rows = bins.map((number, k) => [`${(k * width).toFixed(digits)}`, number]);
+    return { rows, columns: [name, "units"] };
+  }
+
+  function figures(units) {
+    const found = [];
+    const tasks = [...new Set(units.flatMap((unit) => unit.tasks.map(([task]) => task)))];
+    if (tasks.length) {
+      const states = STATES.filter((state) => units.some((unit) => unit.tasks.some(([, status]) => status === state)));
+      found.push({ title: "Answers by task", note: "Status of the answers of each task. Click to filter.", type: "bar", horizontal: true, stacked: states,
+        rows: tasks.map((task) => [task, ...states.map((state) => units.filter((unit) => unit.tasks.some(([t, s]) => t === task && s === state)).length)]),
+        columns: ["task", ...states], click: (row) => reelscribe.filter("by-task", row[0]) });
+    }
+    const errors = tally(units.filter((unit) => unit.error).map((unit) => unit.error));
+    if (errors.length) found.push({ title: "Errors", note: "Units that failed, by type. Click to filter.", type: "bar", horizontal: true, tint: "failed", rows: errors, columns: ["error", "units"], click: (row) => reelscribe.filter("by-error", row[0]) });
+    const labels = tally(units.flatMap((unit) => unit.labels)).slice(0, 15);
+    if (labels.length) found.push({ title: "Labels", note: "Units with this label. Click to filter.", type: "bar", horizontal: true, rows: labels, columns: ["label", "units"], click: (row) => reelscribe.filter("by-label", row[0]) });
+    const scored = units.filter((unit) => unit.score !== null);
+    if (scored.length) {
+      const of = [...new Set(scored.flatMap((unit) => Object.keys(unit.scores)))];
+      found.push({ title: "Agreement with gold", note: `Mean of units, 0 to 1: ${of.map((task) => `${task} by ${data.evaluation.primary[task].replaceAll("_", " ")}`).join(", ")}.`, type: "bar", horizontal: true, tint: "ok",
+        rows: of.map((task) => { const some = scored.filter((unit) => task in unit.scores); return [task, some.reduce((sum, unit) => sum + unit.scores[task], 0) / some.length]; }), columns: ["task", "score"], digits: 3 });
+      found.push({ title: "Units by agreement", note: "The worst are on the left.", type: "bar", ...histogram(scored.map((unit) => Math.min(unit.score, 0.9999)), "score") });
+    }
+    const answered = units.filter((unit) => unit.tokens_out);
+    if (answered.length) {
+      found.push({ title: "Tokens out", note: "Generated tokens of a unit, over all tasks.", type: "bar", ...histogram(answered.map((unit) => unit.tokens_out), "tokens") });
+      const timed = answered.filter((unit) => unit.engine_seconds);
+      if (timed.length) found.push({ title: "Throughput", note: `${count(Math.round(total(timed, "tokens_out") / total(timed, "engine_seconds")))} tokens out per engine second; a point is a unit.`, type: "scatter",
+        rows: timed.map((unit) => [unit.tokens_out, Number(unit.engine_seconds.toFixed(4))]), columns: ["tokens out", "engine seconds"] });
+    }
+    const waits = [["decode", total(units, "decode_seconds")], ["engine", total(units, "engine_seconds")]];
+    if (waits.some(([, value]) => value)) found.push({ title: "Time by stage", note: "Sums over units; decoders and engines work at the same time.", type: "bar", horizontal: true, rows: waits, columns: ["stage", "seconds"], digits: 2 });
+    const lengths = units.filter((unit) => unit.seconds).map((unit) => unit.seconds);
+    if (lengths.length) found.push({ title: "Durations", note: "Lengths of the units' time spans, in seconds.", type: "bar", ...histogram(lengths, "seconds") });
+    return found;
+  }
+
+  function drawCharts() {
+    if (by("charts").hidden) return;
+    charts.forEach((chart) => chart.destroy());
+    charts = [];
+    const area = node("div", { class: "charts" });
+    by("charts").replaceChildren(area);
+    figures(reelscribe.shown()).forEach((of) => {
+      const canvas = node("canvas", { role: "img", "aria-label": `${of.title}. ${of.note} The figures are in the table below.` });
+      area.append(node("figure", { class: "chart" }, node("figcaption", {}, of.title), node("p", {}, of.note), node("div", { class: "canvas" }, canvas), table(of)));
+      charts.push(new Chart(canvas, configuration(of)));
+    });
+    if (!area.children.length) area.append(node("p", { class: "empty" }, "No unit matches the filters."));
+  }
+
+  function table(of) {
+    const shown = of.rows.slice(0, 200);
+    const text = (value) => (typeof value === "number" ? value.toLocaleString("en", { maximumFractionDigits: of.digits ?? 3 }) : value);
+    return node("details", {}, node("summary", {}, "Figures"), node("table", {},
+      node("thead", {}, node("tr", {}, of.columns.map((name) => node("th", { scope: "col" }, name)))),
+      node("tbody", {}, shown.map((row) => node("tr", {}, row.map((value) => node("td", {}, text(value))))))),
+      of.rows.length > shown.length && node("p", {}, `and ${count(of.rows.length - shown.length)} more`));
+  }
+
+  function configuration(of) {
+    const tints = { ok: color("ok"), repaired: color("accent"), truncated: color("partial"), looped: color("partial"), unparsed: color("muted"), failed: color("failed") };
+    const plain = of.tint ? color(of.tint) : color("accent");
+    const names = of.stacked ?? [of.columns[1]];
+    const axis = (title, isValue) => ({ stacked: Boolean(of.stacked), title: { display: Boolean(title), text: title, color: color("muted") }, grid: { display: isValue, color: color("line") }, border: { color: color("line") }, ticks: { color: color("muted"), autoSkip: isValue || !of.horizontal, precision: of.digits ? undefined : 0 }, beginAtZero: true });
+    const scatter = of.type === "scatter";
+    return {
+      type: of.type,
+      data: scatter
+        ? { datasets: [{ data: of.rows.map(([x, y]) => ({ x, y })), backgroundColor: `${plain}99`, pointRadius: 4 }] }
+        : { labels: of.rows.map((row) => String(row[0]).slice(0, 40)), datasets: names.map((name, k) => ({ label: name, data: of.rows.map((row) => row[k + 1]), backgroundColor: of.stacked ? tints[name] : plain, borderRadius: 4, maxBarThickness: 26 })) },
+      options: {
+        indexAxis: of.horizontal ? "y" : "x",
+        maintainAspectRatio: false,
+        animation: false,
+        onClick: (_, found) => found.length && of.click?.(of.rows[found[0].index]),
+        plugins: { legend: { display: Boolean(of.stacked), position: "bottom", labels: { color: color("muted"), boxWidth: 12, boxHeight: 12 } } },
+        scales: { x: axis(of.horizontal ? "" : of.columns[0], of.horizontal || scatter), y: axis(scatter ? of.columns[1] : "", !of.horizontal || scatter) },
+      },
+    };
+  }
+
+  function runs() {
+    const rows = (pairs) => node("dl", { class: "facts" }, pairs.filter(([, value]) => value !== undefined).map(([name, value]) => [node("dt", {}, name), node("dd", {}, typeof value === "object" ? node("pre", { tabindex: 0 }, JSON.stringify(value, null, 1)) : String(value))]));
+    const figures = data.evaluation && node("div", { class: "panel" }, node("h2", {}, `Against ${data.evaluation.gold}`),
+      node("table", {}, node("tbody", {}, Object.entries(data.evaluation.tasks).map(([task, all]) => node("tr", {}, node("th", { scope: "row" }, task), all.map(([name, value]) => node("td", {}, `${name.replaceAll("_", " ")} ${value === null ? "-" : value.toFixed(3)}`)))))));
+    by("runs").replaceChildren(node("div", { class: "panels" }, figures, data.runs.map((run) => node("div", { class: "panel" }, node("h2", {}, run.run_id),
+      rows([["status", run.status], ["created", run.created_at], ["seconds", run.seconds], ["starts", run.starts], ...Object.entries(run.counts ?? {}), ["versions", run.versions], ["recipe", run.recipe]])))));
+  }
+
+  function showTab(name) {
+    ["units", "charts", "runs"].forEach((each) => {
+      by(each).hidden = each !== name;
+      by(`tab-${each}`).setAttribute("aria-selected", each === name);
+      by(`tab-${each}`).tabIndex = each === name ? 0 : -1;
+    });
+    drawCharts();
+  }
+
+  addEventListener("DOMContentLoaded", () => {
+    Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
+    summary();
+    runs();
+    const tabs = ["units", "charts", "runs"];
+    tabs.forEach((name, k) => {
+      by(`tab-${name}`).addEventListener("click", () => showTab(name));
+      by(`tab-${name}`).addEventListener("keydown", (event) => {
+        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+        if (!step) return;
+        const next = tabs[(k + step + tabs.length) % tabs.length];
+        showTab(next);
+        by(`tab-${next}`).focus();
+      });
+    });
+  });
+  reelscribe.onTheme(drawCharts);
+  Object.assign(reelscribe, { drawCharts, showTab });
+})();

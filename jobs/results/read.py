@@ -1,0 +1,259 @@
+"""Read an annotation table: one recipe, the best row of each unit, the latest content."""
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.output.duplicates import STATUS_RANKS
+from pipeline.storage.errors import redact_uri
+from pipeline.storage.parquet import read_parquet
+from pipeline.storage.storage import Storage, join
+from pipeline.tasks.registry import TASKS
+from schemas.errors import StorageError, UserError
+
+Row = dict[str, Any]
+
+_KEYS = ("unit_id", "media_id", "uri", "run_id", "recipe_id", "status")
+_GOLD_COLUMNS = [
+    *_KEYS,
+    "media",
+    "sampling",
+    "responses.list.element.task",
+    "responses.list.element.status",
+    "attributes",
+    *(name for name, task in TASKS.items() if task.metric is not None),
+]
+"""The columns that a comparison with gold needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which rows to read.
+
+    uri: an output folder, a run's folder in it, an annotations folder, or a Parquet file.
+    recipe_id, run_id: the recipe, or a run whose recipe is meant; with neither, the recipe of the
+        newest run.
+    """
+
+    uri: str
+    recipe_id: str | None = None
+    run_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotations:
+    """The rows of one recipe: all of them, or those of some media.
+
+    run_ids: the runs that wrote rows of the recipe.
+    chosen: why this recipe, if the table has others and the selection names none.
+    num_rows: number of all rows of the recipe.
+    num_superseded: number of rows left out, because another row is of the same unit, or of later
+        content of the same media.
+    examples: (media_id, uri) of some media of the table.
+    """
+
+    rows: list[Row]
+    recipe_id: str
+    run_ids: list[str]
+    chosen: str | None
+    num_rows: int
+    num_superseded: int
+    examples: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    table: pa.Table
+    counts: Counter[tuple[str, str]]
+    examples: list[tuple[str, str]]
+
+
+def read_annotations(
+    selection: Selection,
+    storage: Storage,
+    *,
+    media: tuple[Collection[str], Collection[str]] | None = None,
+) -> Annotations:
+    """Read the rows of one recipe, with all columns.
+
+    media: (media_ids, uris); only the rows of these media are read, and only the columns that a
+        comparison with gold needs.
+
+    Raises:
+        UserError: there is no such table, recipe or run, or it is unclear which run is the newest.
+    """
+    uri, run_of_folder = output_and_run(selection.uri)
+    run_id = selection.run_id or run_of_folder
+    files = parquet_files(uri, storage)
+    if not files:
+        raise UserError(
+            f"there are no annotations in {redact_uri(uri)}: give the output folder of "
+            "`reelscribe annotate`, or a Parquet file"
+        )
+    wanted = media and tuple(pa.array(sorted(names), pa.string()) for names in media)
+    with ThreadPoolExecutor(16) as pool:
+        parts = list(pool.map(lambda file: _read_part(file, wanted, storage), files))
+    counts: Counter[tuple[str, str]] = Counter()
+    for part in parts:
+        counts.update(part.counts)
+    if not counts:
+        raise UserError(f"the annotations in {redact_uri(uri)} have no rows yet")
+    created = cache(partial(_creation_time, file=files[0], storage=storage))
+    recipe, chosen = _choose_recipe(counts, selection.recipe_id, run_id, created)
+    found = [
+        row
+        for part in parts
+        for row in part.table.filter(
+            pc.equal(part.table["recipe_id"], pa.scalar(recipe))
+        ).to_pylist()
+    ]
+    rows = _latest(found, created)
+    return Annotations(
+        rows=rows,
+        recipe_id=recipe,
+        run_ids=sorted(run for run, of in counts if of == recipe),
+        chosen=chosen,
+        num_rows=sum(count for (_, of), count in counts.items() if of == recipe),
+        num_superseded=len(found) - len(rows),
+        examples=[example for part in parts for example in part.examples][:3],
+    )
+
+
+def output_and_run(uri: str) -> tuple[str, str | None]:
+    """Split the uri of a run's folder into the output folder and the run's id."""
+    found = re.fullmatch(r"(.+)/runs/([^/]+)/?", uri)
+    return (found[1], found[2]) if found else (uri, None)
+
+
+def attributes_of(row: Row) -> dict[str, Any]:
+    """Return the row's attributes; empty if the column is missing or holds no JSON object."""
+    try:
+        found = json.loads(row.get("attributes") or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def parquet_files(uri: str, storage: Storage) -> list[str]:
+    """List the Parquet files of a table: an output folder, a folder of Parquet, or one file."""
+    for folder in (join(uri, "annotations"), uri):
+        root = storage.filesystem(folder)[1].rstrip("/") + "/"
+        found = [file["uri"] for file in storage.list_files(folder, "**/*.parquet")]
+        files = [
+            file
+            for file in found
+            # The plan is Parquet too: it is no table of annotations.
+            if not file.partition(root)[2].startswith("runs/")
+            and not file.rpartition("/")[2].startswith((".", "_"))
+        ]
+        if files:
+            return files
+    return [uri] if uri.lower().endswith(".parquet") else []
+
+
+def _read_part(file: str, wanted: "tuple[pa.Array[Any], ...] | None", storage: Storage) -> _Part:
+    try:
+        table = read_parquet(file, storage, _GOLD_COLUMNS if wanted else None)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {redact_uri(file)}") from None
+    missing = [name for name in _KEYS if name not in table.column_names]
+    if missing:
+        raise UserError(
+            f"{redact_uri(file)} is not an annotation table: it has no {' and no '.join(missing)}"
+        )
+    groups = table.group_by(["run_id", "recipe_id"]).aggregate([([], "count_all")]).to_pylist()
+    first = table.select(["media_id", "uri"]).slice(0, 3).to_pylist()
+    if wanted:
+        ids, uris = (
+            pc.is_in(table[name], value_set=names)
+            for name, names in zip(("media_id", "uri"), wanted, strict=True)
+        )
+        table = table.filter(pc.or_(ids, uris))
+    return _Part(
+        table=table,
+        counts=Counter({(g["run_id"], g["recipe_id"]): g["count_all"] for g in groups}),
+        examples=[(row["media_id"], row["uri"]) for row in first],
+    )
+
+
+def _creation_time(run_id: str, file: str, storage: Storage) -> str:
+    """Return when a run was created, as text that sorts: from run.json, else the date in its id.
+
+    file: a file of the table, ``<output>/annotations/run_date=.../part-*``.
+    """
+    output = file.rpartition("/annotations/")[0]
+    try:
+        content = json.loads(storage.read_bytes(join(output, "runs", run_id, "run.json")))
+        return str(content["created_at"])
+    except (FileNotFoundError, StorageError, ValueError, KeyError, TypeError):
+        day = re.search(r"-(\d{4})(\d\d)(\d\d)-", run_id)
+        return "-".join(day.groups()) if day else ""
+
+
+def _choose_recipe(
+    counts: Counter[tuple[str, str]],
+    recipe_id: str | None,
+    run_id: str | None,
+    created: Callable[[str], str],
+) -> tuple[str, str | None]:
+    """Return the recipe; and why this one, if others exist and none was selected."""
+    recipe_of = dict(counts.keys())
+    recipes = sorted(set(recipe_of.values()))
+    if run_id is not None and run_id not in recipe_of:
+        raise UserError(f"no row is of run {run_id!r}; the runs are {_brief(sorted(recipe_of))}")
+    if recipe_id is not None and recipe_id not in recipes:
+        raise UserError(f"no row is of recipe {recipe_id!r}; the recipes are {_brief(recipes)}")
+    if run_id is not None:
+        if recipe_id not in (None, recipe_of[run_id]):
+            raise UserError(f"run {run_id!r} is of recipe {recipe_of[run_id]!r}, not {recipe_id!r}")
+        return recipe_of[run_id], None
+    if recipe_id is not None or len(recipes) == 1:
+        return recipe_id or recipes[0], None
+    last = max(map(created, recipe_of))
+    newest = sorted(run for run in recipe_of if created(run) == last)
+    if len({recipe_of[run] for run in newest}) > 1:
+        raise UserError(
+            f"the table has {len(recipes)} recipes, and it is unclear which run is the newest: "
+            f"choose one with --run: {_brief(newest)}"
+        )
+    others = _brief([recipe for recipe in recipes if recipe != recipe_of[newest[0]]])
+    return recipe_of[
+        newest[0]
+    ], f"of the newest run, {newest[0]}; --recipe selects others: {others}"
+
+
+def _latest(rows: list[Row], created: Callable[[str], str]) -> list[Row]:
+    """Return the best row of each unit, and of each media only the units of its latest content."""
+    best: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: (STATUS_RANKS.get(row["status"], 3), row["run_id"])):
+        best.setdefault(row["unit_id"], row)
+    by_media: dict[str, list[Row]] = defaultdict(list)
+    for row in best.values():
+        by_media[row["media_id"]].append(row)
+    latest: list[Row] = []
+    for found in by_media.values():
+        # A row of unreadable media has no content version, so its unit id differs from today's.
+        read = [row for row in found if row["media"] or row.get("parts")] or found
+        if len({_content(row) for row in read}) > 1:
+            content = _content(max(read, key=lambda row: created(row["run_id"])))
+            read = [row for row in read if _content(row) == content]
+        latest += read
+    return latest
+
+
+def _content(row: Row) -> str | None:
+    version: str | None = (row["media"] or {}).get("content_version")
+    return version
+
+
+def _brief(names: list[str], max_names: int = 5) -> str:
+    more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
+    return ", ".join(names[:max_names]) + more

@@ -1,0 +1,54 @@
+"""``reelscribe annotate``: run a job to its end, or continue it where it was interrupted."""
+
+import dataclasses
+
+from rich.console import Console
+from rich.text import Text
+
+from jobs.plan.open_job import open_job
+from jobs.plan.plan import nothing_new
+from jobs.plan.plan_file import draft_again, draft_plan, read_plan, write_plan
+from jobs.plan.print_plan import print_plan
+from jobs.plan.runs import Run
+from jobs.run.driver import annotate_and_finish, drive
+from jobs.run.finish import print_run, write_items_table
+from jobs.run.units import media_without_storage, read_rows, units_to_do
+from pipeline.output.duplicates import remove_duplicates
+from schemas.job.job import Job
+
+
+def run(job: Job, console: Console) -> Run:
+    """Plan if needed, annotate every unit that has no row yet, and print a summary.
+
+    Raises:
+        UserError: the job is wrong, or the storage or cluster does not work.
+    """
+    context, items = open_job(job)
+    if nothing_new(context, len(items), console):
+        return dataclasses.replace(context.run, status="complete")
+    for change in context.changes:
+        console.print(Text(f"new run: {change}"))
+    if context.run.status == "complete":
+        print_run(context.run, context, console)
+        try:
+            plan = read_plan(context, items)
+        except FileNotFoundError:
+            return context.run  # compacted: the media of a complete run are not probed again
+        write_items_table(context, plan, console)
+        return context.run
+    with drive(context, console) as driver:
+        context.run.save(context.job, context.storage)
+        draft = draft_plan(context, items, console)
+        if draft.is_written and (media_ids := media_without_storage(draft.units)):
+            draft = draft_again(draft.units, media_ids, context, items, console)
+        del items  # a million take 0.5 GB, and sorting holds the plan twice
+        plan = write_plan(draft, context)
+        del draft
+        print_plan(plan, context, console)
+        rows = remove_duplicates(read_rows(context, plan), context.storage, plan)
+        units = units_to_do(plan, rows, context.run)
+        del rows
+        if units.num_rows < plan.num_rows:
+            num_done = plan.num_rows - units.num_rows
+            console.print(f"{num_done:,} units are done already, {units.num_rows:,} to do")
+        return annotate_and_finish(driver, plan, units)

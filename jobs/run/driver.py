@@ -1,0 +1,140 @@
+"""What ``annotate`` and ``retry`` share: hold the run's lease and Ray, annotate units, finish."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.text import Text
+
+from jobs.cluster.blocks import in_blocks, limit_pools
+from jobs.cluster.session import actor_errors, check_fits, fitted_pools, ray_session
+from jobs.console.progress import Progress
+from jobs.cost.estimate import check_cost, estimate, money
+from jobs.cost.rates import Rates, Work
+from jobs.observe.log import RunLog
+from jobs.observe.observer import Watch
+from jobs.plan.open_job import JobContext
+from jobs.plan.runs import Run
+from jobs.run.finish import finish
+from jobs.run.lease import Lease, leased
+from pipeline.media.torchcodec import torchcodec_problem
+from pipeline.stages.generate import Generate
+from pipeline.stages.graph import Pools, build_annotate
+from schemas.errors import ResourceError
+from schemas.job.job import Job
+from schemas.tables.unit import UnitStatus
+
+_MIN_FILES_PER_RUN = 16
+"""Number of files of a small run, so that its progress is visible."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driver:
+    """State of the process that drives a run. started: ``time.monotonic()``."""
+
+    context: JobContext
+    lease: Lease
+    console: Console
+    started: float
+
+
+@contextmanager
+def drive(context: JobContext, console: Console) -> Iterator[Driver]:
+    """Take the run's lease, start or join Ray, and check that the job's actors fit.
+
+    Raises:
+        ResourceError: another driver has the run, Ray does not start, the actors do not fit, or
+            torchcodec does not load.
+        StorageError: the storage refused or failed.
+    """
+    started = time.monotonic()
+    _check_decoder(context.job)
+    folder = context.run.folder(context.job.output)
+    with leased(folder, context.storage, console) as lease, ray_session(console):
+        check_fits(context.job)
+        yield Driver(context=context, lease=lease, console=console, started=started)
+
+
+def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table) -> Run:
+    """Commit one row for each unit, then finish the run.
+
+    plan: all units of the run, UNIT rows. units: those to do.
+
+    Raises:
+        UserError: the predicted cost is over the job's limit, or the cluster or storage failed.
+    """
+    context, job = driver.context, driver.context.job
+    predicted = estimate(units, job, context.run.cost)
+    if predicted.is_measured or job.cost.per_hour or job.limits.max_cost:
+        driver.console.print(Text(f"predicted: {money(predicted, job)}"), soft_wrap=True)
+    check_cost(predicted, job)
+    run = dataclasses.replace(context.run, status="running", starts=context.run.starts + 1)
+    run.save(job, context.storage)
+    if units.num_rows:
+        # As late as possible: on this request a growing cluster adds GPU nodes, which cost money.
+        with fitted_pools(job) as pools:
+            units_per_file = min(
+                job.resources.units_per_file, -(-plan.num_rows // _MIN_FILES_PER_RUN)
+            )
+            run = _annotate(driver, run, units, pools, units_per_file)
+    return finish(context, run, plan, time.monotonic() - driver.started, driver.console)
+
+
+def _annotate(driver: Driver, run: Run, units: pa.Table, pools: Pools, units_per_file: int) -> Run:
+    """Run the chain of stages; returns the run with its measured costs."""
+    job, storage, started = driver.context.job, driver.context.storage, time.monotonic()
+    work = Work(units, run.cost)
+    max_tokens, calls_at_once = job.resources.max_batch_tokens, Generate.calls_at_once(job)
+    blocks = in_blocks(units, work.costs, pools, max_tokens, calls_at_once)
+    pools = limit_pools(pools, len(blocks))
+    with (
+        build_annotate(blocks, job, run.key, storage, pools, units_per_file) as dataset,
+        RunLog(run.folder(job.output), run.run_id, run.starts, storage) as log,
+    ):
+        log.write("annotating", units=units.num_rows, **dataclasses.asdict(pools))
+        watch = Watch(job.name, pools, log, units.num_rows)
+        run = dataclasses.replace(run, cost=_follow(dataset, work, watch, driver))
+        log.write("annotated", seconds=round(time.monotonic() - started, 3))
+    return run
+
+
+def _follow(dataset: Any, work: Work, watch: Watch, driver: Driver) -> Rates | None:
+    """Consume the chain and show the progress of committed units; returns the measured costs."""
+    progress = Progress(
+        driver.console, "annotating", total_units=work.num_units, total_cost=work.total_cost
+    )
+    with progress, actor_errors():
+        progress.status("starting decoders and engines")
+        for rows in dataset.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        ):
+            driver.lease.check()
+            watch.committed(rows, progress.seconds_left())
+            progress.advance(
+                units=rows.num_rows,
+                cost=work.count_done(rows),
+                failed=pc.sum(pc.equal(rows["status"], pa.scalar(UnitStatus.FAILED.value))).as_py(),
+                tokens=pc.sum(rows["num_output_tokens"]).as_py(),
+            )
+            if work.update_rates():
+                progress.recost(done=work.done_cost, total=work.total_cost)
+    return work.rates
+
+
+def _check_decoder(job: Job) -> None:
+    """Check that torchcodec loads if the job requires it.
+
+    Raises:
+        ResourceError: torchcodec does not load on this machine.
+    """
+    if job.sampling.decoder == "torchcodec" and (problem := torchcodec_problem()):
+        raise ResourceError(
+            f"sampling.decoder is torchcodec, which does not load on this machine: {problem}; "
+            "install FFmpeg's libraries (apt-get install ffmpeg), or set it to auto or pyav"
+        )

@@ -1,0 +1,160 @@
+"""One driver for a run at a time: a file in the run's folder, renewed while its driver lives.
+
+Two drivers would lose no row, since one row per unit is kept, but would do the work twice. Whether
+a lease is still renewed is seen by watching the file, not by comparing clocks of machines.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from pipeline.storage.parquet import write_json
+from pipeline.storage.storage import Storage, join
+from schemas.errors import ResourceError, StorageError
+
+RENEW_SECONDS = 10.0
+LOST_SECONDS = 3 * RENEW_SECONDS
+"""A driver whose lease is not renewed for this long counts as killed."""
+
+
+class Lease:
+    """The right to write a run's rows."""
+
+    def __init__(self, folder: str, storage: Storage) -> None:
+        """Prepare a lease; it is not taken yet. folder: the run's."""
+        self.lost_to: str | None = None
+        self._uri = join(folder, "lease.json")
+        self._storage = storage
+        self._token = uuid.uuid4().hex
+        self._count = 0
+        self._ended = threading.Event()
+
+    def check(self) -> None:
+        """Check that no other driver has taken over, for example while this machine was suspended.
+
+        Raises:
+            ResourceError: another driver has the run.
+        """
+        if self.lost_to is not None:
+            raise ResourceError(
+                f"{self.lost_to} has taken over this run, since this driver did not renew its "
+                f"lease for {LOST_SECONDS:g} seconds; committed rows are kept, and the other "
+                "driver does the rest"
+            )
+
+    def read(self) -> dict[str, Any] | None:
+        """Read the lease file; None if there is none."""
+        try:
+            content: dict[str, Any] = json.loads(self._storage.read_bytes(self._uri))
+        except (FileNotFoundError, ValueError):
+            return None
+        return content
+
+    def wait(self, console: Console) -> None:
+        """Wait until no other living driver has the lease.
+
+        Raises:
+            ResourceError: another driver is alive.
+            StorageError: the storage refused or failed.
+        """
+        seen = self.read()
+        if seen is None or _is_dead(seen):
+            return
+        who, begin = _who(seen), time.monotonic()
+        console.print(
+            Text(f"{who} has this run: waiting to see whether it renews its lease"), soft_wrap=True
+        )
+        while time.monotonic() - begin < LOST_SECONDS:
+            time.sleep(min(1.0, RENEW_SECONDS / 4))
+            now = self.read()
+            if now is None:
+                return
+            if now != seen:
+                raise ResourceError(
+                    f"{who} is at work on this run: wait for it, or end it and run this again "
+                    f"(its lease is {self._uri})"
+                )
+
+    def renew(self) -> None:
+        """Write the file.
+
+        Raises:
+            StorageError: the storage refused or failed.
+        """
+        self._count += 1
+        content = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "token": self._token,
+            "renewed": self._count,
+        }
+        write_json(content, self._uri, self._storage)
+
+    def keep(self) -> None:
+        """Renew the lease until its end, or until another driver takes it; runs in a thread."""
+        while not self._ended.wait(RENEW_SECONDS):
+            try:
+                seen = self.read()
+                if seen is not None and seen["token"] != self._token:
+                    self.lost_to = _who(seen)
+                    return
+                self.renew()
+            except StorageError:
+                continue  # if the storage keeps failing, the run itself ends with the error
+
+    def end(self) -> None:
+        """Give the lease back."""
+        self._ended.set()
+        with suppress(StorageError):  # it would hide the error that ended the run
+            seen = self.read()
+            if seen is not None and seen["token"] == self._token:
+                self._storage.remove(self._uri)
+
+
+@contextmanager
+def leased(folder: str, storage: Storage, console: Console) -> Iterator[Lease]:
+    """Hold the lease of a run; first wait until a driver that was killed counts as gone.
+
+    Raises:
+        ResourceError: another driver is at work on the run.
+        StorageError: the storage refused or failed.
+    """
+    lease = Lease(folder, storage)
+    lease.wait(console)
+    lease.renew()
+    thread = threading.Thread(target=lease.keep, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        lease.end()
+        thread.join(1)
+
+
+def _who(content: dict[str, Any]) -> str:
+    return f"process {content.get('pid')} on {content.get('host')}"
+
+
+def _is_dead(content: dict[str, Any]) -> bool:
+    """Whether the driver ran on this machine and has ended: then there is no need to wait."""
+    if content.get("host") != socket.gethostname():
+        return False
+    pid = int(content.get("pid", 0))
+    if pid == os.getpid():  # a restarted container, which numbers its processes from 1
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False

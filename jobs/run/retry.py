@@ -1,0 +1,97 @@
+"""``reelscribe retry``: annotate the failed units of a run again, in the same run and table."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.text import Text
+
+from jobs.plan.open_job import open_job
+from jobs.plan.plan_file import draft_again, draft_plan, write_plan
+from jobs.plan.runs import Run, find_run
+from jobs.run.driver import annotate_and_finish, drive
+from jobs.run.units import read_rows
+from pipeline.output.duplicates import remove_duplicates
+from pipeline.output.table import ids_in
+from pipeline.plan.recipe import recipe
+from schemas.errors import TRANSIENT, ErrorType, JobFileError
+from schemas.job.job import Job
+from schemas.tables.columns import from_table, to_table
+from schemas.tables.unit import UNIT, Unit
+
+
+def run(
+    job: Job,
+    console: Console,
+    *,
+    run_id: str | None = None,
+    error_types: Sequence[str] = (),
+) -> Run:
+    """Plan the media of failed units again, annotate those units again, and print a summary.
+
+    run_id: a run of this job; default: the latest run with the job's recipe, whatever its manifest.
+    error_types: which failed units to do again; default: those with a transient error.
+
+    Units without a row, as an interrupted run has, are done too.
+
+    Raises:
+        UserError: the job is wrong, there is no such run, or the storage or cluster does not work.
+    """
+    kinds = _kinds(error_types)
+    context, items = open_job(job)
+    found = find_run(
+        context.job, recipe(context.job, context.checkpoint.identity), context.storage, run_id
+    )
+    context = dataclasses.replace(context, run=found, changes=[])
+    with drive(context, console) as driver:
+        plan = write_plan(draft_plan(context, items, console), context)
+        rows = remove_duplicates(read_rows(context, plan), context.storage, plan)
+        rows = rows.filter(pc.is_in(rows["unit_id"], plan["unit_id"]))
+        errors = pc.struct_field(rows["error"], "type")
+        is_failed = pc.is_in(errors, pa.array(sorted(kinds), pa.string()))
+        failed = rows.filter(is_failed).select(["unit_id", "media_id", "error"]).to_pylist()
+        if not failed and rows.num_rows == plan.num_rows:
+            console.print(Text(_nothing_to_do(found, errors, kinds)), soft_wrap=True)
+            return found
+        listed = ", ".join(sorted({row["error"]["type"] for row in failed}))
+        console.print(Text(f"{found.run_id}: {len(failed):,} failed units again: {listed}"))
+        draft = draft_again(plan, {row["media_id"] for row in failed}, context, items, console)
+        # Before the plan changes: after a kill, the run must not count as complete.
+        dataclasses.replace(found, status="running").save(context.job, context.storage)
+        plan = write_plan(draft, context)
+        done = set(ids_in(rows, "unit_id")) - {row["unit_id"] for row in failed}
+        attempts = {row["unit_id"]: row["error"]["attempts"] for row in failed}
+        units = _units_to_do(plan, done, attempts)
+        del items, draft, rows  # large, and not needed while units are annotated
+        return annotate_and_finish(driver, plan, units)
+
+
+def _kinds(names: Sequence[str]) -> frozenset[ErrorType]:
+    known = {kind.value for kind in ErrorType}
+    if unknown := sorted(set(names) - known):
+        raise JobFileError(
+            f"there is no error type {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+        )
+    return frozenset(kind for kind in ErrorType if kind.value in names) or TRANSIENT
+
+
+def _nothing_to_do(run: Run, errors: "pa.ChunkedArray[Any]", kinds: frozenset[ErrorType]) -> str:
+    others = Counter(errors.drop_null().to_pylist())
+    listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(others.items()))
+    hint = f"; there are {listed}: choose them with --error-type" if others else ""
+    return f"{run.run_id} has no rows that failed by {', '.join(sorted(kinds))}{hint}"
+
+
+def _units_to_do(plan: pa.Table, done: set[str], attempts: dict[str, int]) -> pa.Table:
+    """The units that are not done, in the plan's order, with their number of earlier attempts."""
+    units = [unit for unit in from_table(plan, Unit) if unit.unit_id not in done]
+    return to_table([_with_attempts(unit, attempts.get(unit.unit_id, 0)) for unit in units], UNIT)
+
+
+def _with_attempts(unit: Unit, attempts: int) -> Unit:
+    unit = dataclasses.replace(unit, attempts=attempts)
+    return unit if unit.error is None else unit.failed(unit.error)

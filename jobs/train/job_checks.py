@@ -1,0 +1,154 @@
+"""Check a training job before it starts Ray: its model, its settings, its output folder."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from jobs.console.output_path import absolute_uri
+from jobs.plan.runs import redact_uris
+from pipeline.model.checkpoint import inspect_checkpoint
+from pipeline.storage.storage import Storage, join
+from pipeline.training.sample import Group
+from schemas.errors import JobFileError
+from schemas.job.finetune import DataSpec, FinetuneJob
+from schemas.job.model import Model
+
+_WITHOUT_EFFECT = frozenset(
+    {"optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon"}
+    | {"adafactor", "weight_decay", "label_smoothing_factor"}
+)
+# These make the same training longer or shorter; only the decay of the learning rate changes.
+_MAY_CHANGE = ("training.max_steps", "training.num_train_epochs", "trainer.lr_scheduler_kwargs")
+
+
+def with_absolute_paths(job: FinetuneJob) -> FinetuneJob:
+    """The job with absolute local paths, which are valid in its workers' folders too."""
+
+    def absolute(path: str | None) -> str | None:
+        return absolute_uri(path) if path else path
+
+    def data(spec: DataSpec) -> DataSpec:
+        names = ("conversations", "annotations", "media_folder")
+        return spec.model_copy(update={name: absolute(getattr(spec, name)) for name in names})
+
+    files = {key: job.trainer.get(key) for key in ("deepspeed", "fsdp_config")}
+    configs = {key: absolute(file) for key, file in files.items() if isinstance(file, str)}
+    source = Path(job.model.source).expanduser()
+    model = job.model.model_copy(update={"source": str(source.resolve())})
+    return job.model_copy(
+        update={
+            "output": absolute(job.output),
+            "trainer": job.trainer | configs,
+            "model": model if source.is_dir() else job.model,
+            "data": tuple(data(spec) for spec in job.data),
+            "validation": tuple(data(spec) for spec in job.validation),
+        }
+    )
+
+
+def check_model(job: FinetuneJob) -> None:
+    """Check that the job's model is a Qwen3-VL checkpoint with its tokenizer.
+
+    Raises:
+        ModelError: it is not.
+    """
+    from pipeline.model.prompter import Prompter
+
+    attn = job.model.attn_implementation
+    model = {"source": job.model.source, "revision": job.model.revision}
+    if attn != "auto":
+        model["attn_implementation"] = attn
+    inspect_checkpoint(Model.model_validate(model))
+    Prompter(job.model.source, job.model.revision)
+
+
+def check_arguments(job: FinetuneJob) -> None:
+    """Check ``training`` and ``trainer``, by constructing TrainingArguments.
+
+    Raises:
+        JobFileError: a setting is unknown, has no effect here, or is not valid.
+    """
+    from transformers import TrainingArguments
+
+    from pipeline.training.train import arguments
+
+    known = TrainingArguments.__dataclass_fields__
+    if unknown := sorted(set(job.trainer) - set(known)):
+        raise JobFileError(f"trainer: TrainingArguments has no {unknown}")
+    if twice := sorted(set(job.trainer) & set(type(job.training).model_fields)):
+        raise JobFileError(f"trainer: {twice} are settings of `training`: set them there")
+    if idle := sorted(set(job.trainer) & _WITHOUT_EFFECT):
+        raise JobFileError(f"trainer: {idle} have no effect here: set the optimizer in `training`")
+    if secrets := sorted(key for key in job.trainer if key.endswith("_token")):
+        raise JobFileError(f"trainer: {secrets}: no secrets in a job file; set HF_TOKEN")
+    for key in ("deepspeed", "fsdp_config"):
+        file = job.trainer.get(key)
+        if isinstance(file, str) and not Path(file).is_file():
+            raise JobFileError(f"trainer.{key}: there is no file {file}")
+    is_sharded = bool(job.trainer.get("deepspeed") or job.trainer.get("fsdp"))
+    if is_sharded and job.lora is not None and job.lora.merge:
+        raise JobFileError(
+            "lora.merge: adapters of a sharded model cannot be merged; set it to false"
+        )
+    # Whether the device supports these shows on the workers' machines only.
+    on_workers = ("deepspeed", "fsdp", "fsdp_config", "bf16", "fp16", "tf32", "use_cpu")
+    checked = {key: value for key, value in job.trainer.items() if key not in on_workers}
+    try:
+        arguments(
+            job.model_copy(update={"trainer": checked}),
+            Path(tempfile.gettempdir()),
+            has_validation=bool(job.validation),
+            use_gpu=False,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise JobFileError(f"trainer or training: {error}") from None
+
+
+def check_same_job(job: FinetuneJob, digest: str, storage: Storage) -> None:
+    """Check that the output folder has no training with other data or settings; write job.json.
+
+    Before its first checkpoint, a training may change its data and settings.
+
+    digest: of the data, see ``data_digest``.
+
+    Raises:
+        JobFileError: the folder has another training.
+    """
+    uri = join(job.output, "job.json")
+    spec = _fingerprint(job) | {"rows of data": digest}
+    before = None
+    if storage.list_files(join(job.output, "checkpoints"), "*/*"):
+        with suppress(FileNotFoundError):
+            before = json.loads(storage.read_bytes(uri))
+    if before is None:
+        storage.write_bytes(uri, json.dumps(spec, indent=2).encode())
+        return
+    changed = sorted(key for key in spec | before if spec.get(key) != before.get(key))
+    if serious := [key for key in changed if key not in _MAY_CHANGE]:
+        raise JobFileError(
+            f"{job.output} holds a training with other settings ({', '.join(serious)}): set "
+            "another output, or resume it with the same job"
+        )
+
+
+def data_digest(groups: Sequence[Group]) -> str:
+    """Hash of the training data, in order: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for group in groups:
+        digest.update(repr(group).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()[:16]
+
+
+def _fingerprint(job: FinetuneJob) -> dict[str, Any]:
+    """The settings that a training depends on, by dotted name."""
+    spec = redact_uris(job.public_dict())
+    # The order of the data depends on the number of workers, not on their resources.
+    free = {"logging_steps", "save_steps", "eval_steps", "save_total_limit"}
+    free |= {"use_gpu", "cpus_per_worker"}
+    flat = {f"{a}.{b}": v for a, s in spec.items() if isinstance(s, dict) for b, v in s.items()}
+    flat |= {key: value for key, value in spec.items() if not isinstance(value, dict)}
+    return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in free}

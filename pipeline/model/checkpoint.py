@@ -1,0 +1,191 @@
+"""Read what a run needs of a checkpoint before its weights: model type, context, identity."""
+
+import hashlib
+import importlib.util
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import ModelError
+from schemas.job.job import Job
+from schemas.job.model import Model, Yarn
+
+GENERATION_KEYS = ("temperature", "top_p", "top_k", "repetition_penalty")
+THINKING_TOKENS = 8192
+"""Default ``max_new_tokens`` of a Thinking checkpoint. Its authors recommend up to 40,960, which
+is too long for most contexts."""
+
+MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+
+_NUM_SAMPLES, _SAMPLE_BYTES = 1024, 1 << 16
+"""A weight file over 64 MB is hashed by this many evenly spaced pieces, to cover all layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Facts from a checkpoint's files.
+
+    max_model_len: tokens; the job's, else the context of the checkpoint.
+    identity: names the weights, wherever they are stored; part of the recipe.
+    generation: the GENERATION_KEYS that its ``generation_config.json`` sets.
+    """
+
+    model_type: str
+    max_model_len: int
+    identity: str
+    generation: dict[str, Any]
+
+
+def inspect_checkpoint(model: Model) -> Checkpoint:
+    """Read a checkpoint's configuration from a folder or the hub (if offline, from its cache).
+
+    Raises:
+        ModelError: there is no such checkpoint, it is not a Qwen3-VL model, its weights are
+            missing, or it or this machine cannot do what the job requests.
+    """
+    folder = Path(model.source)
+    if model.source.startswith(("/", ".", "~")) and not folder.is_dir():
+        raise ModelError(f"model.source: there is no folder {model.source}")
+    needs_flash = model.attn_implementation == "flash_attention_2"
+    if needs_flash and importlib.util.find_spec("flash_attn") is None:
+        raise ModelError(
+            "model.attn_implementation is flash_attention_2, which needs the package flash_attn: "
+            "install it, or set sdpa"
+        )
+    # It logs each attempt; the error below has the reason.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        config = load_config(model.source, model.revision, model.yarn)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"model.source {model.source!r} is neither a checkpoint folder nor a model that can be "
+            f"loaded from the hub: {reason}"
+        ) from None
+    if config.model_type not in MODEL_TYPES:
+        raise ModelError(
+            f"model.source {model.source!r} is a {config.model_type!r} model; Reelscribe runs "
+            f"Qwen3-VL ({', '.join(MODEL_TYPES)})"
+        )
+    context = int(config.text_config.max_position_embeddings)
+    if model.max_model_len is not None and model.max_model_len > context:
+        raise ModelError(
+            f"model.max_model_len {model.max_model_len} is over the checkpoint's context of "
+            f"{context}" + ("" if model.yarn else "; model.yarn can extend it")
+        )
+    if folder.is_dir():
+        if model.engine != "simulated":
+            _check_weights(folder)
+        identity = _folder_digest(folder)
+    else:
+        commit = getattr(config, "_commit_hash", None) or model.revision or "main"
+        identity = f"{model.source}@{commit}"
+    if model.adapter is not None:
+        identity += f"+{_adapter_identity(model.adapter)}"
+    return Checkpoint(
+        model_type=config.model_type,
+        max_model_len=model.max_model_len or context,
+        identity=identity,
+        generation=_recommended_generation(model),
+    )
+
+
+def with_generation_defaults(job: Job, checkpoint: Checkpoint, *, is_thinking: bool) -> Job:
+    """Return the job with its unset generation settings filled in, by ``generation.defaults``."""
+    given = job.generation
+    if given.defaults == "greedy" or (given.defaults == "auto" and not is_thinking):
+        return job
+    defaults = checkpoint.generation | ({"max_new_tokens": THINKING_TOKENS} if is_thinking else {})
+    missing = {key: v for key, v in defaults.items() if key not in given.model_fields_set}
+    return job.model_copy(update={"generation": given.model_copy(update=missing)})
+
+
+def _recommended_generation(model: Model) -> dict[str, Any]:
+    from transformers import GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(model.source, revision=model.revision).to_dict()
+    except OSError:
+        return {}
+    if not config.get("do_sample"):
+        return {}
+    return {key: config[key] for key in GENERATION_KEYS if config.get(key) is not None}
+
+
+def load_config(source: str, revision: str | None, yarn: Yarn | None) -> Any:
+    """Load a checkpoint's configuration, with its context extended if ``yarn`` is given.
+
+    Raises:
+        OSError, ValueError: there is no such checkpoint.
+    """
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    return config if yarn is None else extend_context(config, yarn)
+
+
+def extend_context(config: Any, yarn: Yarn) -> Any:
+    """Write YaRN's settings into a checkpoint's configuration, and return it."""
+    text = getattr(config, "text_config", None)
+    if text is None:  # vLLM calls this once before it has the model's configuration
+        return config
+    original = yarn.original_max_position_embeddings or text.max_position_embeddings
+    text.rope_parameters = {  # keeps the M-RoPE settings
+        **text.rope_parameters,
+        "rope_type": "yarn",
+        "factor": yarn.factor,
+        "original_max_position_embeddings": original,
+    }
+    text.max_position_embeddings = int(original * yarn.factor)
+    return config
+
+
+def _adapter_identity(adapter: str) -> str:
+    folder = Path(adapter)
+    if not folder.is_dir():
+        if adapter.startswith(("/", ".", "~")):
+            raise ModelError(f"model.adapter: there is no folder {adapter}")
+        return adapter
+    if not (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"model.adapter: {folder} is not an adapter: it has no adapter_config.json"
+        )
+    return _folder_digest(folder)
+
+
+def _check_weights(folder: Path) -> None:
+    """Open every weight file: a missing or truncated one would fail later, in an actor."""
+    from safetensors import SafetensorError, safe_open
+
+    names = {path.name for path in folder.glob("*.safetensors")}
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names |= set(json.loads(index.read_text())["weight_map"].values())
+    if not names:
+        raise ModelError(f"model.source: {folder} has no *.safetensors weights")
+    for name in sorted(names):
+        try:
+            with safe_open(folder / name, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"model.source: {folder / name} cannot be read: {error}") from None
+
+
+def _folder_digest(folder: Path) -> str:
+    """Hash a checkpoint's files: small ones whole, large weights by 1,024 pieces of 64 KB."""
+    weights = sorted(folder.glob("*.safetensors"))
+    configs = [*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.txt")]
+    digest = hashlib.sha256()
+    for path in sorted(configs):
+        digest.update(path.name.encode() + path.read_bytes())
+    for path in weights:
+        size = path.stat().st_size
+        digest.update(f"{path.name}{size}".encode())
+        step = max(size // _NUM_SAMPLES, _SAMPLE_BYTES)
+        with path.open("rb") as file:
+            for start in range(0, size, step):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:32]

@@ -1,0 +1,272 @@
+"""Build the token ids of a prompt with the checkpoint's own chat template, for every engine.
+
+For a video, the template's ``<|vision_start|><|video_pad|><|vision_end|>`` is replaced by the time
+(PTS) and the tokens of each frame pair:
+
+    <0.2 seconds><|vision_start|><|video_pad|>...<|vision_end|>
+
+Source: transformers' ``Qwen3VLProcessor``; tests compare the ids.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pipeline.media.timestamps import pair_seconds
+from schemas.conversation import Turn
+from schemas.errors import ModelError
+from schemas.tables.media import Sampling
+
+IMAGE_SLOT = "<|vision_start|><|image_pad|><|vision_end|>"
+VIDEO_SLOT = "<|vision_start|><|video_pad|><|vision_end|>"
+PAIR_LAYOUT = "<{seconds:.1f} seconds><|vision_start|><|video_pad|><|vision_end|>"
+"""A frame pair of a video; the pad is later repeated for each token of the pair."""
+
+_END_OF_TURN = "<|im_end|>"
+_SLOT = re.compile(f"{re.escape(IMAGE_SLOT)}|{re.escape(VIDEO_SLOT)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vision:
+    """The vision part of a prompt: an image (``pts_seconds`` empty) or a video.
+
+    pts_seconds: times of the frames in the prompt, an even number.
+    tokens_per_slot: number of tokens of the image, or of each frame pair.
+    """
+
+    media_type: str
+    pts_seconds: tuple[float, ...]
+    tokens_per_slot: int
+
+    @classmethod
+    def of(cls, media_type: str, sampling: Sampling, pts_seconds: Sequence[float]) -> "Vision":
+        """The vision part of a unit, with planned or decoded frame times."""
+        grid_t = sampling.grid_thw[0]
+        return cls(
+            media_type=media_type,
+            pts_seconds=tuple(t - sampling.origin_seconds for t in pts_seconds),
+            tokens_per_slot=sampling.num_vision_tokens // grid_t,
+        )
+
+    @property
+    def num_slots(self) -> int:
+        """Number of pads before they are repeated: one, or one for each frame pair."""
+        return max(1, len(self.pts_seconds) // 2)
+
+
+class PromptLength(NamedTuple):
+    """Number of tokens of a prompt.
+
+    num_own_tokens: number of tokens after the last image or video; 1 without media. The tokens
+        before are common to the prompts of a unit, and an engine computes them once.
+    """
+
+    num_tokens: int
+    num_own_tokens: int
+
+
+class Prompter:
+    """Builds prompts with a checkpoint's tokenizer and chat template."""
+
+    def __init__(self, source: str, revision: str | None = None) -> None:
+        """Load the tokenizer of a checkpoint folder or hub id.
+
+        Raises:
+            ModelError: there is no tokenizer, or it lacks vision tokens or a chat template.
+        """
+        # AutoTokenizer returns this class too, but imports torch, in each decoder.
+        from transformers import Qwen2Tokenizer
+
+        try:
+            self.tokenizer: Any = Qwen2Tokenizer.from_pretrained(source, revision=revision)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"model.source: cannot load the tokenizer of {source}: {error}"
+            ) from None
+        if not self.tokenizer.chat_template:
+            raise ModelError(
+                f"model.source: {source} is not a Qwen3-VL checkpoint: it has no tokenizer with a "
+                "chat template"
+            )
+        self.pad_ids = {
+            "image": self._special("<|image_pad|>", source),
+            "video": self._special("<|video_pad|>", source),
+        }
+
+    @property
+    def opens_reasoning(self) -> bool:
+        """Whether the template opens ``<think>``, so that answers begin with reasoning."""
+        prompt: str = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": ""}], tokenize=False, add_generation_prompt=True
+        )
+        return _is_open_reasoning(prompt)
+
+    def _special(self, token: str, source: str) -> int:
+        ids = self.tokenizer.encode(token, add_special_tokens=False)
+        if len(ids) != 1:
+            raise ModelError(
+                f"model.source: {source} is not a Qwen3-VL checkpoint: its tokenizer has no {token}"
+            )
+        return int(ids[0])
+
+    def input_ids(self, vision: Vision | None, text: str, tools: str | None = None) -> list[int]:
+        """Token ids of one user turn, the media first, then ``text``, up to the answer.
+
+        vision: None for text alone.
+        tools: JSON list of functions, which the template writes into a system turn.
+        """
+        prompt = self._render_question(vision, text, tools)
+        visions = [vision] if vision else []
+        return self._expand(self._slot_ids(prompt, visions), visions)
+
+    def length(self, vision: Vision, text: str, tools: str | None = None) -> PromptLength:
+        """Length of ``input_ids``, without building them."""
+        return self._length(self._render_question(vision, text, tools), [vision])
+
+    def chat_ids(
+        self, messages: str, visions: Sequence[Vision], *, add_vision_id: bool = False
+    ) -> list[int]:
+        """Token ids of a conversation, up to the answer to its last turn.
+
+        messages: JSON list of turns for the chat template.
+        visions: the images and videos in them, in order.
+        add_vision_id: let the template number them: "Picture 1: ", "Video 1: ".
+        """
+        prompt = self._render(json.loads(_escape(messages)), add_vision_id=add_vision_id)
+        return self._expand(self._slot_ids(prompt, visions), visions)
+
+    def chat_length(
+        self, messages: str, visions: Sequence[Vision], *, add_vision_id: bool = False
+    ) -> PromptLength:
+        """Length of ``chat_ids``, without building them."""
+        prompt = self._render(json.loads(_escape(messages)), add_vision_id=add_vision_id)
+        return self._length(prompt, visions)
+
+    def conversation_ids(
+        self, turns: Sequence[Turn], visions: Sequence[Vision]
+    ) -> tuple[list[int], list[bool]]:
+        """Token ids of a whole conversation, and whether each of them is learnt.
+
+        The assistant's turns are learnt, with the token that ends them. A question is tokenised up
+        to the answer, as in ``input_ids``, and the answer separately, as it is generated. Where the
+        template opens ``<think>``, an answer without reasoning learns to close it at once.
+
+        Raises:
+            ValueError: the template rewrites earlier turns (Thinking checkpoints drop reasoning),
+                so that no single sequence has what the model sees before each answer.
+        """
+        messages = [_message(turn, visions) for turn in turns]
+        ids: list[int] = []
+        learnt: list[bool] = []
+        before, unused = "", list(visions)
+        for k, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            prompt = self._render(messages[:k])
+            if not prompt.startswith(before):
+                raise ValueError(
+                    "the chat template rewrites earlier turns: give each conversation one answer"
+                )
+            added = prompt[len(before) :]
+            question = self._expand(self._slot_ids(added, unused), unused)
+            unused = unused[len(_SLOT.findall(added)) :]
+            answer = "".join(_escape(part) for part in turn.parts if isinstance(part, str))
+            if _is_open_reasoning(prompt):
+                answer = _continue_reasoning(answer)
+            answer_ids = self.tokenizer.encode(answer + _END_OF_TURN, add_special_tokens=False)
+            ids += question + answer_ids
+            learnt += [False] * len(question) + [True] * len(answer_ids)
+            before = prompt + answer + _END_OF_TURN
+        return ids, learnt
+
+    def _render_question(self, vision: Vision | None, text: str, tools: str | None) -> str:
+        turn = Turn(role="user", parts=(0, text) if vision else (text,))
+        return self._render(
+            [_message(turn, [vision] if vision else [])],
+            json.loads(_escape(tools)) if tools else None,
+        )
+
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        *,
+        add_vision_id: bool = False,
+    ) -> str:
+        prompt: str = self.tokenizer.apply_chat_template(
+            messages,
+            tools=tools,
+            tokenize=False,
+            add_generation_prompt=True,
+            add_vision_id=add_vision_id,
+        )
+        return prompt
+
+    def _slot_ids(self, prompt: str, visions: Sequence[Vision]) -> list[int]:
+        """Token ids with a single pad for each image or frame pair."""
+        remaining = iter(visions)
+
+        def layout(slot: re.Match[str]) -> str:
+            vision = next(remaining)
+            if vision.media_type == "image":
+                return slot[0]
+            seconds = pair_seconds(vision.pts_seconds)
+            return "".join(PAIR_LAYOUT.format(seconds=t) for t in seconds)
+
+        ids: list[int] = self.tokenizer.encode(_SLOT.sub(layout, prompt), add_special_tokens=False)
+        return ids
+
+    def _expand(self, ids: Sequence[int], visions: Sequence[Vision]) -> list[int]:
+        """Repeat each pad for the tokens of its image or frame pair."""
+        counts = iter(v.tokens_per_slot for v in visions for _ in range(v.num_slots))
+        pads = set(self.pad_ids.values())
+        expanded: list[int] = []
+        for token in ids:
+            expanded += [token] * (next(counts) if token in pads else 1)
+        return expanded
+
+    def _length(self, prompt: str, visions: Sequence[Vision]) -> PromptLength:
+        ids = self._slot_ids(prompt, visions)
+        num_repeated = sum(v.num_slots * (v.tokens_per_slot - 1) for v in visions)
+        pads = set(self.pad_ids.values())
+        own = next((k for k, token in enumerate(reversed(ids)) if token in pads), 1)
+        return PromptLength(len(ids) + num_repeated, own)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, without special tokens."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+def _message(turn: Turn, visions: Sequence[Vision]) -> dict[str, Any]:
+    """Convert a turn for the chat template."""
+    content: list[dict[str, str]] = []
+    for part in turn.parts:
+        if isinstance(part, int):
+            content.append({"type": visions[part].media_type})
+        else:
+            content.append({"type": "text", "text": _escape(part)})
+    if turn.role == "user":
+        return {"role": turn.role, "content": content}
+    return {"role": turn.role, "content": "".join(part["text"] for part in content)}
+
+
+def _is_open_reasoning(prompt: str) -> bool:
+    return prompt.rstrip().endswith("<think>")
+
+
+def _continue_reasoning(answer: str) -> str:
+    """Continue an answer after the template's ``<think>`` and line break.
+
+    An answer without reasoning closes it at once; otherwise the parser would read it as reasoning.
+    """
+    if "</think>" in answer:
+        return answer.removeprefix("<think>").removeprefix("\n")
+    return f"\n</think>\n\n{answer}"
+
+
+def _escape(text: str) -> str:
+    """Break up special tokens in a user's text, so that it cannot forge media or turns."""
+    return text.replace("<|", "< |")

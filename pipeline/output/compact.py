@@ -1,0 +1,147 @@
+"""Join the small files of the table into large ones, and find rows that are superseded.
+
+The new file is written before the old ones are deleted, so no row is ever missing. In between, a
+reader of the plain files may see rows twice; the view ``latest`` never shows them twice. A process
+that is killed in between leaves both; the next ``compact`` or ``annotate`` removes the duplicates.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.output.duplicates import find_superfluous_rows
+from pipeline.output.rows import ANNOTATION
+from pipeline.output.table import file_name, ids_in, with_file_column
+from pipeline.output.views import connect
+from pipeline.storage.parquet import read_parquet, write_parquet
+from pipeline.storage.storage import Storage, join
+
+COMPACTED = "compacted"
+"""Replaces the run's id in the name of a joined file."""
+
+_NAME = re.compile(r"(.*)/part-(.+)-([0-9a-f]+)-[0-9a-f]{16}\.parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Files of one partition and one recipe that become one file.
+
+    files: ``uri`` and ``size`` in bytes, as the storage lists them.
+    """
+
+    folder: str
+    recipe_id: str
+    files: list[dict[str, Any]]
+
+
+def find_bins(output: str, storage: Storage, target_bytes: int) -> Iterator[Bin]:
+    """Group the files smaller than half of ``target_bytes`` into bins of at most ``target_bytes``.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for page in storage.list_pages(join(output, "annotations"), "*/part-*.parquet"):
+        for file in page:
+            found = _NAME.fullmatch(file["uri"])
+            if found and file["size"] < target_bytes / 2:
+                groups[found[1], found[3]].append(file)
+    for (folder, recipe_id), files in sorted(groups.items()):
+        held: list[dict[str, Any]] = []
+        size = 0
+        for file in files:
+            if held and size + file["size"] > target_bytes:
+                yield Bin(folder=folder, recipe_id=recipe_id, files=held)
+                held, size = [], 0
+            held.append(file)
+            size += file["size"]
+        yield Bin(folder=folder, recipe_id=recipe_id, files=held)
+
+
+def join_files(group: Bin, storage: Storage) -> int:
+    """Write the rows of a bin's files as one file, one row per unit; then delete the old files.
+
+    Returns the number of deleted files.
+
+    Raises:
+        StorageError: the storage refused or failed; no row is lost.
+    """
+    if len(group.files) < 2:
+        return 0
+    uris = [file["uri"] for file in group.files]
+    try:
+        tables = [_conform(read_parquet(uri, storage)) for uri in uris]
+    except FileNotFoundError:
+        return 0  # a running job has just replaced it: the next `compact` joins it
+    rows = pa.concat_tables(tables, promote_options="default")
+    is_superfluous = find_superfluous_rows(
+        pa.concat_tables(
+            with_file_column(table.select(["unit_id", "status", "error"]), uri)
+            for table, uri in zip(tables, uris, strict=True)
+        ).unify_dictionaries()
+    )
+    rows = rows.filter(pc.invert(is_superfluous))
+    sort_columns = {
+        "media_id": rows["media_id"],
+        "start": pc.struct_field(rows["sampling"], "start_seconds"),
+    }
+    order = pc.sort_indices(
+        pa.table(sort_columns), sort_keys=[("media_id", "ascending"), ("start", "ascending")]
+    )
+    rows = rows.take(order)
+    name = file_name(ids_in(rows, "unit_id"), COMPACTED, group.recipe_id)
+    new = f"{group.folder}/{name}"
+    write_parquet(rows, new, storage)
+    old = [uri for uri in uris if uri != new]
+    for uri in old:
+        storage.remove(uri)
+    return len(old)
+
+
+def _conform(table: pa.Table) -> pa.Table:
+    """Convert a table of another version to the current schema: missing columns become null.
+
+    Columns that this version does not know are kept: a later version may have written them.
+    """
+    columns = [_column(table, field) for field in ANNOTATION]
+    known = pa.Table.from_arrays(columns, schema=ANNOTATION)
+    for name in table.column_names:
+        if name not in ANNOTATION.names:
+            known = known.append_column(table.schema.field(name), table[name])
+    return known
+
+
+def _column(table: pa.Table, field: "pa.Field[Any]") -> "pa.ChunkedArray[Any]":
+    if field.name not in table.column_names:
+        # pa.nulls would put nulls into non-nullable fields of structs too.
+        return pa.chunked_array([pa.array([None] * table.num_rows, field.type)])
+    if table.schema.field(field.name).type == field.type:
+        return table[field.name]
+    # "permissive" adds missing fields to structs.
+    parts = [table.select([field.name]), pa.schema([field]).empty_table()]
+    return pa.concat_tables(parts, promote_options="permissive")[field.name].cast(field.type)
+
+
+def find_superseded_rows(output: str, before: str, storage: Storage) -> pa.Table:
+    """Find rows in partitions before a date that the view ``latest`` does not show.
+
+    before: ``2026-08-24``. Returns columns ``unit_id`` and ``file``.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    with connect(output, storage) as db:
+        pattern = join(output, "annotations", "*", "part-*.parquet")
+        found: pa.Table = db.sql(
+            """SELECT unit_id, filename AS file FROM read_parquet($pattern, hive_partitioning =
+            true, union_by_name = true, filename = true) AS rows WHERE run_date < $before::DATE AND
+            NOT EXISTS (FROM latest WHERE latest.unit_id = rows.unit_id
+            AND latest.recipe_id = rows.recipe_id)""",
+            params={"pattern": pattern, "before": before},
+        ).to_arrow_table()
+    return found

@@ -1,0 +1,117 @@
+"""Keep exactly one row per unit: find superfluous rows, and remove them from their files.
+
+Two drivers of one job, a killed ``reelscribe compact`` or actors that outlive their driver can
+leave several rows of one unit. ``find_superfluous_rows`` only reads its arguments; ``remove_rows``
+rewrites and deletes files; ``remove_duplicates`` calls both.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.output.table import digest_of_ids, ids_in, is_readable
+from pipeline.storage.parquet import read_parquet, write_parquet
+from pipeline.storage.storage import Storage
+from schemas.tables.unit import UnitStatus
+
+STATUS_RANKS = {UnitStatus.OK: 0, UnitStatus.PARTIAL: 1, UnitStatus.FAILED: 2}
+"""Of several rows of one unit, the row with the lowest rank is kept."""
+
+
+def find_superfluous_rows(rows: pa.Table, plan: pa.Table | None = None) -> "pa.ChunkedArray[Any]":
+    """Find the rows to remove so that each unit has one row.
+
+    Of several rows of one unit the best is kept: the lowest ``STATUS_RANKS``, then the maximum of
+    attempts, then the first file name. The choice depends on the rows alone: two drivers keep the
+    same row.
+
+    rows: columns ``unit_id``, ``status``, ``error`` and ``file``; with ``plan`` also ``media_id``,
+        ``media`` and ``parts``.
+    plan: columns ``unit_id`` and ``unread_id``. If given, stale error rows of media that are
+        readable now are found too.
+
+    Returns a mask, bool [num_rows].
+    """
+    counts = pc.value_counts(rows["unit_id"])
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), pa.scalar(1)))
+    stale = pa.chunked_array([pa.repeat(False, rows.num_rows)])
+    if plan is not None:
+        was_read = is_readable(rows)
+        read_media = pc.unique(rows["media_id"].filter(was_read))
+        stale = pc.and_not(pc.is_in(rows["media_id"], read_media), was_read)
+        stale = pc.and_(stale, pc.is_in(rows["unit_id"], plan["unread_id"]))
+        stale = pc.and_not(stale, pc.is_in(rows["unit_id"], plan["unit_id"]))
+    # Only these few become Python objects: a million rows would take gigabytes.
+    indices = pc.indices_nonzero(pc.or_(pc.is_in(rows["unit_id"], repeated), stale))
+    few = rows.select(["unit_id", "status", "error", "file"]).take(indices).to_pylist()
+    best: dict[str, tuple[int, int, str]] = {}
+    for row in few:
+        best[row["unit_id"]] = min(best.get(row["unit_id"], _rank(row)), _rank(row))
+    is_stale = stale.take(indices).to_pylist()
+    is_superfluous = np.zeros(rows.num_rows, dtype=bool)
+    is_superfluous[indices.to_numpy()] = [
+        row_is_stale or best[row["unit_id"]][-1] != row["file"]
+        for row, row_is_stale in zip(few, is_stale, strict=True)
+    ]
+    return pa.chunked_array([pa.array(is_superfluous)])
+
+
+def _rank(row: dict[str, Any]) -> tuple[int, int, str]:
+    """Sort key of a unit's rows; the lowest is kept. Of failed rows, more attempts are later."""
+    attempts = row["error"]["attempts"] if row["error"] else 0
+    return STATUS_RANKS[row["status"]], -attempts, row["file"]
+
+
+def remove_duplicates(rows: pa.Table, storage: Storage, plan: pa.Table | None = None) -> pa.Table:
+    """Remove superfluous rows from the table's files.
+
+    rows, plan: as for ``find_superfluous_rows``.
+
+    Returns the rows that are left.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    is_superfluous = find_superfluous_rows(rows, plan)
+    if not pc.any(is_superfluous).as_py():
+        return rows
+    remove_rows(rows.filter(is_superfluous), storage)
+    return rows.filter(pc.invert(is_superfluous))
+
+
+def remove_rows(rows: pa.Table, storage: Storage) -> None:
+    """Remove rows from the files of a table: write a file's other rows, then delete the file.
+
+    rows: the id as the first column, and ``file``, the uri, as ``read_files`` returns them. Files
+        that do not exist any more are skipped.
+
+    Raises:
+        StorageError: the storage refused or failed; only rows to remove can be missing.
+    """
+    id_column = rows.column_names[0]
+    ids_of_file: dict[str, list[str]] = {}
+    for row in rows.select([id_column, "file"]).to_pylist():
+        ids_of_file.setdefault(row["file"], []).append(row[id_column])
+    rewritten = {}
+    for file, ids in ids_of_file.items():
+        try:
+            table = read_parquet(file, storage)
+        except FileNotFoundError:
+            continue  # another process replaced it; the next start finds its rows
+        kept = table.filter(pc.invert(pc.is_in(table[id_column], pa.array(ids, pa.string()))))
+        if kept.num_rows:
+            rewritten[file] = kept
+        else:
+            storage.remove(file)
+    # After all deletions: a rewritten file may get the name of a deleted one.
+    for file, kept in rewritten.items():
+        write_parquet(kept, _renamed(file, ids_in(kept, id_column)), storage)
+        storage.remove(file)
+
+
+def _renamed(file: str, ids: Sequence[str]) -> str:
+    """The uri of a file of the same run with these rows."""
+    return f"{file.rpartition('-')[0]}-{digest_of_ids(ids)}.parquet"

@@ -1,0 +1,108 @@
+"""Turn answered units into annotation rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.storage.errors import redact_uri
+from pipeline.tasks.parse import Answer, parse_raw
+from pipeline.tasks.registry import TASKS
+from schemas.tables.annotation import annotation_schema
+from schemas.tables.columns import to_row
+from schemas.tables.unit import AnsweredUnit, RawAnswer, UnitStatus
+from schemas.task import AnswerStatus, Question
+
+ANNOTATION = annotation_schema([task.column for task in TASKS.values()])
+"""The schema of the output table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunKey:
+    """The ids of a run's rows and files: run, recipe, and the date of the partition."""
+
+    run_id: str
+    recipe_id: str
+    run_date: str
+
+
+def annotation_row(
+    unit: AnsweredUnit, questions: dict[str, Question], key: RunKey
+) -> dict[str, Any]:
+    """Make one row of ANNOTATION from one unit, failed units included.
+
+    questions: by task.
+    """
+    answers = [(raw, parse_raw(unit, raw, questions)) for raw in unit.answers]
+    columns: dict[str, Any] = dict.fromkeys(TASKS)
+    columns |= {raw.task: answer.value for raw, answer in answers}
+    return {
+        "unit_id": unit.unit_id,
+        "media_id": unit.media_id,
+        "run_id": key.run_id,
+        "recipe_id": key.recipe_id,
+        "uri": redact_uri(unit.uri),
+        "content_version": unit.content_version,
+        "status": _status(unit, [answer for _, answer in answers]),
+        "error": to_row(unit.error) if unit.error else None,
+        "media": to_row(unit.media) if unit.media else None,
+        "sampling": to_row(unit.sampling) if unit.sampling else None,
+        "parts": [
+            {
+                "uri": redact_uri(part.uri),
+                "media": to_row(part.media),
+                "sampling": to_row(part.sampling),
+            }
+            for part in unit.parts
+        ],
+        **columns,
+        "responses": _responses(unit, answers, questions),
+        "timings": {
+            "decode_seconds": unit.decode_seconds,
+            "engine_seconds": unit.engine_seconds,
+            "bytes_read": unit.bytes_read,
+            "finished_at": datetime.now(UTC),
+        },
+        "attributes": unit.attributes,
+    }
+
+
+def _status(unit: AnsweredUnit, answers: Sequence[Answer]) -> str:
+    if unit.error is not None:
+        return UnitStatus.FAILED
+    whole = (AnswerStatus.OK, AnswerStatus.REPAIRED)
+    complete = all(answer.status in whole for answer in answers)
+    return UnitStatus.OK if complete else UnitStatus.PARTIAL
+
+
+def _responses(
+    unit: AnsweredUnit,
+    answers: list[tuple[RawAnswer, Answer]],
+    questions: dict[str, Question],
+) -> list[dict[str, Any]]:
+    """Prompts and answers; for a failed unit its prompts only."""
+    media_type = unit.media.media_type if unit.media else "image"
+
+    def response(task: str) -> dict[str, Any]:
+        prompt = unit.messages or TASKS[task].prompt(questions[task], media_type)
+        return {"task": task, "prompt": prompt}
+
+    if not answers:
+        return [
+            response(prompt.task) | {"status": AnswerStatus.FAILED, "note": "the unit failed"}
+            for prompt in unit.prompts
+        ]
+    return [
+        response(raw.task)
+        | {
+            "raw_text": raw.raw_text,
+            "reasoning": answer.reasoning,
+            "finish_reason": raw.finish_reason,
+            "num_prompt_tokens": raw.num_prompt_tokens,
+            "num_output_tokens": raw.num_output_tokens,
+            "attempts": raw.attempts,
+            "status": answer.status,
+            "note": answer.note,
+        }
+        for raw, answer in answers
+    ]

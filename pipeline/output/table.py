@@ -1,0 +1,165 @@
+"""Commit annotation rows as Parquet files, and read what is committed.
+
+One file is one commit: it is written whole or not at all, its name follows from the run, the
+recipe and the units in it, and it holds everything known about them. So a task that Ray runs twice
+writes the same file twice, a killed run leaves only whole files, and the next run reads from them
+which units are done.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.output.rows import ANNOTATION, RunKey
+from pipeline.storage.parquet import read_parquet, write_parquet
+from pipeline.storage.storage import Storage, join
+from schemas.errors import ErrorType
+
+
+def commit_rows(
+    rows: Iterable[dict[str, Any]], output: str, key: RunKey, storage: Storage
+) -> pa.Table:
+    """Commit rows as one Parquet file; returns them as a table.
+
+    Raises:
+        StorageError: the file could not be written; no part of it is visible.
+    """
+    ordered = sorted(rows, key=_reading_order)
+    table = pa.Table.from_pylist(ordered, schema=ANNOTATION)
+    folder = join(output, "annotations", f"run_date={key.run_date}")
+    name = file_name(ids_in(table, "unit_id"), key.run_id, key.recipe_id)
+    write_parquet(table, join(folder, name), storage)
+    return table
+
+
+def file_name(ids: Sequence[str], run_id: str, recipe_id: str) -> str:
+    """Name of the file of these rows; the same rows of the same run give the same name."""
+    return f"part-{run_id}-{recipe_id}-{digest_of_ids(ids)}.parquet"
+
+
+def digest_of_ids(ids: Sequence[str]) -> str:
+    """Hash of the ids of a file's rows, in any order."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16]
+
+
+def _reading_order(row: dict[str, Any]) -> tuple[str, float]:
+    return row["media_id"], (row["sampling"] or {}).get("start_seconds") or 0.0
+
+
+_FILES_PER_BATCH = 512
+
+COUNTED = (
+    "unit_id",
+    "media_id",
+    "media.media_type",
+    "run_id",
+    "status",
+    "error.type",
+    "error.attempts",
+    "sampling.decoder",
+    "parts.list.element.sampling.decoder",
+    "responses.list.element.status",
+    "responses.list.element.num_prompt_tokens",
+    "responses.list.element.num_output_tokens",
+    "timings.decode_seconds",
+    "timings.engine_seconds",
+)
+"""Columns from which the driver counts a run's units, tokens and seconds."""
+
+
+def read_committed(
+    output: str,
+    recipe_id: str,
+    storage: Storage,
+    columns: Sequence[str] = COUNTED,
+    media_ids: "pa.Array[Any] | None" = None,
+) -> pa.Table:
+    """Read the committed rows of a recipe, from all runs.
+
+    columns: the columns to read. media_ids: only rows of these media are kept.
+
+    Returns the columns and ``file``, the uri of each row's file. Rows stay in Arrow: a million of
+    them as Python objects would take gigabytes of the driver's memory.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    folder = join(output, "annotations")
+    return read_files(folder, recipe_id, storage, columns, ANNOTATION, media_ids)
+
+
+def read_files(
+    folder: str,
+    recipe_id: str,
+    storage: Storage,
+    columns: Sequence[str],
+    schema: pa.Schema,
+    media_ids: "pa.Array[Any] | None" = None,
+) -> pa.Table:
+    """Read some columns of all files of a recipe, and ``file``, the uri of each row's file.
+
+    schema: of the files. media_ids: only rows of these media are kept. If ``reelscribe compact``
+    replaces files while they are read, the listing is read again.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+
+    def read(file: dict[str, Any]) -> pa.Table:
+        table = read_parquet(file["uri"], storage, list(columns), file["size"])
+        return with_file_column(table, file["uri"])
+
+    buffer = io.BytesIO()
+    pq.write_table(schema.empty_table(), buffer)
+    empty = with_file_column(pq.ParquetFile(buffer).read(columns=list(columns)), "")
+
+    def read_all(files: list[dict[str, Any]]) -> pa.Table:
+        held = [empty]
+        with ThreadPoolExecutor(16) as pool:
+            for start in range(0, len(files), _FILES_PER_BATCH):
+                some = [empty, *pool.map(read, files[start : start + _FILES_PER_BATCH])]
+                # Files of an earlier version may lack a column.
+                table = pa.concat_tables(some, promote_options="default")
+                if media_ids is not None:
+                    table = table.filter(pc.is_in(table["media_id"], media_ids))
+                held.append(table)
+        return pa.concat_tables(held).unify_dictionaries()
+
+    for _ in range(2):
+        with suppress(FileNotFoundError):
+            return read_all(storage.list_files(folder, f"*/part-*-{recipe_id}-*.parquet"))
+    return read_all(storage.list_files(folder, f"*/part-*-{recipe_id}-*.parquet"))
+
+
+def with_file_column(table: pa.Table, uri: str) -> pa.Table:
+    """Append the column ``file``: the uri, dictionary-encoded."""
+    indices = pa.array([0] * table.num_rows, pa.int32())
+    return table.append_column("file", pa.DictionaryArray.from_arrays(indices, pa.array([uri])))
+
+
+def ids_in(table: pa.Table, column: str) -> list[str]:
+    """The values of a column of ids, which has no nulls."""
+    return cast(list[str], table[column].to_pylist())
+
+
+def is_readable(rows: pa.Table) -> "pa.ChunkedArray[Any]":
+    """Whether the media of each row could be read, bool [num_rows].
+
+    Media that were read but cannot meet the request (``bad_request``) count as readable.
+
+    rows: of a plan or of the table. In tables of an earlier version ``parts`` is null.
+    """
+    has_parts = pc.fill_null(pc.greater(pc.list_value_length(rows["parts"]), pa.scalar(0)), False)
+    is_refused = pc.equal(
+        pc.struct_field(rows["error"], "type"), pa.scalar(ErrorType.BAD_REQUEST.value)
+    )
+    is_found = pc.or_(pc.is_valid(rows["media"]), has_parts)
+    found: pa.ChunkedArray[Any] = pc.or_(is_found, pc.fill_null(is_refused, False))
+    return found

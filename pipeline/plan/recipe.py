@@ -1,0 +1,92 @@
+"""The recipe of a run: all settings that determine its answers, not paths, pools or credentials."""
+
+import hashlib
+import json
+from typing import Any
+
+from pipeline.model.prompter import PAIR_LAYOUT
+from pipeline.tasks.registry import TASKS
+from schemas.job.job import Job
+
+
+def recipe(job: Job, model_identity: str) -> dict[str, Any]:
+    """The settings that determine the answers, as JSON values.
+
+    model_identity: identity of the weights, as ``inspect_checkpoint`` returns it.
+    """
+    return {
+        "model": {
+            "weights": model_identity,
+            **job.model.model_dump(
+                mode="json",
+                include={"engine", "dtype", "attn_implementation", "max_model_len", "yarn"},
+            ),
+            **_engine_settings(job),
+        },
+        "tasks": {
+            question.task: {
+                "version": TASKS[question.task].version,
+                "prompts": {
+                    media_type: TASKS[question.task].prompt(question, media_type)
+                    for media_type in sorted(TASKS[question.task].media_types)
+                },
+                "max_new_tokens": question.max_new_tokens,
+                **({"tools": question.tools} if question.tools else {}),
+                **({"strict_labels": True} if question.strict_labels else {}),
+                **({"add_vision_id": True} if question.add_vision_id else {}),
+                **({"json_schema": question.json_schema} if question.json_schema else {}),
+            }
+            for question in job.questions()
+        },
+        # Without the decoder: both give the same frames, and the row says which one ran.
+        "sampling": job.sampling.model_dump(
+            mode="json", exclude={"decoder"} | _unused_sampling(job)
+        ),
+        "budget": job.budget.model_dump(mode="json"),
+        "generation": job.generation.model_dump(mode="json", exclude=_unused_generation(job)),
+        "layout": PAIR_LAYOUT,
+    }
+
+
+def _engine_settings(job: Job) -> dict[str, Any]:
+    """The settings of the engine that change answers, not those that change only its speed."""
+    if job.model.engine == "simulated":
+        kept = job.model.simulated.model_dump(mode="json", include={"output_tokens"})
+    elif job.model.engine == "vllm":
+        kept = job.model.vllm.model_dump(mode="json", include={"quantization", "engine_args"})
+    else:
+        return {}
+    return {job.model.engine: kept}
+
+
+def _unused_sampling(job: Job) -> set[str]:
+    """Settings of ``sampling`` that another one overrides."""
+    return {"fps", "min_frames", "max_frames"} if job.sampling.num_frames is not None else set()
+
+
+def _unused_generation(job: Job) -> set[str]:
+    """Settings of ``generation`` that do not apply: those of sampling tokens, if it is greedy."""
+    unused = {"defaults"}  # their values are in the other settings
+    if job.generation.temperature > 0:
+        return unused
+    retry = job.generation.retry
+    retry_samples = retry is not None and retry.temperature > 0
+    return unused | ({"top_p", "top_k"} if retry_samples else {"seed", "top_p", "top_k"})
+
+
+def recipe_id(recipe: dict[str, Any]) -> str:
+    """Hash of a recipe, 16 hexadecimal digits."""
+    canonical = json.dumps(recipe, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Dotted names of the values that differ between two recipes."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return [
+            found
+            for key in keys
+            for found in differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if old == new else [name]

@@ -1,0 +1,122 @@
+"""Turn the exceptions of the storage libraries into this project's errors."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.storage.http_retry import causes, is_network, status
+from pipeline.storage.public_hosts import PrivateAddressError
+from schemas.errors import ErrorType, StorageError, UnitError
+
+_SECRET = re.compile(
+    r"sig|token|key|auth|jwt|credential|passw|pwd|secret|policy|session", re.IGNORECASE
+)
+
+
+def redact_uri(uri: str) -> str:
+    """Return a uri for messages and output rows: short, and without secrets.
+
+    A data: uri becomes its type and hash; https urls lose their password and signed query.
+    """
+    if uri.startswith("data:"):
+        head, _, content = uri.partition(",")
+        return f"{head[:60]},sha256={hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    uri = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/@?#]*@", r"\1", uri)
+    if uri.startswith(("http://", "https://")):
+        head, mark, query = re.findall(r"\A([^?#]*)([?#]?)(.*)", uri, re.DOTALL)[0]
+        return f"{head}{mark}{'...' if _SECRET.search(query) else query}"
+    return uri
+
+
+def _text(error: BaseException) -> str:
+    """Return the message of an error with its urls redacted."""
+    return re.sub(r"https?://[^\s'\"<>]+", lambda found: redact_uri(found[0]), str(error))
+
+
+def unit_error(uri: str, error: Exception) -> UnitError:
+    """Return the UnitError for an exception that was raised while a media object was read."""
+    if isinstance(error, UnitError):
+        return error
+    name = redact_uri(uri)
+    found = list(causes(error))
+    for cause in found:
+        if private := _private_address(cause):
+            return UnitError(ErrorType.MEDIA_DENIED, f"{name}: {private}")
+        if status(cause) in (404, 410):
+            return UnitError(ErrorType.MEDIA_MISSING, f"{name} does not exist")
+        if _is_denied(cause):
+            return UnitError(
+                ErrorType.MEDIA_DENIED, f"{name}: access denied, check its credentials"
+            )
+        if type(cause).__name__ == "ClientError" and "(400)" in str(cause):
+            return UnitError(  # the answer to HEAD has no body with the reason
+                ErrorType.MEDIA_DENIED,
+                f"{name}: the storage refused the request (400), as it does for expired "
+                "credentials",
+            )
+        if type(cause).__name__ == "NoCredentialsError":
+            return UnitError(ErrorType.MEDIA_DENIED, f"{name}: no credentials found")
+    last = found[-1]
+    if isinstance(error, StorageError) or _is_malformed(last):
+        return UnitError(ErrorType.BAD_REQUEST, f"{name}: {_text(last)}")
+    # For https, fsspec raises FileNotFoundError for network errors too; those are in the causes.
+    if isinstance(error, FileNotFoundError) and not any(map(is_network, found)):
+        bucket = ", nor does its bucket" if _is_bucket(error) else ""
+        return UnitError(ErrorType.MEDIA_MISSING, f"{name} does not exist{bucket}")
+    return UnitError(
+        ErrorType.STORAGE_FAILED,
+        f"{name}: {type(last).__name__}: {_text(last)}; try again later",
+    )
+
+
+@contextmanager
+def storage_errors(uri: str) -> Iterator[None]:
+    """Turn exceptions of a storage library into StorageError; FileNotFoundError passes."""
+    name = redact_uri(uri)
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:  # the boundary: each storage library has its own exceptions
+        found = list(causes(error))
+        for cause in found:
+            if private := _private_address(cause):
+                raise StorageError(f"{name}: {private}") from None
+            if _is_denied(cause):
+                raise StorageError(
+                    f"{name}: access denied; check credentials and permissions"
+                ) from None
+            if isinstance(cause, ValueError) and "Invalid endpoint" in str(cause):
+                raise StorageError(
+                    f"{name}: {_text(cause)}; it must begin with https:// or http://"
+                ) from None
+            if type(cause).__name__ == "NoCredentialsError":
+                raise StorageError(
+                    f"{name}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+                    "AWS_PROFILE, give this machine a role, or set storage_options in the job file"
+                ) from None
+        if isinstance(error, FileNotFoundError) and not any(map(is_network, found)):
+            if _is_bucket(error):
+                raise StorageError(f"{name}: the bucket does not exist") from None
+            raise
+        raise StorageError(f"{name}: {type(error).__name__}: {_text(error)}") from None
+
+
+def _private_address(cause: BaseException) -> str | None:
+    if isinstance(cause, PrivateAddressError):
+        return f"{cause}; set input.allow_private_hosts to allow it"
+    return None
+
+
+def _is_denied(cause: BaseException) -> bool:
+    return isinstance(cause, PermissionError) or status(cause) in (401, 403)
+
+
+def _is_malformed(cause: BaseException) -> bool:
+    """Whether the uri itself is wrong: a malformed url, or an invalid bucket name."""
+    return isinstance(cause, ValueError) or type(cause).__name__ == "ParamValidationError"
+
+
+def _is_bucket(error: FileNotFoundError) -> bool:
+    return "specified bucket does not exist" in str(error).lower()

@@ -1,0 +1,61 @@
+"""Read and write whole Parquet and JSON objects."""
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage.errors import redact_uri
+from pipeline.storage.storage import Storage
+from schemas.errors import StorageError
+
+_RANGED_BYTES = 4 << 20
+"""Minimum size of an object that is read by ranges."""
+
+
+def write_parquet(table: pa.Table, uri: str, storage: Storage) -> None:
+    """Write a table as one Parquet object, atomically.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    storage.write_bytes(uri, buffer.getvalue())
+
+
+def read_parquet(
+    uri: str, storage: Storage, columns: list[str] | None = None, size: int | None = None
+) -> pa.Table:
+    """Read one Parquet object.
+
+    columns: read only these.
+    size: of the object in bytes, if known. A small object is read with one request; of a large one
+        only the ranges of the columns are read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: the storage refused or failed, or the file is damaged.
+    """
+    try:
+        if columns is None or size is None or size < _RANGED_BYTES:
+            return pq.ParquetFile(io.BytesIO(storage.read_bytes(uri))).read(columns=columns)
+        with storage.open_ranges(uri) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
+            return parquet.read(columns=columns)
+    except pa.ArrowInvalid as error:
+        raise StorageError(
+            f"{redact_uri(uri)} is not a readable Parquet file: {error}; for a damaged file of an "
+            "output see disasters in docs/operations.md"
+        ) from None
+
+
+def write_json(content: dict[str, Any], uri: str, storage: Storage) -> None:
+    """Write a dict as indented JSON, atomically.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
+    storage.write_bytes(uri, text.encode())

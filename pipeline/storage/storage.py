@@ -1,0 +1,215 @@
+"""Open uris of all kinds in one way: local paths, s3://, https://, data:, and others of fsspec.
+
+Manifest, media and output are read and written here. S3 has its library's retries and backoff
+(botocore), https:// those of ``http_retry``. Media are untrusted: https:// uris may not reach
+private addresses unless the job allows it (``public_hosts``).
+"""
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO
+
+import fsspec
+from fsspec.registry import known_implementations
+
+from pipeline.storage.errors import redact_uri, storage_errors, unit_error
+from pipeline.storage.http_retry import retried
+from pipeline.storage.listing import list_pages
+from pipeline.storage.media_file import MediaFile, open_file
+from pipeline.storage.protocols import (
+    MEDIA_PROTOCOLS,
+    implementation,
+    is_https,
+    is_local,
+    protocol_of,
+)
+from pipeline.storage.public_hosts import any_client, public_client
+from schemas.errors import ErrorType, StorageError, UnitError
+
+
+class Storage:
+    """Opens uris with the job's storage options. Small and picklable: every actor gets a copy.
+
+    options: by protocol, under any of its names (``s3`` and ``s3a``, ``gs`` and ``gcs``).
+
+    This is not a dataclass: Ray logs the fields of dataclasses among a stage's arguments, and the
+    options have the keys to buckets.
+
+    Raises:
+        StorageError: options for an unknown protocol.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        allow_private_hosts: bool = False,
+    ) -> None:
+        self.options = options or {}
+        self.allow_private_hosts = allow_private_hosts
+        for name in self.options:
+            if name not in fsspec.available_protocols():
+                raise StorageError(
+                    f"storage_options: unknown protocol {name}; known ones are s3, gs, abfs, https"
+                )
+
+    @classmethod
+    def at(cls, endpoint_url: str | None) -> "Storage":
+        """Make a storage whose S3 is at ``endpoint_url``; None: the environment's."""
+        return cls({"s3": {"endpoint_url": endpoint_url}} if endpoint_url else None)
+
+    def filesystem(self, uri: str) -> tuple[Any, str]:
+        """Return fsspec's file system for ``uri``, and the path on it.
+
+        Raises:
+            StorageError: the protocol is unknown or its package is missing.
+        """
+        protocol = protocol_of(uri)
+        options: dict[str, Any] = {}
+        for name, given in self.options.items():
+            if implementation(name) == implementation(protocol):
+                options |= given
+        if is_https(uri):
+            options.setdefault(
+                "get_client", any_client if self.allow_private_hosts else public_client
+            )
+        try:
+            # Not url_to_fs: it splits file names at "::" and lets a uri chain file systems
+            # (simplecache::http://...), which evades the check of private addresses.
+            cls = fsspec.get_filesystem_class(protocol)
+            return cls(**(cls._get_kwargs_from_urls(uri) | options)), cls._strip_protocol(uri)
+        except ImportError as error:
+            missing = (
+                f"the package {error.name} (pip install {error.name})" if error.name else error
+            )
+            raise StorageError(f"{redact_uri(uri)}: {protocol}:// needs {missing}") from None
+        except ValueError as error:
+            raise StorageError(f"cannot open {redact_uri(uri)}: {error}") from None
+
+    def modules(self, uris: Collection[str]) -> set[str]:
+        """Return the names of the modules that fsspec imports to open ``uris``."""
+        implementations = [known_implementations.get(protocol_of(uri)) for uri in uris]
+        return {found["class"].rpartition(".")[0] for found in implementations if found}
+
+    @contextmanager
+    def open_media(self, uri: str, *, header_only: bool = False) -> Iterator[MediaFile]:
+        """Open a media object for reading.
+
+        header_only: read small blocks, for a probe that needs a few of them; else read large
+            blocks, the next one ahead in the background.
+
+        Raises:
+            UnitError: missing, denied, too large, or the storage failed after its retries.
+        """
+        try:
+            protocol = protocol_of(uri)
+            if protocol not in MEDIA_PROTOCOLS and not self.allow_private_hosts:
+                raise UnitError(
+                    ErrorType.MEDIA_DENIED,
+                    f"{redact_uri(uri)}: {protocol}:// may reach private hosts; "
+                    "set input.allow_private_hosts to allow it",
+                )
+            opened = open_file(uri, *self.filesystem(uri), header_only=header_only)
+        except UnitError:
+            raise
+        except Exception as error:  # the boundary: each storage library has its own exceptions
+            raise unit_error(uri, error) from error
+        try:
+            yield opened
+        finally:
+            opened.file.close()
+
+    def read_bytes(self, uri: str) -> bytes:
+        """Read a whole object into memory.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: the storage refused or failed.
+        """
+        with storage_errors(uri):
+            fs, path = self.filesystem(uri)
+            content: bytes = retried(lambda: fs.cat_file(path), is_https=is_https(uri))
+            return content
+
+    @contextmanager
+    def open_ranges(self, uri: str) -> Iterator[BinaryIO]:
+        """Open an object to read ranges of it, with one request for each.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: the storage refused or failed.
+        """
+        with storage_errors(uri):
+            fs, path = self.filesystem(uri)
+            with fs.open(path, "rb", **({} if is_local(fs) else {"cache_type": "none"})) as file:
+                yield file
+
+    def write_bytes(self, uri: str, content: bytes) -> None:
+        """Write an object atomically: readers never see a part of it.
+
+        Raises:
+            StorageError: the storage refused or failed.
+        """
+        with storage_errors(uri):
+            fs, path = self.filesystem(uri)
+            if not is_local(fs):
+                fs.pipe_file(path, content)  # one PUT (or a completed multipart upload): atomic
+                return
+            try:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+            except OSError as error:
+                raise StorageError(f"{uri}: cannot create the folder: {error.strerror}") from None
+            pending = os.path.join(
+                os.path.dirname(path), f".{os.path.basename(path)}.pending-{os.getpid()}"
+            )
+            try:
+                with open(pending, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(pending, path)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(pending)
+                raise
+
+    def remove(self, uri: str) -> None:
+        """Remove an object; it is no error if there is none.
+
+        Raises:
+            StorageError: the storage refused or failed.
+        """
+        with suppress(FileNotFoundError), storage_errors(uri):
+            fs, path = self.filesystem(uri)
+            fs.rm_file(path)
+
+    def list_files(self, uri: str, pattern: str = "*") -> list[dict[str, Any]]:
+        """List the files below ``uri`` that match ``pattern``, sorted by uri.
+
+        pattern: relative to ``uri``; ``*`` and ``?`` stay within a folder, ``**`` crosses folders.
+
+        Each file is a dict with ``uri``, ``size`` in bytes, ``version`` and ``modified``. A folder
+        that does not exist has no files. Links to files are listed; links to folders are not
+        followed.
+
+        Raises:
+            StorageError: the bucket is missing, or the storage refused or failed.
+        """
+        pages = self.list_pages(uri, pattern)
+        return sorted((file for page in pages for file in page), key=lambda file: file["uri"])
+
+    def list_pages(self, uri: str, pattern: str = "*") -> Iterator[list[dict[str, Any]]]:
+        """Yield the files of ``list_files`` page by page, so that memory stays bounded.
+
+        Other storages than S3 and local disks yield one page. Only S3's pages are in order.
+
+        Raises:
+            StorageError: the bucket is missing, or the storage refused or failed.
+        """
+        with storage_errors(uri):
+            yield from list_pages(uri, *self.filesystem(uri), pattern)
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path parts to a uri."""
+    return "/".join([uri.rstrip("/"), *parts])

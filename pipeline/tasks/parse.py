@@ -1,0 +1,157 @@
+"""Parse raw answers into typed values. No answer raises an exception, whatever its text."""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.tasks.answers.read_json import clean_text
+from pipeline.tasks.registry import TASKS
+from schemas.tables.unit import RawAnswer, Unit
+from schemas.task import AnswerStatus, Parsed, Question, View
+
+logger = logging.getLogger(__name__)
+
+
+# Engines that do not skip special tokens leave these at the ends of an answer.
+_SPECIAL_TOKENS = (
+    "<|im_start|>assistant",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One task's answer as the unit's row has it.
+
+    value: fits the task's column; None if nothing could be read.
+    note: what was repaired, left out or cut; None for a clean answer.
+    reasoning: the text of a Thinking model before ``</think>``; None if there is none.
+    """
+
+    value: Any
+    status: AnswerStatus
+    note: str | None = None
+    reasoning: str | None = None
+
+
+def parse_answer(
+    raw_text: str,
+    question: Question,
+    view: View,
+    *,
+    finish_reason: str = "stop",
+    thinking: bool = False,
+) -> Answer:
+    """Parse one raw answer to ``question.task``.
+
+    finish_reason: ``"length"`` if the answer was cut at ``max_new_tokens``: it is `truncated`;
+        ``"loop"`` if it was stopped because it repeated itself: it is `looped`. Both keep the
+        complete elements that could be read.
+    thinking: the model is a Thinking variant. Its chat template opens the reasoning, so a text
+        without ``</think>`` is all reasoning, cut before the answer began.
+
+    Raises:
+        KeyError: there is no such task.
+    """
+    task = TASKS[question.task]
+    reasoning, text = _split_reasoning(_strip_special_tokens(raw_text), thinking)
+    try:
+        parsed = task.parse(text, question, view)
+        # One value that does not fit its column would fail the whole batch later on.
+        pa.array([parsed.value], task.column.type)
+    except Exception as error:  # the isolation boundary of this stage
+        logger.warning("the %s parser failed on one answer", task.name, exc_info=True)
+        failure = f"the parser failed: {type(error).__name__}: {clean_text(str(error))[:200]}"
+        parsed = Parsed(value=None, status=AnswerStatus.UNPARSED, note=failure)
+    status, note = parsed.status, parsed.note
+    if finish_reason == "length":
+        status = AnswerStatus.TRUNCATED
+        cut = f"cut at max_new_tokens = {question.max_new_tokens}"
+        note = f"{cut}; {note}" if note else cut
+    elif finish_reason == "loop":
+        status = AnswerStatus.LOOPED
+        cut = "stopped where it repeated itself; the copies are left out"
+        note = f"{cut}; {note}" if note else cut
+    return Answer(value=parsed.value, status=status, note=note, reasoning=reasoning)
+
+
+def parse_raw(unit: Unit, raw: RawAnswer, questions: dict[str, Question]) -> Answer:
+    """Parse the engine's answer to one prompt of a unit; times become PTS of the media."""
+    answer = parse_answer(
+        raw.raw_text,
+        questions[raw.task],
+        model_view(unit),
+        finish_reason=raw.finish_reason,
+        thinking=raw.opens_reasoning,
+    )
+    origin = unit.sampling.origin_seconds if unit.sampling else 0.0
+    return dataclasses.replace(answer, value=_shifted(answer.value, origin)) if origin else answer
+
+
+def model_view(unit: Unit) -> View:
+    """Return what the model saw of a unit, on the clock of the prompt's times."""
+    media, sampling = unit.media, unit.sampling
+    if media is None or sampling is None:
+        return View(media_type="text", width=0, height=0)
+    origin = sampling.origin_seconds
+    start, end = sampling.start_seconds, sampling.end_seconds
+    return View(
+        media_type=media.media_type,
+        width=media.width,
+        height=media.height,
+        pts_seconds=tuple(t - origin for t in sampling.pts_seconds or ()),
+        start_seconds=None if start is None else start - origin,
+        end_seconds=None if end is None else end - origin,
+        intrinsics=media.intrinsics,
+    )
+
+
+def _shifted(value: Any, seconds: float) -> Any:
+    """Add ``seconds`` to all times of a typed value: the fields that end in ``_seconds``."""
+    if isinstance(value, list):
+        return [_shifted(part, seconds) for part in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: part + seconds
+        if key.endswith("_seconds") and isinstance(part, int | float)
+        else _shifted(part, seconds)
+        for key, part in value.items()
+    }
+
+
+def _split_reasoning(text: str, thinking: bool) -> tuple[str | None, str]:
+    """Split at the LAST ``</think>``: the reasoning may quote the tag."""
+    reasoning, tag, answer = text.rpartition("</think>")
+    if not tag and (thinking or text.startswith("<think>")):
+        reasoning, answer = text, ""
+    reasoning = clean_text(reasoning).strip().removeprefix("<think>").strip()
+    return reasoning or None, answer.strip()
+
+
+def _strip_special_tokens(text: str) -> str:
+    """Strip special tokens and white space at both ends, in time linear in the text."""
+    start, end = 0, len(text)
+    while True:
+        before = start, end
+        while start < end and text[start].isspace():
+            start += 1
+        while end > start and text[end - 1].isspace():
+            end -= 1
+        for token in _SPECIAL_TOKENS:
+            if text.startswith(token, start, end):
+                start += len(token)
+            if text.endswith(token, start, end):
+                end -= len(token)
+        if (start, end) == before:
+            return text[start:end]

@@ -1,0 +1,78 @@
+"""The section ``resources`` of a job file."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.job.section import Section
+
+
+class Resources(Section):
+    """How the work is distributed over the cluster."""
+
+    decoders: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Number of decode actors; auto: one for each CPU that the engines leave free.",
+    )
+    cpus_per_decoder: float = Field(1.0, gt=0, description="Ray CPUs of a decode actor.")
+    decode_timeout_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="Deadline for reading one media item's header, and for decoding one unit; "
+        "ten times the duration of a unit's video is added. A unit that takes longer fails with "
+        "decode_timeout.",
+    )
+    decode_memory_gib: float = Field(
+        4.0,
+        gt=0,
+        description="Maximum memory of a decoder, in GiB. A unit that takes more fails with "
+        "media_too_large.",
+    )
+    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Number of engine actors; auto: one for each GPU, or one on the CPU."
+    )
+    gpus_per_replica: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="GPUs of an engine actor; auto: 1 if the cluster has GPUs, else 0."
+    )
+    cpus_per_replica: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Ray CPUs of an engine actor, and its threads if it computes on the CPU; "
+        "auto: 1 with a GPU, else three quarters of a node, if the decoders leave as many.",
+    )
+    wait_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="On a cluster with autoscaling: request the nodes of the actors, and wait this "
+        "long for them. `replicas` and `decoders` must then be numbers.",
+    )
+    engine_timeout_seconds: float = Field(
+        1800.0,
+        gt=0,
+        description="An engine is replaced if a block takes longer than this plus twenty times its "
+        "expected time, which follows from its predicted cost and earlier blocks (first block: "
+        "one second per token in place of the twentyfold time).",
+    )
+    engine_load_timeout_seconds: float = Field(
+        3600.0,
+        gt=0,
+        description="An engine that has not loaded its model in this time is started again; the "
+        "third failure ends the run.",
+    )
+    engine_growth_gib: float = Field(
+        8.0,
+        gt=0,
+        description="An engine is replaced when its memory has grown by this many GiB since its "
+        "first units.",
+    )
+    max_batch_tokens: int = Field(
+        16384,
+        ge=256,
+        description="Maximum prompt and answer tokens of one engine batch, padding included; "
+        "tokens that the tasks of a unit share count once. vLLM forms its own batches.",
+    )
+    units_per_file: int = Field(
+        64,
+        ge=1,
+        description="Maximum units per output file. An interruption loses the units of an "
+        "unwritten file.",
+    )

@@ -1,0 +1,32 @@
+"""Each benchmark runs in its small form: seconds of work, in this process and on its Ray."""
+
+import importlib
+from importlib.util import find_spec
+
+import pytest
+
+from tests.support.paths import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SCRIPTS = sorted(
+    path.stem
+    for pattern in ("bench_*.py", "soak.py")
+    for path in (ROOT / "benchmarks").glob(pattern)
+)
+PACKAGES = {"bench_vllm": "vllm", "bench_fetch_video": "qwen_vl_utils"}
+"""The packages that a benchmark compares with, where the tests may lack them."""
+NEEDS_RAY = {"bench_balance", "bench_film", "bench_flow", "bench_growth", "bench_peers", "soak"}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_small_form_runs(name, request, monkeypatch, tmp_path, capsys):
+    if name in NEEDS_RAY:
+        request.getfixturevalue("ray_session")
+    if (package := PACKAGES.get(name)) and find_spec(package) is None:
+        pytest.skip(f"{package} is not installed, which {name} compares with")
+    monkeypatch.setattr("benchmarks.common.ROOT", tmp_path)
+    importlib.import_module(f"benchmarks.{name}").main(["--small"])
+    assert capsys.readouterr().out
+    if name != "bench_only_new":  # it prints its figures, and writes none
+        assert list((tmp_path / "build" / "bench" / "small").glob("*.json"))

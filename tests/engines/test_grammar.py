@@ -1,0 +1,105 @@
+"""Constrained decoding: answers pass jsonschema, whatever the weights are."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+
+from jobs.plan.open_job import open_job
+from pipeline.engines.grammar import Grammars
+from pipeline.engines.token_sampling import PresencePenalty
+from pipeline.engines.transformers.engine import TransformersEngine
+from pipeline.model.prompter import Prompter
+from pipeline.tasks.parse import parse_raw
+from schemas.errors import JobFileError
+from schemas.job.job import Job
+from schemas.task import Question
+from tests.support.job_files import make_job
+from tests.support.prepared import media_items, prepare_units
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "color": {"enum": ["red", "green"]},
+        "count": {"type": "integer", "minimum": 0, "maximum": 99},
+        "sizes": {"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 3},
+    },
+    "required": ["color", "count", "sizes"],
+    "additionalProperties": False,
+}
+
+
+def schema_job(checkpoint: Path, schema=SCHEMA, **generation) -> Job:
+    return make_job(
+        checkpoint,
+        tasks=[
+            {"caption": {"max_new_tokens": 20}},
+            {"custom": {"prompt": "What is it?", "json_schema": schema}},
+            {"fields": {"keys": ["name", "two words"]}},
+        ],
+        budget={"image_tokens": [4, 16]},
+        generation={"max_new_tokens": 400, "stop_loops": False, "retry": None} | generation,
+    )
+
+
+def answers(job: Job, archive: Path):
+    units = prepare_units(job, media_items(archive, ["images/scene-0.jpg", "images/tiny.png"]))
+    questions = {question.task: question for question in job.questions()}
+    return [
+        {raw.task: (raw, parse_raw(unit, raw, questions)) for raw in unit.answers}
+        for unit in TransformersEngine(job, num_threads=2).generate(units)
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_answers_hold_to_their_schemas(checkpoint, archive, temperature):
+    """Random weights write noise: without the grammar no answer can be parsed."""
+    free = answers(schema_job(checkpoint, temperature=temperature, constrained=False), archive)
+    held = answers(schema_job(checkpoint, temperature=temperature), archive)
+    for before, after in zip(free, held, strict=True):
+        assert before["custom"][1].status != "ok"
+        raw, answer = after["custom"]
+        assert (raw.finish_reason, answer.status) == ("stop", "ok"), raw.raw_text
+        jsonschema.validate(json.loads(answer.value), SCHEMA)
+        assert after["caption"][0].raw_text == before["caption"][0].raw_text  # the others are free
+        # Random weights never end a text; the part that is parsed must be of the schema.
+        assert set(dict(after["fields"][1].value or {})) <= {"name", "two words"}
+
+
+def test_a_schema_that_llguidance_does_not_support_stops_the_job(checkpoint, archive):
+    schema = {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}
+    job = schema_job(checkpoint, schema)
+    job = job.model_copy(
+        update={"input": job.input.model_copy(update={"manifest": None, "scan": str(archive)})}
+    )
+    with pytest.raises(JobFileError, match="custom: answers cannot be constrained .*not"):
+        open_job(job)
+
+
+def test_reasoning_is_free_and_what_comes_after_it_is_not(checkpoint):
+    tokenizer = Prompter(str(checkpoint)).tokenizer
+    question = Question(task="custom", json_schema=json.dumps(SCHEMA))
+    grammars = Grammars([question, Question(task="caption")], tokenizer, 512, has_reasoning=True)
+    (held,) = grammars.processors(["caption", "custom"], prompt_length=3)
+    assert grammars.processors(["caption"], prompt_length=3) == []
+    said = tokenizer.encode('Hm.</think>{"color": "', add_special_tokens=False)
+    end = said.index(tokenizer.convert_tokens_to_ids("</think>")) + 1
+    for length in range(len(said) + 1):
+        ids = torch.tensor([[0, 0, 0, *said[:length]]] * 2)
+        free, scores = held(ids, torch.zeros(2, 512))
+        assert torch.isfinite(free).all()
+        allowed = {tokenizer.decode([t]) for t in torch.isfinite(scores).nonzero().flatten()}
+        if length < end:
+            assert torch.isfinite(scores).all()
+        elif length == end:
+            assert allowed and all(t.strip()[:1] in ("{", "`", "") for t in allowed)
+        elif length == len(said):
+            assert allowed and all("red".startswith(t) or "green".startswith(t) for t in allowed)
+
+
+def test_a_presence_penalty_counts_a_token_of_the_answer_once():
+    ids = torch.tensor([[1, 1, 2, 3, 3], [4, 4, 0, 0, 2]])
+    scores = PresencePenalty(0.5, prompt_length=2)(ids, torch.ones(2, 5))
+    assert scores.tolist() == [[1, 1, 0.5, 0.5, 1], [0.5, 1, 0.5, 1, 1]]

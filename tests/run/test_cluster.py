@@ -1,0 +1,122 @@
+"""How actors are fitted into a cluster: a run that cannot be scheduled must say so."""
+
+import pytest
+
+from jobs.cluster import session as cluster
+from jobs.cluster.session import actor_errors, fit_pools, plan_actors
+from pipeline.stages.plan import Plan
+from schemas.errors import ResourceError
+from schemas.job.job import check_job
+from schemas.job.resources import Resources
+
+
+def test_on_two_cpus_one_engine_and_one_decoder():
+    pools = fit_pools(Resources(), [{"CPU": 2}])
+    assert (pools.replicas, pools.decoders, pools.gpus_per_replica) == (1, 1, 0)
+
+
+def test_an_engine_for_each_gpu_and_the_other_cpus_decode():
+    pools = fit_pools(Resources(), [{"CPU": 64, "GPU": 8}])
+    assert (pools.replicas, pools.gpus_per_replica, pools.decoders) == (8, 1, 56)
+
+
+@pytest.mark.parametrize(
+    ("given", "cpus", "replica", "decoders"),
+    [
+        ({}, [3], 2, 1),
+        ({}, [8], 6, 2),
+        ({"decoders": 4}, [8], 4, 4),
+        ({"cpus_per_replica": 1.0}, [8], 1, 7),
+        ({"replicas": 2}, [8], 3, 2),
+        ({"replicas": 2}, [8, 8], 6, 4),
+        ({"replicas": 3}, [0, 8, 8], 3, 7),
+        ({"replicas": 2}, [4, 8], 3, 6),
+        ({"replicas": 2, "decoders": 10}, [8, 8], 3, 10),
+    ],
+)
+def test_an_engine_without_a_gpu_has_most_of_a_node(given, cpus, replica, decoders):
+    pools = fit_pools(Resources(**given), [{"CPU": each} for each in cpus])
+    assert (pools.cpus_per_replica, pools.decoders) == (replica, decoders)
+
+
+def test_half_a_gpu_each():
+    pools = fit_pools(Resources(gpus_per_replica=0.5), [{"CPU": 16, "GPU": 2}])
+    assert (pools.replicas, pools.gpus_per_replica) == (4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("resources", "cpus", "gpus"),
+    [
+        (Resources(replicas=3), 16, 2),
+        (Resources(decoders=16), 16, 0),
+        (Resources(), 1, 0),
+        (Resources(gpus_per_replica=1.0, replicas=1), 8, 0),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_numbers(resources, cpus, gpus):
+    with pytest.raises(
+        ResourceError, match=rf"do not fit into the cluster's {cpus} CPUs and {gpus}"
+    ):
+        fit_pools(resources, [{"CPU": cpus, "GPU": gpus}])
+
+
+def test_a_replica_is_on_one_node():
+    nodes = [{"CPU": 8}, {"CPU": 8, "GPU": 4}, {"CPU": 8, "GPU": 7}]
+    assert fit_pools(Resources(gpus_per_replica=2.0), nodes).replicas == 5
+    with pytest.raises(ResourceError, match="24 CPUs and 11 GPUs on 3 nodes, a replica on one"):
+        fit_pools(Resources(gpus_per_replica=8.0), nodes)
+    with pytest.raises(ResourceError, match="on 3 nodes"):
+        fit_pools(Resources(replicas=1, gpus_per_replica=0, cpus_per_replica=12), nodes)
+
+
+def test_ten_tenths_of_a_gpu_are_ten():
+    assert fit_pools(Resources(gpus_per_replica=0.1), [{"CPU": 16, "GPU": 1}]).replicas == 10
+
+
+@pytest.mark.parametrize(("items", "actors"), [(1, 1), (256, 1), (257, 2), (10**6, 3)])
+def test_planning_uses_more_actors_for_more_items(ray_session, items: int, actors: int):
+    assert plan_actors(items) == actors
+
+
+def test_workers_with_other_code_stop_the_run_with_one_message(ray_session):
+    import ray
+
+    dataset = ray.data.from_items([{"item": 1}]).map_batches(
+        Plan,
+        fn_constructor_args=(None, 0, None, "0123456789abcdef"),
+        compute=ray.data.ActorPoolStrategy(size=1),
+    )
+    with pytest.raises(ResourceError, match="install the same version") as caught, actor_errors():
+        dataset.materialize()
+    assert "Traceback" not in str(caught.value)
+
+
+def test_waiting_for_the_nodes_of_a_growing_cluster(monkeypatch: pytest.MonkeyPatch):
+    """The autoscaler is asked once, and the job starts when the nodes are there."""
+    import ray
+    import ray.autoscaler.sdk
+
+    asked, cpus = [], iter([0.0, 0.0, 6.0])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": next(cpus)}}])
+    monkeypatch.setattr(
+        ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(bundles)
+    )
+    monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
+    spec = {"input": {"scan": "x"}, "output": "y", "model": {"device": "cpu"}}
+    spec |= {"resources": {"replicas": 2, "decoders": 3, "wait_seconds": 60}}
+    with cluster.fitted_pools(check_job(spec, "test")) as fitted:
+        assert (fitted.replicas, fitted.decoders) == (2, 3)
+        assert asked == [[{"CPU": 1.0}] * 5]
+    assert asked[1:] == [[]]  # let go
+
+
+def test_a_ray_that_is_late_to_start_is_one_message(monkeypatch: pytest.MonkeyPatch):
+    """On a busy machine; Ray raises an exception of no class of its own."""
+    import ray
+
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup.\nMore of it.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ResourceError, match=r"join Ray: .* timed out during startup\.$"):
+        cluster.start_ray()

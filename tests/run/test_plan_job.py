@@ -1,0 +1,50 @@
+"""A plan is the same, whether this process makes it or Ray's actors do."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from jobs.plan import plan, probe
+from schemas.job.job import check_job
+from tests.support.job_files import SMALL
+from tests.support.paths import ROOT
+
+
+def test_few_files_are_planned_as_actors_would(
+    archive: Path, checkpoint: Path, tmp_path: Path, ray_session, monkeypatch
+):
+    spec = SMALL | {"input": {"scan": str(archive)}, "output": str(tmp_path / "out")}
+    job = check_job(spec | {"model": {"source": str(checkpoint)}}, "test")
+    console = Console(file=io.StringIO(), width=120)
+    here = plan.run(job, console, dry_run=True)
+    calls = []
+    monkeypatch.setattr(probe, "PLAN_BATCH_ITEMS", 10)
+    build_plan = probe.build_plan
+    monkeypatch.setattr(probe, "build_plan", lambda *args: calls.append(args) or build_plan(*args))
+    assert plan.run(job, console, dry_run=True).equals(here)
+    assert len(calls) == 1
+    assert 0 < here["error"].null_count < here.num_rows
+
+
+def test_few_files_are_planned_without_ray_and_broken_ones_print_nothing(
+    archive: Path, checkpoint: Path, tmp_path: Path
+):
+    spec = SMALL | {"input": {"scan": str(archive)}, "output": str(tmp_path / "out")}
+    (tmp_path / "job.yaml").write_text(
+        yaml.safe_dump(spec | {"model": {"source": str(checkpoint)}})
+    )
+    code = (
+        "import jobs.cluster.session as c; c.start_ray = None\n"
+        "from jobs.cli.main import main; main()"
+    )
+    command = [sys.executable, "-c", code, "plan", str(tmp_path / "job.yaml"), "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "media_unreadable" in done.stdout
+    assert "starting Ray" not in done.stdout
+    assert "planning: " in done.stdout
+    assert done.stderr == ""

@@ -1,0 +1,84 @@
+"""The chain's actors hold what they need and no longer."""
+
+import threading
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+DEADLINE_SECONDS = 300
+
+
+def test_a_replica_without_work_gives_back_its_resources_while_another_works_on(tmp_path: Path):
+    """So no GPU is held after its last unit."""
+    import ray
+
+    from pipeline.stages.graph import Pool, stage
+
+    class Waits:
+        """Works on the block 1 until there is a file; on the other not at all."""
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            (tmp_path / f"begun-{batch['block'][0].as_py()}").touch()
+            while batch["block"][0].as_py() == 1 and not (tmp_path / "go").exists():
+                time.sleep(0.05)
+            return batch
+
+    blocks = [pa.table({"block": [k]}) for k in range(2)]
+    dataset = stage(ray.data.from_arrow(blocks), Waits, (), Pool(num_actors=2, num_cpus=1))
+    done = []
+    run = threading.Thread(target=lambda: done.extend(dataset.take_all()))
+    cpus = ray.cluster_resources()["CPU"]
+    run.start()
+    try:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while len(list(tmp_path.glob("begun-*"))) < 2 or _free_cpus() < cpus - 1:
+            begun = [path.name for path in tmp_path.glob("begun-*")]
+            assert time.monotonic() < deadline, f"{begun}; {_free_cpus()} of {cpus} CPUs are free"
+            time.sleep(0.1)
+        assert run.is_alive()
+    finally:
+        (tmp_path / "go").touch()
+        run.join(DEADLINE_SECONDS)
+    assert len(done) == 2
+
+
+def test_a_piece_of_work_comes_to_the_engine_as_one(monkeypatch: pytest.MonkeyPatch):
+    """Else an engine works on one long video at a time."""
+    from pipeline.stages import graph as build
+
+    class Frames:
+        def __init__(self, *args: object) -> None: ...
+
+        def __call__(self, batch: pa.Table):
+            for unit in batch["unit"].to_pylist():
+                frames = pa.array([bytes(60 << 20)], pa.large_binary())
+                yield pa.table({"unit": [unit], "frames": frames})
+
+    class Counts(Frames):
+        calls_at_once = staticmethod(lambda job: 1)
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            return pa.table({"units": [batch.num_rows]})
+
+    class Passes(Frames):
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            return batch
+
+    for name, fake in (("Prepare", Frames), ("Generate", Counts), ("Commit", Passes)):
+        monkeypatch.setattr(build, name, fake)
+    pools = build.Pools(
+        decoders=1, cpus_per_decoder=1, replicas=1, cpus_per_replica=1, gpus_per_replica=0
+    )
+    units = pa.table({"unit": list(range(4))})
+    with build.build_annotate([units], None, None, None, pools, 8) as dataset:
+        assert dataset.take_all() == [{"units": 4}]
+
+
+def _free_cpus() -> float:
+    import ray
+
+    return ray.available_resources().get("CPU", 0.0)

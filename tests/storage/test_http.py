@@ -1,0 +1,179 @@
+"""Media by http and https: ranges, servers that know less, and addresses that are refused."""
+
+import base64
+import io
+import random
+import socket
+
+import pytest
+from fsspec.implementations.http import HTTPFileSystem
+
+from pipeline.storage.public_hosts import is_public
+from pipeline.storage.storage import Storage
+from schemas.errors import ErrorType, StorageError, UnitError
+from tests.support.media_server import BLOCKS, CONTENT
+from tests.support.storage import OPEN, read, refused
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "blocks.mp4"])
+@pytest.mark.parametrize("header_only", [False, True])
+def test_reading_by_ranges(http, name, header_only):
+    content = BLOCKS if name == "blocks.mp4" else CONTENT
+    with OPEN.open_media(f"{http.url}/ranges/{name}", header_only=header_only) as media:
+        assert media.size_bytes == len(content)
+        assert media.content_version == "the-etag"
+        assert media.local_path is None
+        whole = b"".join(iter(lambda: media.file.read(70_001), b""))
+    assert whole == content
+    assert media.bytes_read == len(content)  # each byte once
+    assert http.num_bytes == len(content)
+    assert http.bad_ranges == []
+
+
+def test_a_probe_reads_little(http):
+    with OPEN.open_media(f"{http.url}/ranges/clip.mp4", header_only=True) as media:
+        assert media.file.read(100) == CONTENT[:100]
+        media.file.seek(-100, io.SEEK_END)
+        assert media.file.read() == CONTENT[-100:]
+        assert media.file.tell() == len(CONTENT)
+        assert media.bytes_read == http.num_bytes == 2 * (1 << 16) + 17
+    assert [command for command, _, _ in http.requests] == ["HEAD", "GET", "GET", "GET"]
+
+
+def test_reading_is_that_of_any_file(http):
+    with OPEN.open_media(f"{http.url}/ranges/clip.mp4") as media:
+        file, local = media.file, io.BytesIO(CONTENT)
+        random_ = random.Random(1)
+        for _ in range(200):
+            position, size = random_.randrange(len(CONTENT) + 9), random_.randrange(300_000)
+            assert file.seek(position) == local.seek(position)
+            assert file.read(size) == local.read(size)
+            assert file.tell() == local.tell()
+        assert file.seek(-5, io.SEEK_CUR) == local.seek(-5, io.SEEK_CUR)
+        assert file.readinto(bytearray(3)) == 3
+        with pytest.raises(ValueError, match="negative position -1"):
+            file.seek(-1)
+
+
+@pytest.mark.parametrize("kind", ["no-ranges", "says-none", "no-length", "head-forbidden"])
+def test_servers_that_know_less(http, kind):
+    with OPEN.open_media(f"{http.url}/{kind}/clip.mp4") as media:
+        assert media.size_bytes == len(CONTENT)
+        media.file.seek(2_000_000)
+        assert media.file.read(1000) == CONTENT[2_000_000:2_001_000]
+        media.file.seek(0)
+        assert media.file.read() == CONTENT
+        assert media.bytes_read >= len(CONTENT)
+
+
+def test_a_server_without_ranges_and_too_much(http, monkeypatch):
+    monkeypatch.setattr("pipeline.storage.media_file.MAX_WHOLE_BYTES", 1 << 20)
+    for kind in ("no-length", "says-none"):
+        error_type, message = refused(f"{http.url}/{kind}/clip.mp4")
+        assert error_type == ErrorType.MEDIA_TOO_LARGE
+        assert "is over 1,048,576 bytes, on a server without range requests" in message
+
+
+@pytest.mark.parametrize(
+    ("status", "error_type", "message"),
+    [
+        (404, ErrorType.MEDIA_MISSING, "does not exist"),
+        (410, ErrorType.MEDIA_MISSING, "does not exist"),
+        (401, ErrorType.MEDIA_DENIED, "access denied"),
+        (403, ErrorType.MEDIA_DENIED, "access denied"),
+        (500, ErrorType.STORAGE_FAILED, "500, message='Internal Server Error'.*try again later"),
+    ],
+)
+def test_http_errors(http, status, error_type, message):
+    uri = f"{http.url}/status/{status}"
+    with pytest.raises(UnitError, match=f"{uri}.*{message}") as error, OPEN.open_media(uri):
+        pass
+    assert error.value.error_type == error_type
+
+
+def test_a_server_that_fails_while_it_is_read(http):
+    with OPEN.open_media(f"{http.url}/breaks/clip.mp4") as media:
+        assert media.file.read(10) == CONTENT[:10]
+        media.file.seek(1 << 20)
+        with pytest.raises(UnitError, match="500") as error:
+            media.file.read(10)
+    assert error.value.error_type == ErrorType.STORAGE_FAILED
+
+
+def test_no_server():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{unused.getsockname()[1]}/a.mp4"
+        error_type, message = refused(uri)
+    assert error_type == ErrorType.STORAGE_FAILED
+    assert "Connect call failed" in message or "refused" in message
+
+
+def test_a_malformed_url():
+    assert refused("http://[::1/a.mp4")[0] == ErrorType.BAD_REQUEST
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0"])
+def test_private_addresses_are_refused(http, host):
+    uri = f"http://{host}:{http.server_port}/ranges/clip.mp4"
+    error_type, message = refused(uri, Storage())
+    assert error_type == ErrorType.MEDIA_DENIED
+    assert "is a private address; set input.allow_private_hosts to allow it" in message
+    with pytest.raises(StorageError, match=r"private address; set input\.allow_private_hosts"):
+        Storage().read_bytes(uri)
+    assert http.requests == []
+
+
+PRIVATE = ["169.254.169.254", "10.0.0.1", "::ffff:10.0.0.1", "fd00::1"]
+TRANSLATED = ["64:ff9b::a00:1", "64:ff9b:1::808:808", "2002:a00:1::1"]  # by NAT64, and by 6to4
+
+
+@pytest.mark.parametrize("address", [*PRIVATE, *TRANSLATED])
+def test_private_addresses_are_refused_whatever_name_led_there(address, monkeypatch):
+    HTTPFileSystem.clear_instance_cache()  # with the names that it resolved
+    monkeypatch.setattr(socket, "getaddrinfo", resolves_to(address))
+    error_type, message = refused("http://innocent.example/a.mp4", Storage())
+    assert error_type == ErrorType.MEDIA_DENIED
+    assert f"{address} is a private address" in message
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "::ffff:8.8.8.8", "64:ff9b::808:808", "2a00::1"])
+def test_public_addresses_are_no_private_ones(address):
+    assert is_public(address)
+
+
+def resolves_to(address):
+    if ":" in address:
+        found = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address, 80, 0, 0))
+    else:
+        found = (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80))
+    return lambda *args, **kwargs: [found]
+
+
+def test_private_addresses_are_refused_through_a_redirect(http, monkeypatch):
+    """The first server is allowed (as a public one is), the one it sends us to is not."""
+    monkeypatch.setattr(
+        "pipeline.storage.public_hosts.is_public", lambda address: address == "127.0.0.1"
+    )
+    target = base64.urlsafe_b64encode(f"http://127.0.0.2:{http.server_port}/ranges/x".encode())
+    error_type, message = refused(f"{http.url}/redirect/{target.decode()}", Storage())
+    assert (error_type, "127.0.0.2 is a private" in message) == (ErrorType.MEDIA_DENIED, True)
+    assert {path.split("/")[1] for _, path, _ in http.requests} == {"redirect"}
+
+
+def test_a_redirect_is_followed(http):
+    target = base64.urlsafe_b64encode(f"{http.url}/ranges/clip.mp4".encode()).decode()
+    assert read(f"{http.url}/redirect/{target}") == CONTENT
+
+
+@pytest.mark.parametrize("uri", ["ftp://10.0.0.1/a.mp4", "sftp://db/a.mp4", "webhdfs://nn/a.mp4"])
+def test_protocols_that_name_a_host_are_refused(uri):
+    error_type, message = refused(uri, Storage())
+    assert error_type == ErrorType.MEDIA_DENIED
+    assert "may reach private hosts; set input.allow_private_hosts" in message
+
+
+@pytest.mark.parametrize("chain", ["simplecache::", "filecache::", "blockcache::", "zip://a::"])
+def test_chained_file_systems_do_not_lead_around_the_check(http, chain):
+    refused(f"{chain}{http.url}/ranges/clip.mp4", Storage())
+    assert http.requests == []
