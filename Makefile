@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-model test test-fast test-vllm lint bench soak chaos audit sbom docs site clean ffmpeg browser vllm-cpu
+.PHONY: help demo demo-model test test-fast fuzz test-vllm lint bench soak chaos audit sbom docs site clean ffmpeg browser vllm-cpu
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test: $(VENV)/installed-test .venv-audit/installed ffmpeg browser ## install, an
 # them fails.
 test-fast: .venv-fast/installed ffmpeg ## install little, and run the tests that need neither Ray nor a model
 	.venv-fast/bin/python $(PYTEST) -m 'not slow and not long' $(FAST)
+
+fuzz: $(VENV)/installed-test ffmpeg ## the tests by Hypothesis, with other examples each time
+	HYPOTHESIS_PROFILE=search $(BIN)/python $(PYTEST) -m hypothesis
 
 test-vllm: vllm-cpu ffmpeg ## the tests of the engine vllm, in .venv-vllm
 	.venv-vllm/bin/python -m pytest tests/engines/test_vllm.py

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 
 import pytest
 from fsspec.implementations.http import HTTPFileSystem
+from hypothesis import HealthCheck, settings
 
 from tests.support.job_files import SMALL
 from tests.support.media_server import Handler, Server
@@ -23,6 +24,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported;
 # With Ray's default of 15, actors get 3 % of a core beside one busy test process, and 120 s are too
 # short for one to start.
 os.environ.setdefault("RAY_worker_niceness", "5")
+
+# Hypothesis tries the same examples in each run, so that a change fails for what it changes;
+# `make fuzz` tries new ones. No deadlines: these tests run beside Ray and models.
+for name, derandomize in (("fixed", True), ("search", False)):
+    settings.register_profile(
+        name,
+        derandomize=derandomize,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 collect_ignore = (
     []

@@ -245,7 +245,7 @@ def test_a_mixture_of_experts_is_one_line_of_configuration(
     assert all(answer.num_output_tokens for unit in answered for answer in unit.answers)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(pairs=st.integers(1, 4), height=st.integers(1, 5), width=st.integers(1, 5))
 def test_patches_of_videos_are_in_the_models_own_order(pairs: int, height: int, width: int):
     shape = (2 * pairs, 32 * height, 32 * width, 3)

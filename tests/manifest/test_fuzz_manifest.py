@@ -84,13 +84,13 @@ def edited(content: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
     return content
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(content=ANY, extension=st.sampled_from(["jsonl", "csv", "jsonl.gz", "csv.gz", "parquet"]))
 def test_any_bytes(content: bytes, extension: str):
     read(content, extension)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(edits=st.lists(EDIT, min_size=1, max_size=4), packed=st.booleans())
 def test_damaged_text(edits: list[tuple[int, int, bytes]], packed: bool):
     for extension, content in (("jsonl", as_jsonl()), ("csv", as_csv())):
@@ -109,7 +109,7 @@ VALUE = st.recursive(
 KEY = st.sampled_from(sorted({key for row in ROWS for key in row} | {"end_seconds", "media_type"}))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(rows=st.lists(st.dictionaries(KEY, VALUE, max_size=4), min_size=1, max_size=3))
 def test_any_values_in_the_known_columns(rows: list[dict]):
     read("\n".join(json.dumps({"uri": "a.png"} | row) for row in rows).encode(), "jsonl")

@@ -47,7 +47,7 @@ def conversation(media: list[tuple], texts: list[int]) -> list[int]:
     return ids
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     media=st.lists(st.one_of(images, videos), max_size=4),
     texts=st.lists(st.integers(1, 12), min_size=1, max_size=12),

@@ -36,7 +36,7 @@ def test_a_video_prompt_as_text(prompter: Prompter):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     pts=st.lists(st.floats(0, 20_000), min_size=1, max_size=20).map(sorted),
     tokens=st.integers(1, 40),
@@ -73,7 +73,7 @@ def test_video_ids_are_those_of_the_models_own_processor(
     assert prompter.length(vision, text).num_tokens == len(expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(height=st.integers(32, 300), width=st.integers(32, 300), text=st.text(max_size=60))
 def test_image_ids_are_those_of_the_models_own_processor(
     checkpoint: Path, prompter: Prompter, height: int, width: int, text: str

@@ -110,7 +110,7 @@ def test_tokenizer_is_a_qwen2_tokenizer(tokenizer: Any) -> None:
     assert 400 <= len(tokenizer) <= 500
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text(max_size=40))
 def test_any_text_survives_the_tokenizer(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(tokenizer(text).input_ids) == unicodedata.normalize("NFC", text)

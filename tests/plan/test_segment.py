@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.plan.segment import num_frames, segment_spans
@@ -49,7 +49,6 @@ def test_a_last_bit_joins_the_window_before_it():
     min_seconds=st.floats(0, 5),
     shots=st.sets(st.integers(0, 400_000), max_size=8).map(lambda ms: sorted(t / 100 for t in ms)),
 )
-@settings(deadline=None)
 def test_windows_that_overlap_leave_nothing_out(seconds, begin, length, share, min_seconds, shots):
     cut = Segmentation(
         kind="shots", seconds=length, overlap_seconds=share * length, min_seconds=min_seconds

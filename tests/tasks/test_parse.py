@@ -93,8 +93,7 @@ def test_a_bug_in_a_parser_costs_one_answer(
 
 # Properties
 
-NO_DEADLINE = settings(deadline=None)  # the first value given to pyarrow imports pandas
-FEW = settings(deadline=None, max_examples=20)
+FEW = settings(max_examples=20)
 
 TEXT = st.text(st.characters(exclude_categories=[]), max_size=12)  # lone surrogates and NUL too
 NUMBER = (
@@ -158,7 +157,6 @@ def views(task: str) -> list[View]:
     return [view for view in (IMAGE, VIDEO) if view.media_type in TASKS[task].media_types]
 
 
-@NO_DEADLINE
 @given(
     text=TEXT | st.text("[]{}\"':, 0123x`\n\\", max_size=60),
     reason=st.sampled_from(["stop", "length"]),
@@ -169,7 +167,6 @@ def test_no_text_raises(text: str, reason: str) -> None:
             check(task, text, view, reason)
 
 
-@NO_DEADLINE
 @given(value=JSON)
 def test_no_json_raises(value: Any) -> None:
     for text in (json.dumps(value), json.dumps(value, ensure_ascii=False), str(value)):
@@ -179,7 +176,6 @@ def test_no_json_raises(value: Any) -> None:
 
 
 @pytest.mark.parametrize("task", BOXED)
-@NO_DEADLINE
 @given(data=st.data())
 def test_valid_answers_are_ok_and_complete(task: str, data: st.DataObject) -> None:
     elements = data.draw(st.lists(BOXED[task], max_size=4))
@@ -193,7 +189,6 @@ def test_valid_answers_are_ok_and_complete(task: str, data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize("task", BOXED)
-@NO_DEADLINE
 @given(data=st.data())
 def test_mutated_answers_do_not_raise(task: str, data: st.DataObject) -> None:
     text = json.dumps(data.draw(st.lists(BOXED[task], max_size=4)))

@@ -37,6 +37,8 @@ TEXTS = [
     r"C:\Program Files\nvidia\bin",
     r"D:\backup\reports\final.docx",
     r"\users\admin",
+    r"C:\temp\Backup",
+    r"see C:\new.txt, C:\NEW\TABLE.CSV",
     r"100\% \& more\_text",
 ]
 
@@ -58,6 +60,10 @@ def test_backslashes_that_a_model_did_not_escape_are_kept(text: str):
     [
         "line one\nline two\tcolumn",
         "D:\nOption E:\nOption F",
+        "Option A:\n\nblue",
+        "A:\nred\nB:\nblue",
+        "A:\nred.\nblue.\tIt is",
+        "A:\n1.50\nB:\n2.50",
         "uno\ne due",
         "\tto the right\nnot here",
         "page one\f",

@@ -72,7 +72,7 @@ def assert_same_boxes(found: list[dict], value: list[dict], view: View):
                     assert abs(one["box"][name] - other["box"][name]) <= side / 1000 + 1e-3
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=texts)
 @pytest.mark.parametrize("task", ["caption", "ocr"])
 def test_text(task: str, text: str):
@@ -83,7 +83,7 @@ def test_text(task: str, text: str):
 times = st.floats(0, 39_000)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(events=st.lists(st.tuples(times, times, texts), max_size=6))
 def test_events(events):
     value = [
@@ -118,7 +118,7 @@ def test_events_at_the_end_stay_inside_the_time_span():
     assert (answer.value, answer.status) == (value, "ok")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.lists(st.tuples(box(IMAGE), texts), max_size=6))
 def test_objects_of_an_image(data):
     value = [{"label": label, "box": corners, "pts_seconds": None} for corners, label in data]
@@ -128,7 +128,7 @@ def test_objects_of_an_image(data):
     assert_same_boxes(answer.value, value, IMAGE)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.lists(st.tuples(box(CLIP), texts, st.sampled_from(CLIP.pts_seconds)), max_size=6))
 @pytest.mark.parametrize("task", ["objects", "text_spans"])
 def test_boxes_of_a_video_have_their_frames_times(task: str, data):

@@ -126,7 +126,7 @@ def test_a_conversation_is_the_template_with_the_processors_media(prompter: Prom
     assert learnt == expected_learnt
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(max_size=60), answer=st.text(min_size=1, max_size=60), is_clip=st.booleans())
 def test_the_question_is_that_of_annotation(prompter, text: str, answer: str, is_clip: bool):
     vision = CLIP if is_clip else IMAGE

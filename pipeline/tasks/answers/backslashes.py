@@ -7,13 +7,16 @@ answer loses text without an error.
 
 import re
 
-_PATH_PART = r"\\(?!\\)[\w.$()+~-]+"
+_NAME = r"\\(?!\\)[\w.$()+~-]+"
+_NO_ESCAPE = r"\\(?![\\nrt\"]|u[0-9a-fA-F]{4}|[bf](?![a-z]))"
+_EXTENSION = r"\.(?:[a-z][a-z0-9]{1,3}|[A-Z][A-Z0-9]{1,3})(?![\w.\\])"
 _TOKEN = re.compile(
     # A path whose first folder is no escape, up to the end of its text.
     r'(?P<sure_path>(?<![\w\\])[A-Za-z]:\\(?![\\nrtbfu"])[^"\r\n]*)'
-    # Else a path of two folders or more, or of a file with its extension.
-    rf"|(?P<path>(?<![\w\\])[A-Za-z]:(?:{_PATH_PART}){{2,}}"
-    r"|(?<![\w\\])[A-Za-z]:\\(?!\\)[\w$~-]+\.\w{1,4}\b)"
+    # A path with another folder that is no escape, or with a file's extension. Without either,
+    # "A:\nred\nblue" is three lines.
+    rf"|(?P<path>(?<![\w\\])[A-Za-z]:"
+    rf"(?:(?=(?:{_NAME})*{_NO_ESCAPE})(?:{_NAME})+|(?:{_NAME})*?\\(?!\\)[\w$()+~-]{{2,}}{_EXTENSION}))"
     r"|\\(?P<escape>u[0-9a-fA-F]{4}|[a-zA-Z]+|.|\Z)",
     re.DOTALL,
 )
