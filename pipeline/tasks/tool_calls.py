@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.tasks.answers.backslashes import escape_as_numbers
 from pipeline.tasks.answers.read_json import clean_text, join_notes, read_json, text_of
 from pipeline.tasks.answers.simulate import random_instance
 from pipeline.tasks.points import point_marks, read_point
@@ -79,11 +80,12 @@ def _point(arguments: dict[str, Any], view: View, notes: Counter[str]) -> dict[s
 
 
 def _write(value: list[dict[str, Any]], question: Question, view: View) -> str:
-    return "\n".join(
-        f'<tool_call>\n{{"name": {json.dumps(call["name"], ensure_ascii=False)}, '
-        f'"arguments": {call["arguments"]}}}\n</tool_call>'
+    calls = (
+        f'{{"name": {json.dumps(call["name"], ensure_ascii=False)}, '
+        f'"arguments": {call["arguments"]}}}'
         for call in value
     )
+    return "\n".join(f"<tool_call>\n{escape_as_numbers(call)}\n</tool_call>" for call in calls)
 
 
 _CALLED = pa.struct(

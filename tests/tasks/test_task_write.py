@@ -26,12 +26,13 @@ CLIP = View(
 LONG = View(media_type="video", width=640, height=360, start_seconds=0.0, end_seconds=40_000.0)
 
 # Arrow's text: no lone surrogates. Then what has a meaning in JSON, in Markdown or to a tokenizer.
+WORDS = ["```json\n[]\n```", "\n```\n", '"}', "7", "page\x0cone", "A:\new.txt", "$5\tan\ne"]
 plain_texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 nasty_texts = st.text(
     st.sampled_from("\"\\`\n\r\t{}[]:,<>|/\u2028\u00e9\U0001f600 0a'-"), max_size=20
 )
 texts = (
-    st.one_of(plain_texts, nasty_texts, st.sampled_from(["```json\n[]\n```", "\n```\n", '"}', "7"]))
+    st.one_of(plain_texts, nasty_texts, st.sampled_from(WORDS))
     .map(str.strip)
     .filter(lambda text: text and not any(s in text for s in ("<|", "<think>", "</think>")))
 )

@@ -7,7 +7,7 @@ answer loses text without an error.
 
 import re
 
-_NAME = r"\\(?!\\)[\w.$()+~-]+"
+_NAME = r"\\(?!\\|u[0-9a-fA-F]{4})[\w.$()+~-]+"
 _NO_ESCAPE = r"\\(?![\\nrt\"]|u[0-9a-fA-F]{4}|[bf](?![a-z]))"
 _EXTENSION = r"\.(?:[a-z][a-z0-9]{1,3}|[A-Z][A-Z0-9]{1,3})(?![\w.\\])"
 _TOKEN = re.compile(
@@ -15,12 +15,20 @@ _TOKEN = re.compile(
     r'(?P<sure_path>(?<![\w\\])[A-Za-z]:\\(?![\\nrtbfu"])[^"\r\n]*)'
     # A path with another folder that is no escape, or with a file's extension. Without either,
     # "A:\nred\nblue" is three lines.
-    rf"|(?P<path>(?<![\w\\])[A-Za-z]:"
-    rf"(?:(?=(?:{_NAME})*{_NO_ESCAPE})(?:{_NAME})+|(?:{_NAME})*?\\(?!\\)[\w$()+~-]{{2,}}{_EXTENSION}))"
+    rf"|(?P<path>(?<![\w\\])[A-Za-z]:(?:(?=(?:{_NAME})*{_NO_ESCAPE})(?:{_NAME})+"
+    rf"|(?:{_NAME})*?(?=\\[\w$()+~-]{{2,}}{_EXTENSION}){_NAME}))"
     r"|\\(?P<escape>u[0-9a-fA-F]{4}|[a-zA-Z]+|.|\Z)",
     re.DOTALL,
 )
 _LONE = re.compile(r"\\\\|\\")
+_ANY_ESCAPE = re.compile(r"\\.")
+_AS_NUMBERS = {
+    r"\b": r"\u0008",
+    r"\f": r"\u000c",
+    r"\n": r"\u000a",
+    r"\r": r"\u000d",
+    r"\t": r"\u0009",
+}
 _LATEX = """
 nabla natural ncong nearrow neq newcommand nexists ngeq ngtr nleq nless nmid nolimits nonumber notin
 nparallel nprec nsim nsubseteq nsucc nwarrow nicefrac raisebox rangle rbrace rbrack rceil rfloor rho
@@ -56,6 +64,13 @@ def escape_text_backslashes(text: str) -> str:
         return f"\\{match[0]}" if _is_text(escape, has_latex) else match[0]
 
     return _TOKEN.sub(escaped, text)
+
+
+def escape_as_numbers(json_text: str) -> str:
+    r"""Write control characters as ``\u000a`` in JSON where they would be taken for such text."""
+    if escape_text_backslashes(json_text) == json_text:
+        return json_text
+    return _ANY_ESCAPE.sub(lambda match: _AS_NUMBERS.get(match[0], match[0]), json_text)
 
 
 def _is_text(escape: str, has_latex: bool) -> bool:

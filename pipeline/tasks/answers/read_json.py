@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.tasks.answers.backslashes import escape_text_backslashes
+from pipeline.tasks.answers.backslashes import escape_as_numbers, escape_text_backslashes
 from pipeline.tasks.answers.repair_json import JsonRepairer, RepairTooLongError
 from schemas.task import AnswerStatus, Parsed
 
@@ -81,7 +81,7 @@ class Reading:
 
 def fenced(text: str) -> str:
     """Return JSON in a code fence, as the model writes it."""
-    return f"```json\n{text}\n```"
+    return f"```json\n{escape_as_numbers(text)}\n```"
 
 
 def read_json(text: str) -> Reading:
