@@ -65,11 +65,11 @@ def start_ray(**options: Any) -> None:
     """Start Ray on this machine, unless this process has a Ray."""
     import ray
 
-    from jobs.cluster import session
+    from jobs.cluster import start
 
     if not ray.is_initialized():
         os.environ["RAY_ADDRESS"] = "local"
-        session.start_ray(**options)
+        start.start_ray(**options)
 
 
 @contextmanager

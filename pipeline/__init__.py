@@ -4,3 +4,5 @@
 prompts, ``plan`` counts tokens, ``engines`` generate answers, ``output`` writes rows. ``stages``
 chains these steps on Ray, ``workers`` protects its processes, ``training`` trains a model.
 """
+
+import _reelscribe as _reelscribe

@@ -3,3 +3,5 @@
 Read ``errors``, then ``tables/`` (what is in the manifest, the plan and the output), then ``task``
 and ``conversation``, then ``job/`` (the job file).
 """
+
+import _reelscribe as _reelscribe

@@ -183,7 +183,7 @@ def ray_session():
     """One Ray session for the whole test run."""
     import ray
 
-    from jobs.cluster.session import start_ray
+    from jobs.cluster.start import start_ray
 
     # Some tests hand their own classes to the workers.
     folders = [str(ROOT), os.environ.get("PYTHONPATH")]

@@ -1,1 +1,5 @@
-"""The Ray session of a job: ``session`` fits actors into nodes, ``blocks`` cuts the work."""
+"""The Ray session of a job.
+
+``start`` starts Ray or connects to a cluster, ``session`` fits actors into nodes, ``blocks`` cuts
+the work.
+"""

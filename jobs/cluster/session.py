@@ -4,14 +4,13 @@ import logging
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 
+from jobs.cluster.start import on_this_machine, start_ray
 from pipeline.stages.graph import Pools
 from schemas import errors
 from schemas.errors import ResourceError
@@ -32,7 +31,8 @@ def ray_session(console: Console) -> Iterator[None]:
 
     own = not ray.is_initialized()
     if own:
-        console.print("starting Ray", style="dim")
+        where = f"connecting to the Ray cluster at {os.environ.get('RAY_ADDRESS')}"
+        console.print("starting Ray" if on_this_machine() else where, style="dim")
         start_ray()
     _quiet_ray_data()
     try:
@@ -40,54 +40,6 @@ def ray_session(console: Console) -> Iterator[None]:
     finally:
         if own:
             ray.shutdown()
-
-
-def on_this_machine() -> bool:
-    """Whether the job runs where this process does, and not on the cluster at RAY_ADDRESS."""
-    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
-
-
-def start_ray(**options: Any) -> None:
-    """Start Ray or connect to it, without its banner and its workers' logs on the console.
-
-    Raises:
-        ResourceError: the cluster at RAY_ADDRESS does not answer, or Ray does not start.
-    """
-    # Ray's C++ core would write a line on stderr for each actor pool of Ray Data.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # A busy machine takes longer than the default of 5 s to start Ray's control service.
-    os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", "60")
-    # OpenMP's idle threads would spin on cores that other actors need.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import ray
-
-    own = on_this_machine()
-    try:
-        with _without_stderr():
-            ray.init(
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                # Only for a Ray that is started here: a running cluster has its own setting.
-                include_dashboard=False if own else None,
-                **options,
-            )
-    except Exception as error:  # Ray raises a plain Exception when a node starts late
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ResourceError(f"cannot start or join Ray: {reason}") from None
-
-
-@contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Silence stderr also for C++: Ray's core reports there that its log level was set."""
-    sys.stderr.flush()
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
 
 
 def _quiet_ray_data() -> None:

@@ -3,7 +3,8 @@
 import pyarrow as pa
 from rich.console import Console
 
-from jobs.cluster.session import actor_errors, on_this_machine, plan_actors, ray_session
+from jobs.cluster.session import actor_errors, plan_actors, ray_session
+from jobs.cluster.start import on_this_machine
 from jobs.console.progress import Progress
 from jobs.plan.open_job import JobContext
 from pipeline.plan.planner import PROBE_THREADS, Planner

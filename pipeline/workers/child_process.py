@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 START_SECONDS = 300.0
 """Deadline of a child's start; after it the machine is at fault, not the media."""
 
-_FORKER = "pipeline.workers.forker"
+_FORKER = (
+    "import sys, _reelscribe; from pipeline.workers.forker import main; "
+    "main(sys.argv[1], *map(int, sys.argv[2:]))"
+)
 _END_SECONDS = 10.0
 _TICK_SECONDS = 0.2
 
@@ -211,7 +214,7 @@ class _Child:
         if code == -signal.SIGKILL:  # killed from outside
             raise EOFError
         raise ResourceError(
-            f"the decoder's process did not start: {sys.executable} -m {_FORKER} ended with "
+            f"the decoder's process did not start: {sys.executable} ended with "
             f"{_exit_name(code)}; see its messages in the worker's log"
         )
 
@@ -247,7 +250,7 @@ class _Child:
 def _start(module: str, control: int, quiet: bool) -> subprocess.Popen[bytes]:
     folders = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", _FORKER, module, str(os.getpid()), str(control)],
+        [sys.executable, "-P", "-c", _FORKER, module, str(os.getpid()), str(control)],
         pass_fds=[control],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL if quiet else None,

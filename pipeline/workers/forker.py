@@ -1,7 +1,7 @@
 """The process that forks children for ``child_process``, and what each child does.
 
-``python -m pipeline.workers.forker MODULE PARENT_PID CONTROL_FD`` imports ``MODULE`` and then forks
-a child for each request of the parent over the control socket.
+Its arguments are ``MODULE PARENT_PID CONTROL_FD``. It imports ``MODULE`` and then forks a child for
+each request of the parent over the control socket.
 """
 
 import ctypes
@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import traceback
 from collections.abc import Collection
 from contextlib import suppress
@@ -106,7 +105,3 @@ def _import(modules: Collection[str]) -> None:
             importlib.import_module(name)
         except Exception as error:  # the call itself will raise it
             logger.debug("%s is not imported: %s", name, error)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))

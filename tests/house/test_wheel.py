@@ -22,6 +22,7 @@ def wheel_files() -> set[str]:
         )
     ]
     found = {module for package in packages for module in package.glob("*.py")}
+    found |= {ROOT / f"{module}.py" for module in settings["py-modules"]}
     for package, globs in settings["package-data"].items():
         folder = ROOT.joinpath(*package.split("."))
         found |= {path for pattern in globs for path in folder.glob(pattern)}
@@ -31,6 +32,7 @@ def wheel_files() -> set[str]:
 def test_the_wheel_has_what_the_product_needs():
     files = wheel_files()
     for name in (
+        "_reelscribe.py",
         "jobs/cli/main.py",
         "jobs/specs/demo.yaml",
         "jobs/demo/archive.py",

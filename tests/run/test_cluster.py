@@ -1,13 +1,20 @@
 """How actors are fitted into a cluster: a run that cannot be scheduled must say so."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 
 from jobs.cluster import session as cluster
+from jobs.cluster import start
 from jobs.cluster.session import actor_errors, fit_pools, plan_actors
 from pipeline.stages.plan import Plan
 from schemas.errors import ResourceError
 from schemas.job.job import check_job
 from schemas.job.resources import Resources
+from tests.support.paths import ROOT
 
 
 def test_on_two_cpus_one_engine_and_one_decoder():
@@ -110,6 +117,37 @@ def test_waiting_for_the_nodes_of_a_growing_cluster(monkeypatch: pytest.MonkeyPa
     assert asked[1:] == [[]]  # let go
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:{refused}", "no-such-host.invalid:6379", "head:x"])
+def test_a_cluster_that_does_not_answer_is_one_message(
+    address: str, monkeypatch: pytest.MonkeyPatch
+):
+    """After a second here, after 30 for a cluster that may be starting."""
+    monkeypatch.setattr(start, "_CLUSTER_SECONDS", 1.0)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # bound but not listening: it refuses
+        address = address.format(refused=bound.getsockname()[1])
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ResourceError, match=f"RAY_ADDRESS={address} does not answer"):
+            start.start_ray()
+
+
+def test_a_server_that_is_no_ray_is_one_message(http):
+    """In a process of its own: Ray reads its timeouts once."""
+    address = f"127.0.0.1:{http.server_port}"
+    code = "from jobs.cluster.start import start_ray; start_ray()"
+    timeouts = {
+        f"RAY_{name}_timeout_s": "1" for name in ("gcs_rpc_server_connect", "py_gcs_connect")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | timeouts | {"RAY_ADDRESS": address},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert f"the Ray cluster at RAY_ADDRESS={address} does not answer" in done.stderr
+
+
 def test_a_ray_that_is_late_to_start_is_one_message(monkeypatch: pytest.MonkeyPatch):
     """On a busy machine; Ray raises an exception of no class of its own."""
     import ray
@@ -119,4 +157,4 @@ def test_a_ray_that_is_late_to_start_is_one_message(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(ResourceError, match=r"join Ray: .* timed out during startup\.$"):
-        cluster.start_ray()
+        start.start_ray()

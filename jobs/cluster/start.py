@@ -1,0 +1,141 @@
+"""Start Ray on this machine, or connect to a cluster."""
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from _reelscribe import PACKAGES, ROOT
+from schemas.errors import ResourceError
+
+_CLUSTER_SECONDS = 30.0
+"""How long a cluster may take to answer."""
+
+
+def on_this_machine() -> bool:
+    """Whether the job runs where this process does, and not on the cluster at RAY_ADDRESS."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+
+
+def start_ray(**options: Any) -> None:
+    """Start Ray or connect to it, without its banner and its workers' logs on the console.
+
+    Raises:
+        ResourceError: the cluster at RAY_ADDRESS does not answer, or Ray does not start.
+    """
+    # Ray's C++ core would write a line on stderr for each actor pool of Ray Data.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # OpenMP's idle threads would spin on cores that other actors need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import ray
+
+    own = on_this_machine()
+    if own:  # a busy machine takes longer than the default of 5 s to start Ray's control service
+        os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", "60")
+    else:
+        _check_answers(os.environ["RAY_ADDRESS"])
+    _check_python_path()
+    try:
+        with _without_stderr(), _in_folder_without_user_files():
+            ray.init(
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                # Only for a Ray that is started here: a running cluster has its own setting.
+                include_dashboard=False if own else None,
+                **options,
+            )
+    except Exception as error:  # Ray raises a plain Exception when a node starts late
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ResourceError(f"cannot start or join Ray: {reason}") from None
+
+
+def _check_python_path() -> None:
+    """Refuse a PYTHONPATH in which Ray's workers would find other packages with our names."""
+    folders = [f for f in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(f)]
+    for name in PACKAGES:
+        spec = PathFinder.find_spec(name, folders)
+        if spec and spec.origin and Path(spec.origin).resolve().parent.parent != ROOT:
+            raise ResourceError(
+                f"{spec.origin} is on PYTHONPATH and has the name of Reelscribe's package "
+                f"{name!r}: rename it, or take its folder off PYTHONPATH"
+            )
+
+
+def _check_answers(address: str) -> None:
+    """Wait 30 s for a cluster; by itself, Ray would wait ten minutes for one that is not there.
+
+    Raises:
+        ResourceError: nothing answers at ``address``, or it is no Ray cluster.
+    """
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        if parts.port is None:  # "auto" looks for a cluster on this machine, and fails at once
+            return
+    except ValueError as error:
+        raise _no_answer(address, error) from None
+    deadline = time.monotonic() + _CLUSTER_SECONDS
+    while True:
+        try:
+            left = max(1.0, deadline - time.monotonic())
+            socket.create_connection((parts.hostname, parts.port), timeout=left).close()
+            break
+        except OSError as error:
+            if time.monotonic() + 1 > deadline:
+                raise _no_answer(address, error) from None
+        time.sleep(1)
+    if parts.scheme:  # a proxy's address
+        return
+    os.environ.setdefault("RAY_py_gcs_connect_timeout_s", "20")
+    import ray
+
+    try:
+        with _without_stderr():
+            ray._raylet.GcsClient(address=address)
+    except Exception as error:  # RpcError and others, of no public class
+        raise _no_answer(address, error) from None
+
+
+def _no_answer(address: str, error: Exception) -> ResourceError:
+    return ResourceError(
+        f"the Ray cluster at RAY_ADDRESS={address} does not answer ({error}): start it, correct "
+        "RAY_ADDRESS, or unset it to run on this machine"
+    )
+
+
+@contextmanager
+def _in_folder_without_user_files() -> Iterator[None]:
+    """Leave the current folder and the script's name while Ray starts.
+
+    Ray puts both folders first on its workers' path, where a user's ``schemas.py`` would take the
+    place of our package.
+    """
+    folder, script = Path.cwd(), sys.argv[0]
+    installed = ROOT.name in ("site-packages", "dist-packages")  # these must not come first
+    os.chdir("/" if installed else ROOT)
+    sys.argv[0] = ""
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        sys.argv[0] = script
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Silence stderr also for C++: Ray's core reports there that its log level was set."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
