@@ -7,7 +7,8 @@
 
 The training has three steps of the small demo model, to show the way. For a real one, set
 ``source`` to the checkpoint that wrote the table, and leave out ``training``, ``sampling`` and
-``budget`` where the annotate job had the defaults. Needs ``pip install 'reelscribe[finetune]'``.
+``budget`` where the annotate job had the defaults. Needs the packages of
+``pip install '.[finetune]'``.
 """
 
 import json

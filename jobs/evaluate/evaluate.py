@@ -29,6 +29,7 @@ from pipeline.storage.errors import redact_uri
 from pipeline.storage.parquet import write_json
 from pipeline.storage.storage import Storage
 from schemas.errors import UserError
+from schemas.extras import install_command
 from schemas.job.task_spec import TASK_NAMES
 from schemas.task import AnswerStatus
 
@@ -212,4 +213,4 @@ def check_libraries() -> None:
     """
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"evaluate needs {', '.join(missing)}: pip install 'reelscribe[evaluate]'")
+        raise UserError(f"evaluate needs {', '.join(missing)}: {install_command('evaluate')}")

@@ -28,6 +28,7 @@ from pipeline.media.container import (
 )
 from pipeline.storage.media_file import MediaFile
 from schemas.errors import ResourceError
+from schemas.extras import install_command
 
 MAX_KEY_GAP_SECONDS = 12.0
 _END = 1 << 62
@@ -45,7 +46,7 @@ def check_shots() -> None:
     except ImportError:
         raise ResourceError(
             "sampling.segmentation.kind is shots, which needs PySceneDetect: "
-            "pip install 'reelscribe[shots]'"
+            f"{install_command('shots')}"
         ) from None
 
 

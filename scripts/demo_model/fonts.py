@@ -1,10 +1,11 @@
-"""The fonts of the data set: packages of `reelscribe[dataset]`, and the font inside Pillow."""
+"""The fonts of the data set: packages of the extra `dataset`, and the font inside Pillow."""
 
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from schemas.errors import UserError
+from schemas.extras import install_command
 
 # Sans, sans bold, serif, serif bold and round: package and file.
 FONTS = (
@@ -35,5 +36,5 @@ def font_file(font: str) -> str:
     package, _, name = font.partition("/")
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise UserError(f"the font {font} is missing: pip install 'reelscribe[dataset]'")
+        raise UserError(f"the font {font} is missing: {install_command('dataset')}")
     return str(Path(spec.origin).parent / "files" / name)

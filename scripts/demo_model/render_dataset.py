@@ -5,7 +5,7 @@
 FOLDER/train then has `images/`, `clips/` and, with `--signs`, `signs/`; `gold.parquet` (one row per
 file: see `GOLD`) and `manifest.jsonl`. Each file has a seed of its own, so a later run with larger
 numbers adds files and keeps the existing ones; after a change of this code, use an empty folder.
-It needs the extra fonts of `reelscribe[dataset]`.
+It needs the fonts of the extra `dataset`.
 """
 
 import argparse

@@ -238,7 +238,7 @@ def test_irregular_frames_include_every_half_second() -> None:
 
 
 def test_a_missing_font_says_what_to_install() -> None:
-    with pytest.raises(UserError, match=r"pip install 'reelscribe\[dataset\]'"):
+    with pytest.raises(UserError, match="pip install 'font-roboto'"):
         font_file("font_missing/Missing.ttf")
 
 

@@ -362,7 +362,10 @@ def test_without_the_libraries_it_says_what_to_install(tmp_path: Path, monkeypat
     write_table(tmp_path / "out", clip_unit("a", caption="x"))
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     output, _ = call(SAME, exit_code=2)
-    assert output == "error: evaluate needs sacrebleu: pip install 'reelscribe[evaluate]'\n"
+    assert output == (
+        "error: evaluate needs sacrebleu: "
+        "pip install 'jiwer>=4' 'sacrebleu>=2.5' 'pycocotools>=2.0.11'\n"
+    )
 
 
 def test_tables_in_a_bucket(s3_env):

@@ -10,6 +10,7 @@ from pipeline.engines.transformers.attention import GROUPED
 from pipeline.model.checkpoint import load_config
 from pipeline.model.prompter import Prompter
 from schemas.errors import ModelError
+from schemas.extras import install_command
 from schemas.job.finetune import TrainedModel
 from schemas.job.model import Model
 
@@ -73,7 +74,7 @@ def _merge_adapter(loaded: torch.nn.Module, adapter: str) -> torch.nn.Module:
         merged: torch.nn.Module = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
     except ImportError:
         raise ModelError(
-            "model.adapter needs the package peft: pip install 'reelscribe[finetune]'"
+            f"model.adapter needs the package peft: {install_command('finetune')}"
         ) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"cannot load the adapter {adapter}: {error}") from None

