@@ -18,6 +18,11 @@ FEATURES = ("num_vision_tokens", "num_text_tokens", "num_output_tokens")
 """Tokens that determine the seconds: vision tokens, once for all tasks; other tokens that the
 engine reads, those that tasks share once; and tokens that it generates."""
 
+_SHARED_WEIGHTS = ([[0, 1], [2]], [[0, 1, 2]])
+"""Which of FEATURES may share a weight: all that are read, then all."""
+_SAME_ERROR = 0.01
+"""Share of the seconds by which a fit with shared weights may be worse."""
+
 _MIN_FILES = 6
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -166,20 +171,36 @@ def fit(observed: Sequence[tuple[Array, float]], min_files: int = _MIN_FILES) ->
     observed: for each file, the sums of its rows' features and of their engine seconds: an engine
         knows only the time of a batch, and divides it among the rows.
 
-    Least squares without negative weights: a feature that would get one is left out.
+    Least squares without negative weights: a feature that would get one is left out. It was not
+    measured then, and shares the weight of others if that fits the seconds as well.
     """
     useful = [(sums, seconds) for sums, seconds in observed if seconds > 0]
     if len(useful) < min_files:
         return None
     inputs = np.array([sums for sums, _ in useful])
     seconds = np.array([s for _, s in useful])
-    scale = np.maximum(inputs.max(axis=0), 1.0)
-    used = list(np.flatnonzero(inputs.any(axis=0)))
+    apart = _fit_groups(inputs, seconds, [[0], [1], [2]])
+    if (apart > 0).all():
+        return apart
+    for groups in _SHARED_WEIGHTS:
+        shared = _fit_groups(inputs, seconds, groups)
+        more = np.abs(inputs @ shared - seconds).sum() - np.abs(inputs @ apart - seconds).sum()
+        if (shared > 0).all() and more <= _SAME_ERROR * seconds.sum():
+            return shared
+    return apart if apart.any() else None
+
+
+def _fit_groups(inputs: Array, seconds: Array, groups: Sequence[list[int]]) -> Array:
+    """Fit one weight for each group of features. inputs: float64 [files, 3]."""
+    sums = np.stack([inputs[:, group].sum(axis=1) for group in groups], axis=1)
+    scale = np.maximum(sums.max(axis=0), 1.0)
+    used: list[int] = np.flatnonzero(sums.any(axis=0)).tolist()
     weights = np.zeros(inputs.shape[1])
     while used:
-        found = np.linalg.lstsq(inputs[:, used] / scale[used], seconds, rcond=1e-6)[0]
+        found = np.linalg.lstsq(sums[:, used] / scale[used], seconds, rcond=1e-6)[0] / scale[used]
         if (found >= 0).all():
-            weights[used] = found / scale[used]
+            for k, weight in zip(used, found, strict=True):
+                weights[groups[k]] = weight
             break
-        used.remove(used[int(found.argmin())])
-    return weights if weights.any() else None
+        used.remove(used[int((found * scale[used]).argmin())])
+    return weights

@@ -66,12 +66,10 @@ def run(
     file: where to write; default: ``cost.calibration``, else the output's calibration.json.
 
     Raises:
-        UserError: the job is wrong, the storage or cluster does not work, or too little was
-            measured.
+        UserError: the job or the storage does not work, or too little was measured.
     """
     named = job.cost.calibration
-    job = job.model_copy(update={"cost": job.cost.model_copy(update={"calibration": None})})
-    context, items = open_job(job)
+    context, items = items_to_measure(job)
     uri = file or named or calibration_uri(context.job)
     sizes = planned_sizes(context, items)
     with ray_session(console), actor_errors(), fitted_pools(context.job) as fitted:
@@ -83,6 +81,15 @@ def run(
     write_calibration(found, uri, context.storage)
     _print(found, uri, console)
     return found
+
+
+def items_to_measure(job: Job) -> tuple[JobContext, Sequence[MediaItem]]:
+    """Open the job without its calibration, and with the media that the table has already."""
+    update = {
+        "cost": job.cost.model_copy(update={"calibration": None}),
+        "input": job.input.model_copy(update={"only_new": False}),
+    }
+    return open_job(job.model_copy(update=update))
 
 
 def planned_sizes(context: JobContext, items: Sequence[MediaItem]) -> list[list[Unit]]:
@@ -284,6 +291,9 @@ def _print(found: Calibration, uri: str, console: Console) -> None:
     )
     for name, kind in zip(FEATURES, ("vision", "text", "output"), strict=True):
         console.print(f"  1,000 {kind:<6} tokens  {1000 * rates.seconds_each[name]:,.4g} s")
+    if len(set(rates.seconds_each.values()) - {0.0}) < len(FEATURES):
+        text = "  kinds with one cost, or none, cannot be told apart: give more items or --seconds"
+        console.print(text, soft_wrap=True)
     means = ", ".join(f"{task} {tokens:,.0f}" for task, tokens in rates.output_tokens.items())
     console.print(Text(f"  output tokens per answer: {means}"), soft_wrap=True)
     console.print(Text(f"The calibration, which plan and annotate use: {uri}"), soft_wrap=True)

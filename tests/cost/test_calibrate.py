@@ -64,6 +64,14 @@ def test_plan_and_run_take_it_from_the_output(calibrated):
     assert not (Path(job.output) / "annotations").exists()
 
 
+def test_after_a_night_with_only_new_all_media_can_be_measured(annotated):
+    """The table has them all, and they cost the same."""
+    job, _, _ = annotated
+    job = job.model_copy(update={"input": job.input.model_copy(update={"only_new": True})})
+    assert open_job(job)[1] == []
+    assert calibrate.items_to_measure(job)[1]
+
+
 def test_too_few_rounds_are_no_calibration(calibrated):
     context, _ = open_job(calibrated[0])
     one = Round(num_units=1, sums=np.array([10.0, 5.0, 3.0]), seconds=0.5)

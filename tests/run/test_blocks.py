@@ -182,6 +182,19 @@ def test_no_feature_gives_time_back():
     assert [float(sums @ weights) for sums in files[1:]] == pytest.approx(range(1, 10), rel=0.05)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_kinds_that_cannot_be_told_apart_share_a_rate(seed: int):
+    """Text tokens that grow with vision tokens: noise would give one of them 0 s."""
+    rng = np.random.default_rng(seed)
+    truth = np.array([0.02, 0.02, 0.3])
+    vision = rng.uniform(100, 1000, 12)
+    text = vision * rng.uniform(0.098, 0.102, 12)
+    files = np.stack([vision, text, rng.uniform(5, 50, 12)], axis=1)
+    weights = fit([(sums, float(sums @ truth) * rng.uniform(0.97, 1.03)) for sums in files])
+    assert (weights > 0).all()
+    assert files @ weights == pytest.approx(files @ truth, rel=0.1)
+
+
 def rows_of(units: pa.Table, seconds_per_token: float) -> pa.Table:
     found = [
         {
