@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.console.output_path import absolute_uri
+from jobs.console.waiting import waiting_for
 from jobs.plan.runs import Run, open_run
 from pipeline.engines.vllm.args import check_vllm
 from pipeline.manifest.existing import ExistingMedia
@@ -51,19 +52,24 @@ def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
         check_vllm()  # on a cluster only the actors can check their nodes
     job = _with_absolute_paths(job)
     storage = Storage(job.storage_options, job.input.allow_private_hosts)
-    checkpoint = inspect_checkpoint(job.model)
-    # Raises too if the tokenizer or the chat template is missing.
-    prompter = Prompter(job.model.source, job.model.revision)
+    is_local = Path(job.model.source).is_dir()
+    hub = job.model.source if is_local else f"hf://{job.model.source}"
+    with waiting_for("the checkpoint", hub):
+        checkpoint = inspect_checkpoint(job.model)
+        # Raises too if the tokenizer or the chat template is missing.
+        prompter = Prompter(job.model.source, job.model.revision)
     job = with_generation_defaults(job, checkpoint, is_thinking=prompter.opens_reasoning)
     check_grammars(job)
     if job.sampling.segmentation.kind == "shots":
         check_shots()
     job_recipe = recipe(job, checkpoint.identity)
-    selection = select(
-        job.input, storage, lambda: ExistingMedia(job.output, recipe_id(job_recipe), storage)
-    )
+    with waiting_for("the list of media", str(job.input.manifest or job.input.scan)):
+        selection = select(
+            job.input, storage, lambda: ExistingMedia(job.output, recipe_id(job_recipe), storage)
+        )
     _check_tasks(job, selection.items)
-    run, changes = open_run(job, selection.digest, job_recipe, storage)
+    with waiting_for("the runs in the output", job.output):
+        run, changes = open_run(job, selection.digest, job_recipe, storage)
     context = JobContext(
         job=job,
         storage=storage,

@@ -1,14 +1,20 @@
 """A plan is the same, whether this process makes it or Ray's actors do."""
 
 import io
+import logging
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import pytest
 import yaml
 from rich.console import Console
 
-from jobs.plan import plan, probe
+from jobs.console import waiting
+from jobs.plan import open_job, plan, probe
+from schemas.errors import UserError
 from schemas.job.job import check_job
 from tests.support.job_files import SMALL
 from tests.support.paths import ROOT
@@ -48,3 +54,41 @@ def test_few_files_are_planned_without_ray_and_broken_ones_print_nothing(
     assert "starting Ray" not in done.stdout
     assert "planning: " in done.stdout
     assert done.stderr == ""
+
+
+def test_a_storage_that_is_slow_is_named_while_one_waits(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The server answers only once the message was logged, so the test has no clock."""
+    said = threading.Event()
+    lines = []
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+            said.set()
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert said.wait(120)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    handler = Lines()
+    logging.getLogger(waiting.__name__).addHandler(handler)
+    monkeypatch.setattr(waiting, "SECONDS", 0.0)
+    with HTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}/list.jsonl?token=secret"
+        spec = SMALL | {"input": {"manifest": uri}, "output": str(tmp_path / "out")}
+        job = check_job(spec | {"model": {"source": str(checkpoint)}}, "test")
+        with pytest.raises(UserError):
+            open_job.open_job(job)
+        server.shutdown()
+    logging.getLogger(waiting.__name__).removeHandler(handler)
+    shown = f"http://127.0.0.1:{server.server_port}/list.jsonl?..."
+    assert lines == [f"still waiting for the list of media: {shown}"]
