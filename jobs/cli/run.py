@@ -203,10 +203,13 @@ def _load(
 
     options: by the names in ``_KEYS``.
     """
+    from pipeline.storage.local_names import is_utf8, uri_of_path
     from schemas.job.job import ANY_FILE, load_job
 
     overrides = overrides_of(assignments)
     if input_:
+        if not is_utf8(input_):  # no job file can hold it
+            input_ = uri_of_path(str(Path(input_).absolute()))
         is_manifest = input_.rstrip("/").lower().endswith(MANIFEST_EXTENSIONS)
         overrides["input.manifest"] = input_ if is_manifest else None
         overrides["input.scan"] = None if is_manifest else input_

@@ -27,6 +27,7 @@ class JobContext:
 
     num_known: media that ``only_new`` left out, since the table has them.
     changes: how the run's recipe and manifest differ from the latest run of the same job name.
+    left_out: what the listing of a folder left out, a line for each reason.
     """
 
     job: Job
@@ -35,6 +36,7 @@ class JobContext:
     num_known: int
     run: Run
     changes: list[str]
+    left_out: tuple[str, ...] = ()
 
 
 def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
@@ -75,6 +77,7 @@ def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
         storage=storage,
         checkpoint=checkpoint,
         num_known=selection.num_known,
+        left_out=selection.left_out,
         run=run,
         changes=changes,
     )

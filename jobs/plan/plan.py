@@ -7,7 +7,7 @@ from jobs.cost.alternatives import print_alternatives
 from jobs.cost.estimate import check_cost, estimate, print_estimate
 from jobs.plan.open_job import JobContext, open_job
 from jobs.plan.plan_file import draft_plan, write_plan
-from jobs.plan.print_plan import print_plan
+from jobs.plan.print_plan import print_left_out, print_plan
 from schemas.job.job import Job
 from schemas.tables.unit import UNIT
 
@@ -24,6 +24,7 @@ def run(job: Job, console: Console, *, dry_run: bool = False) -> pa.Table:
             over the job's limit.
     """
     context, items = open_job(job)
+    print_left_out(context, console)
     if nothing_new(context, len(items), console):
         return UNIT.empty_table()
     if context.run.status != "complete" and not dry_run:

@@ -16,6 +16,12 @@ from schemas.tables.unit import UnitStatus
 _MAX_PROBLEMS = 20
 
 
+def print_left_out(context: JobContext, console: Console) -> None:
+    """Print what the listing of a folder left out, a line for each reason."""
+    for line in context.left_out:
+        console.print(Text(printable(f"left out: {line}")), soft_wrap=True)
+
+
 def print_plan(
     table: pa.Table, context: JobContext, console: Console, *, dry_run: bool = False
 ) -> None:

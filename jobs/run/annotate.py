@@ -8,7 +8,7 @@ from rich.text import Text
 from jobs.plan.open_job import open_job
 from jobs.plan.plan import nothing_new
 from jobs.plan.plan_file import draft_again, draft_plan, read_plan, write_plan
-from jobs.plan.print_plan import print_plan
+from jobs.plan.print_plan import print_left_out, print_plan
 from jobs.plan.runs import Run
 from jobs.run.driver import annotate_and_finish, drive
 from jobs.run.finish import print_run, write_items_table
@@ -24,6 +24,7 @@ def run(job: Job, console: Console) -> Run:
         UserError: the job is wrong, or the storage or cluster does not work.
     """
     context, items = open_job(job)
+    print_left_out(context, console)
     if nothing_new(context, len(items), console):
         return dataclasses.replace(context.run, status="complete")
     for change in context.changes:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from jobs.console.progress import print_summary
-from pipeline.manifest.listing import FoundMedia, as_items, list_media
+from pipeline.manifest.listing import FoundMedia, LeftOut, as_items, list_media
 from pipeline.manifest.write import check_extension, write_manifest
 from pipeline.storage.storage import Storage
 from schemas.tables.manifest import MEDIA_TYPES
@@ -15,7 +15,7 @@ from schemas.tables.manifest import MEDIA_TYPES
 def run(
     prefix: str, glob: str, output: str | None, storage: Storage, console: Console
 ) -> list[FoundMedia]:
-    """List media and print their number and size.
+    """List media, and print their number and size, and what was left out.
 
     output: where to write a manifest; None: nowhere. Its columns are ``uri``, ``media_type`` and
         ``content_version``. Any further column would become an attribute of every output row.
@@ -25,10 +25,12 @@ def run(
     """
     if output:
         check_extension(output)
-    found = list_media(prefix, glob, storage)
+    left_out = LeftOut()
+    found = list_media(prefix, glob, storage, left_out)
     rows = [
         (f"{kind}s", _count([m for m in found if m.media_type == kind])) for kind in MEDIA_TYPES
     ]
+    rows += [("left out", line) for line in left_out.lines()]
     empty = sum(1 for media in found if not media.size_bytes)
     if empty:
         rows.append(("empty", f"{empty:,} of them have no bytes and will be error rows"))

@@ -112,7 +112,11 @@ def jsonl_rows(content: bytes, name: str) -> Rows:
             if _SURROGATE.search(line):
                 json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            problems.add(f"line {number}", "a \\u escape is half of a character")
+            problems.add(
+                f"line {number}",
+                "a \\u escape is half of a character; write the uri of a file whose name is not "
+                "UTF-8 as Path.as_uri() does",
+            )
             continue
         except (ValueError, RecursionError) as error:
             problems.add(f"line {number}", f"not valid JSON: {error}")

@@ -1,18 +1,22 @@
 """List the images and videos below a folder or a prefix, known by their extension."""
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any
 
 from pipeline.storage.errors import redact_uri
+from pipeline.storage.listing import PassedOver
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError
 from schemas.tables.manifest import MediaItem, default_media_id, guess_media_type
+
+HIDDEN = "hidden files (a dot in front of their name or folder)"
+NO_MEDIA = "files of another kind"
+_FOLDERS = (PassedOver.FOLDER_LINK, PassedOver.DENIED_FOLDER)
+_MAX_SHOWN_EXTENSIONS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,47 +30,82 @@ class FoundMedia:
     modified: datetime | None = None
 
 
-def list_media(prefix: str, glob: str, storage: Storage) -> list[FoundMedia]:
+class LeftOut:
+    """Counts what a listing leaves out, by reason and extension, so that a command can print it."""
+
+    def __init__(self) -> None:
+        self._extensions: dict[str, Counter[str]] = {}
+        self._example: dict[str, str] = {}
+
+    def add(self, name: str, reason: str) -> None:
+        """Count a file or folder; ``name`` is its path below the listed folder."""
+        found = self._extensions.setdefault(reason, Counter())
+        found[_extension(name)] += 1
+        self._example.setdefault(reason, name)
+
+    def lines(self) -> list[str]:
+        """Describe each reason in a line: number, extensions, and a name for an example."""
+        return [self._line(reason) for reason in sorted(self._extensions)]
+
+    def _line(self, reason: str) -> str:
+        found = self._extensions[reason]
+        shown = found.most_common(_MAX_SHOWN_EXTENSIONS)
+        texts = [f"{count:,} x {extension}" for extension, count in shown]
+        if rest := found.total() - sum(count for _, count in shown):
+            texts.append(f"{rest:,} x other extensions")
+        by_extension = "" if reason in _FOLDERS else f" ({', '.join(texts)})"
+        return f"{reason}: {found.total():,}{by_extension}, such as {self._example[reason]}"
+
+
+def list_media(
+    prefix: str, glob: str, storage: Storage, left_out: LeftOut | None = None
+) -> list[FoundMedia]:
     """List images and videos below a folder or an s3:// prefix, sorted by uri.
 
     glob: relative to ``prefix``; ``**`` crosses folders. Hidden files and folders are left out.
+    left_out: counts what is left out.
 
     Raises:
         ManifestError: there are no media; says what is there instead.
         StorageError: the storage refused or failed.
     """
-    pages = media_pages(prefix, glob, storage)
+    pages = media_pages(prefix, glob, storage, left_out)
     return sorted((media for page in pages for media in page), key=lambda media: media.uri)
 
 
-def media_pages(prefix: str, glob: str, storage: Storage) -> Iterator[list[FoundMedia]]:
+def media_pages(
+    prefix: str, glob: str, storage: Storage, left_out: LeftOut | None = None
+) -> Iterator[list[FoundMedia]]:
     """List as ``list_media`` does, page by page: memory does not grow with the archive.
 
     Raises:
         ManifestError: there are no media; raised after the last page.
         StorageError: the storage refused or failed.
     """
-    is_empty, others = True, Counter[str]()
-    for files in visible_pages(prefix, glob, storage, hidden=(".",)):
+    left_out = LeftOut() if left_out is None else left_out
+    is_empty = True
+    for files in storage.list_pages(prefix, glob, left_out.add):
         found = []
         for file in files:
             media_type = guess_media_type(file["uri"])
-            if media_type is None:
-                others[PurePosixPath(file["uri"]).suffix.lower() or "no extension"] += 1
-                continue
-            found.append(
-                FoundMedia(
-                    uri=file["uri"],
-                    media_type=media_type,
-                    size_bytes=file["size"] or 0,
-                    content_version=file["version"],
-                    modified=file["modified"],
+            if is_hidden(file["name"], (".",)):
+                left_out.add(file["name"], HIDDEN)
+            elif media_type is None:
+                left_out.add(file["name"], NO_MEDIA)
+            else:
+                found.append(
+                    FoundMedia(
+                        uri=file["uri"],
+                        media_type=media_type,
+                        size_bytes=file["size"] or 0,
+                        content_version=file["version"],
+                        modified=file["modified"],
+                    )
                 )
-            )
         is_empty = is_empty and not found
         yield found
     if is_empty:
-        raise ManifestError(_no_media_message(redact_uri(prefix), glob, others))
+        raise ManifestError(_no_media_message(redact_uri(prefix), glob, left_out.lines()))
 
 
 def as_items(found: Iterable[FoundMedia]) -> list[MediaItem]:
@@ -82,36 +121,30 @@ def as_items(found: Iterable[FoundMedia]) -> list[MediaItem]:
     ]
 
 
-def visible_pages(
-    uri: str, glob: str, storage: Storage, *, hidden: tuple[str, ...]
-) -> Iterator[list[dict[str, Any]]]:
-    """List files page by page, without those whose name or folder below ``uri`` is hidden.
+def is_hidden(name: str, marks: tuple[str, ...]) -> bool:
+    """Whether a name, or a folder in it, starts with one of ``marks``.
 
-    hidden: a name is hidden if it starts with one of these.
+    name: a path below the listed folder. Parts that are only dots are no names: S3 keys have them.
     """
-    root = storage.filesystem(uri)[1].rstrip("/") + "/"
-
-    def is_hidden(file: dict[str, Any]) -> bool:
-        path = re.sub(r"^\w+://", "", file["uri"]).removeprefix(root)
-        return any(part.startswith(hidden) for part in path.split("/"))
-
-    for page in storage.list_pages(uri, glob):
-        yield [file for file in page if not is_hidden(file)]
+    return any(part.startswith(marks) and part.strip(".") for part in name.split("/"))
 
 
-def _no_media_message(prefix: str, glob: str, others: Counter[str]) -> str:
-    if not others and "://" not in prefix and not os.path.isdir(prefix):
+def _extension(name: str) -> str:
+    return PurePosixPath(name).suffix.lower() or "no extension"
+
+
+def _no_media_message(prefix: str, glob: str, left_out: list[str]) -> str:
+    if left_out:
+        return (
+            f"no images or videos below {prefix} match {glob}. Left out: {'; '.join(left_out)}. "
+            "Media are known by extensions such as .jpg, .png, .mp4, .mov, .mkv; list files with "
+            "other extensions in a manifest, with media_type"
+        )
+    if "://" not in prefix and not os.path.isdir(prefix):
         if not os.path.isfile(prefix):
             return f"{prefix} does not exist"
         return f"{prefix} is a file; to read it as a manifest, use input.manifest"
-    if not others:
-        hint = "; {a,b} is not supported, give one pattern" if "{" in glob else ""
-        if "/" not in glob and "**" not in glob:
-            hint += f"; {glob} matches directly below it only, **/{glob} in all folders"
-        return f"no files below {prefix} match {glob}; check the path and the glob{hint}"
-    seen = ", ".join(f"{count} x {extension}" for extension, count in others.most_common(5))
-    return (
-        f"no images or videos among the {others.total()} files below {prefix} that match {glob} "
-        f"(seen: {seen}). Media are known by extensions such as .jpg, .png, .mp4, .mov, .mkv; "
-        "list files with other extensions in a manifest, with media_type"
-    )
+    hint = "; {a,b} is not supported, give one pattern" if "{" in glob else ""
+    if "/" not in glob and "**" not in glob:
+        hint += f"; {glob} matches directly below it only, **/{glob} in all folders"
+    return f"no files below {prefix} match {glob}; check the path and the glob{hint}"

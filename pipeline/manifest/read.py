@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from pipeline.manifest.formats import Problems, Rows, joined_rows, parquet_rows, reader_for
 from pipeline.manifest.items import conversation_item, media_item
-from pipeline.manifest.listing import visible_pages
+from pipeline.manifest.listing import is_hidden
 from pipeline.manifest.uris import base_uri, parent_folder
 from pipeline.manifest.values import RowError
 from pipeline.storage.errors import redact_uri
@@ -130,8 +130,8 @@ def _read_rows(uri: str, storage: Storage) -> tuple[Rows, str]:
     read = reader_for(re.split(r"[?#]", uri)[0] if is_web else uri)
     # Spark writes a folder of files that is itself named manifest.parquet.
     if read in (None, parquet_rows) and not is_web:
-        pages = visible_pages(uri, "**/*.parquet", storage, hidden=(".", "_"))
-        files = sorted(file["uri"] for page in pages for file in page)
+        listed = storage.list_files(uri, "**/*.parquet")
+        files = [file["uri"] for file in listed if not is_hidden(file["name"], (".", "_"))]
         if files:
             parts = [parquet_rows(storage.read_bytes(file), redact_uri(file)) for file in files]
             return joined_rows(files, parts), base_uri(uri, storage)

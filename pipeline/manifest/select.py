@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from pipeline.manifest.existing import ExistingMedia
-from pipeline.manifest.listing import as_items, media_pages
+from pipeline.manifest.listing import LeftOut, as_items, media_pages
 from pipeline.manifest.read import ManifestDigest, manifest_digest, read_manifest
 from pipeline.storage.storage import Storage
 from schemas.errors import JobFileError
@@ -26,11 +26,13 @@ class Selection:
     digest: hash of the items; with ``only_new`` of all listed items, so that it is the same when an
         interrupted run is started again.
     num_known: items left out because the table has them.
+    left_out: what the listing of a folder left out, a line for each reason.
     """
 
     items: list[MediaItem]
     digest: str
     num_known: int = 0
+    left_out: tuple[str, ...] = ()
 
 
 def select(spec: Input, storage: Storage, open_existing: Callable[[], ExistingMedia]) -> Selection:
@@ -43,10 +45,12 @@ def select(spec: Input, storage: Storage, open_existing: Callable[[], ExistingMe
     Raises:
         UserError: the manifest or listing is wrong, or the storage failed.
     """
-    listed = _sampled(_listed(spec, storage), spec.sample)
+    left_out = LeftOut()
+    listed = _sampled(_listed(spec, storage, left_out), spec.sample)
     if not spec.only_new:
         items = list(itertools.islice(listed, spec.limit))
-        return Selection(items=items, digest=manifest_digest(items))
+        lines = tuple(left_out.lines())
+        return Selection(items=items, digest=manifest_digest(items), left_out=lines)
     items, digest, num_listed, num_new = [], ManifestDigest(), 0, 0
     with open_existing() as existing:
         while batch := list(itertools.islice(listed, _BATCH_ITEMS)):
@@ -61,17 +65,18 @@ def select(spec: Input, storage: Storage, open_existing: Callable[[], ExistingMe
         items=items,
         digest=hashlib.sha256(rule.encode()).hexdigest(),
         num_known=num_listed - num_new,
+        left_out=tuple(left_out.lines()),
     )
 
 
-def _listed(spec: Input, storage: Storage) -> Iterator[MediaItem]:
+def _listed(spec: Input, storage: Storage, left_out: LeftOut) -> Iterator[MediaItem]:
     """Yield the items of the manifest, or of the listing page by page."""
     if spec.manifest is not None:
         yield from read_manifest(spec.manifest, storage)
         return
     assert spec.scan is not None
     since = since_time(spec.since, datetime.now(UTC)) if spec.since else None
-    for page in media_pages(spec.scan, spec.glob, storage):
+    for page in media_pages(spec.scan, spec.glob, storage, left_out):
         yield from as_items(
             media for media in page if since is None or (media.modified or since) >= since
         )

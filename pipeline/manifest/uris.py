@@ -4,6 +4,7 @@ import os
 import posixpath
 import re
 
+from pipeline.storage.local_names import uri_of_path
 from pipeline.storage.storage import Storage
 
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
@@ -16,20 +17,31 @@ def _protocol_prefix(uri: str) -> str:
 
 
 def resolve_uri(uri: str, base: str) -> str:
-    """Make a relative uri absolute: it starts at the folder ``base``. ``~/`` is the home folder."""
+    """Make a relative uri absolute: it starts at the folder ``base``. ``~/`` is the home folder.
+
+    Only the parts ``.`` and ``..`` of the relative uri are resolved. In a bucket all else is part
+    of the key, which is an opaque text: two slashes stay two.
+    """
     if _protocol_prefix(uri) or uri.startswith("/"):
         return uri
     if uri.startswith("~/"):
-        return os.path.expanduser(uri)
+        return uri_of_path(os.path.expanduser(uri))
     protocol = _protocol_prefix(base)
-    path = posixpath.join(base.removeprefix(protocol), uri)
-    return protocol + posixpath.normpath(path)
+    if not protocol:
+        return uri_of_path(posixpath.normpath(posixpath.join(base, uri)))
+    parts = base.removeprefix(protocol).split("/")
+    for part in uri.split("/"):
+        if part != "..":
+            parts += [part] if part != "." else []
+        elif len(parts) > 1:  # the bucket or host stays
+            parts.pop()
+    return protocol + "/".join(parts)
 
 
 def base_uri(uri: str, storage: Storage) -> str:
     """Make the uri of a file or folder absolute, for ``resolve_uri``; local files become paths."""
     if _protocol_prefix(uri) not in ("", "file://", "local://"):
-        return uri.rstrip("/")
+        return uri.removesuffix("/")
     return str(storage.filesystem(uri)[1])
 
 

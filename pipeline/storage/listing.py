@@ -2,68 +2,118 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 from fsspec.utils import glob_translate
 
 from pipeline.storage.errors import redact_uri
+from pipeline.storage.local_names import uri_of_path
 from pipeline.storage.protocols import is_local
 from schemas.errors import StorageError
 
 _MODIFIED_KEYS = ("LastModified", "last_modified", "updated", "mtime", "Last-Modified")
 
 
-def list_pages(uri: str, fs: Any, path: str, pattern: str) -> Iterator[list[dict[str, Any]]]:
+class PassedOver(StrEnum):
+    """Why a listing passes over something on a local disk; the value is its text in messages."""
+
+    DANGLING_LINK = "links to files that do not exist"
+    FOLDER_LINK = "links to folders, which are not followed"
+    SPECIAL_FILE = "pipes, sockets and devices"
+    DENIED_FOLDER = "folders that may not be read"
+
+
+PassOver = Callable[[str, PassedOver], None]
+"""Called with the path below the listed folder of what is passed over, and the reason."""
+
+
+def list_pages(
+    uri: str, fs: Any, path: str, pattern: str, pass_over: PassOver | None = None
+) -> Iterator[list[dict[str, Any]]]:
     """Yield pages of the files below ``path`` on ``fs`` that match ``pattern``.
+
+    pass_over: reports what is no file. Without it, a folder that may not be read is an error.
 
     Raises:
         StorageError: the storage has no such bucket or prefix.
         Exception: whatever the storage's library raises.
     """
-    root = (os.path.normpath(path) if is_local(fs) else path).rstrip("/") + "/"
     matches = re.compile(glob_translate(pattern)).match
     if is_local(fs):
-        for names in _walk(root):
-            found = sorted(name for name in names if matches(name.removeprefix(root)))
-            yield list(_local_files(found))
+        root = os.path.normpath(path).rstrip("/") + "/"
+        is_deep = "/" in pattern or "**" in pattern
+
+        def report(name: str, reason: PassedOver) -> None:
+            is_file = reason in (PassedOver.DANGLING_LINK, PassedOver.SPECIAL_FILE)
+            if pass_over and (matches(name) if is_file else is_deep):
+                pass_over(name, reason)
+
+        for names in _walk(root, report, is_strict=pass_over is None):
+            yield list(_local_files(root, sorted(name for name in names if matches(name))))
         return
+    # A key is an opaque text: "a//b", "/a" and "a/../b" are three keys, and nothing is cut off.
+    root = path + uri[len(uri.rstrip("/")) :].removeprefix("/") + "/"
+
+    def found_files(page: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+        named = ((name.removeprefix(root), name, info) for name, info in page)
+        return [
+            _remote_file(fs, name, info) | {"name": below}
+            for below, name, info in named
+            if matches(below.lstrip("/"))  # a pattern has no empty parts
+        ]
+
     fs.invalidate_cache()
     # The whole tree in pages of 1,000 keys: with a depth, s3fs lists folder by folder and skips
     # folders without permission.
     try:
         if hasattr(fs, "call_s3"):
             for page in _s3_pages(fs, root):
-                yield [
-                    _remote_file(fs, name, info)
-                    for name, info in page
-                    if matches(name.removeprefix(root))
-                ]
+                yield found_files(page)
             return
         found = fs.find(path, detail=True)
     except FileNotFoundError as error:
         if "bucket" in str(error):
             raise
         raise StorageError(f"{redact_uri(uri)}: {error}; is the endpoint the right one?") from None
-    yield [
-        _remote_file(fs, name, info)
+    yield found_files(
+        (name, info)
         for name, info in sorted(found.items())
-        if info.get("type") == "file" and name.startswith(root) and matches(name.removeprefix(root))
-    ]
+        if info.get("type") == "file" and name.startswith(root)
+    )
 
 
-def _walk(root: str) -> Iterator[list[str]]:
-    """Yield the regular files of each folder; an unreadable folder is an error."""
+def _walk(root: str, report: PassOver, *, is_strict: bool) -> Iterator[list[str]]:
+    """Yield the regular files of each folder, as paths below ``root``.
+
+    is_strict: an unreadable folder is an error, as the root always is.
+    """
 
     def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return
+        if is_strict or error.filename == root:
             raise error
+        report(str(error.filename).removeprefix(root), PassedOver.DENIED_FOLDER)
 
-    for folder, _, names in os.walk(root, onerror=refuse):
-        paths = (os.path.join(folder, name) for name in names)
-        yield [path for path in paths if os.path.isfile(path)]
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
+        below = os.path.join(folder, "").removeprefix(root)
+        for name in subfolders:
+            if os.path.islink(os.path.join(folder, name)):
+                report(below + name, PassedOver.FOLDER_LINK)
+        files = []
+        for name in names:
+            path = os.path.join(folder, name)
+            if os.path.isfile(path):
+                files.append(below + name)
+            elif os.path.lexists(path):
+                is_link = os.path.islink(path) and not os.path.exists(path)
+                reason = PassedOver.DANGLING_LINK if is_link else PassedOver.SPECIAL_FILE
+                report(below + name, reason)
+        yield files
 
 
 def _s3_pages(fs: Any, root: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
@@ -79,19 +129,22 @@ def _s3_pages(fs: Any, root: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
         token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def _local_files(paths: Iterable[str]) -> Iterator[dict[str, Any]]:
+def _local_files(root: str, names: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Yield the facts of each file; files deleted since they were listed are left out."""
-    for path in paths:
+    for name in names:
         with suppress(FileNotFoundError):
-            yield local_file(path)
+            yield _local_file(root, name)
 
 
-def local_file(path: str) -> dict[str, Any]:
-    """Return the facts of a local file: uri, size in bytes, version, time of modification."""
-    stat = os.stat(path)
+def _local_file(root: str, name: str) -> dict[str, Any]:
+    """Return the facts of a local file.
+
+    These are its name below ``root``, uri, size in bytes, version and time of modification.
+    """
+    stat = os.stat(root + name)
     return {
-        # A name that is not UTF-8 does not fit into a table; reading this file will be an error.
-        "uri": os.fsencode(path).decode("utf-8", "replace"),
+        "name": name,
+        "uri": uri_of_path(root + name),
         "size": stat.st_size,
         "version": local_version(stat),
         "modified": datetime.fromtimestamp(stat.st_mtime, UTC),
@@ -99,7 +152,7 @@ def local_file(path: str) -> dict[str, Any]:
 
 
 def _remote_file(fs: Any, name: str, info: dict[str, Any]) -> dict[str, Any]:
-    """Return the same facts of a remote object, from fsspec's info."""
+    """Return the same facts of a remote object, from fsspec's info, without the name."""
     size = info.get("size", info.get("Size"))
     return {
         "uri": fs.unstrip_protocol(name),

@@ -15,7 +15,8 @@ from fsspec.registry import known_implementations
 
 from pipeline.storage.errors import redact_uri, storage_errors, unit_error
 from pipeline.storage.http_retry import retried
-from pipeline.storage.listing import list_pages
+from pipeline.storage.listing import PassOver, list_pages
+from pipeline.storage.local_names import path_of_uri
 from pipeline.storage.media_file import MediaFile, open_file
 from pipeline.storage.protocols import (
     MEDIA_PROTOCOLS,
@@ -77,7 +78,9 @@ class Storage:
             # Not url_to_fs: it splits file names at "::" and lets a uri chain file systems
             # (simplecache::http://...), which evades the check of private addresses.
             cls = fsspec.get_filesystem_class(protocol)
-            return cls(**(cls._get_kwargs_from_urls(uri) | options)), cls._strip_protocol(uri)
+            fs = cls(**(cls._get_kwargs_from_urls(uri) | options))
+            path = cls._strip_protocol(uri)
+            return fs, path_of_uri(uri, path) if is_local(fs) else path
         except ImportError as error:
             missing = (
                 f"the package {error.name} (pip install {error.name})" if error.name else error
@@ -188,9 +191,9 @@ class Storage:
 
         pattern: relative to ``uri``; ``*`` and ``?`` stay within a folder, ``**`` crosses folders.
 
-        Each file is a dict with ``uri``, ``size`` in bytes, ``version`` and ``modified``. A folder
-        that does not exist has no files. Links to files are listed; links to folders are not
-        followed.
+        Each file is a dict with ``uri``, ``name`` (its path below the folder), ``size`` in bytes,
+        ``version`` and ``modified``. A folder that does not exist has no files. Links to files are
+        listed; links to folders are not followed.
 
         Raises:
             StorageError: the bucket is missing, or the storage refused or failed.
@@ -198,8 +201,13 @@ class Storage:
         pages = self.list_pages(uri, pattern)
         return sorted((file for page in pages for file in page), key=lambda file: file["uri"])
 
-    def list_pages(self, uri: str, pattern: str = "*") -> Iterator[list[dict[str, Any]]]:
+    def list_pages(
+        self, uri: str, pattern: str = "*", pass_over: PassOver | None = None
+    ) -> Iterator[list[dict[str, Any]]]:
         """Yield the files of ``list_files`` page by page, so that memory stays bounded.
+
+        pass_over: called for links to nothing and to folders, for what is no regular file, and for
+            folders that may not be read, which are an error without it.
 
         Other storages than S3 and local disks yield one page. Only S3's pages are in order.
 
@@ -207,7 +215,7 @@ class Storage:
             StorageError: the bucket is missing, or the storage refused or failed.
         """
         with storage_errors(uri):
-            yield from list_pages(uri, *self.filesystem(uri), pattern)
+            yield from list_pages(uri, *self.filesystem(uri), pattern, pass_over)
 
 
 def join(uri: str, *parts: str) -> str:

@@ -49,7 +49,8 @@ MANIFEST = pa.schema(
             "uri",
             pa.string(),
             "Where the media is: s3://, https://, file:// or a path (a relative path starts at the "
-            "manifest's folder), or a data: URI. Required, unless `frames` or `messages` is given.",
+            "manifest's folder), or a data: URI. A local name that is not UTF-8 is written as a "
+            "percent-encoded file:// uri. Required, unless `frames` or `messages` is given.",
         ),
         described(
             "frames",

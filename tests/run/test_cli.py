@@ -1,6 +1,7 @@
 """The command line: quick help, exit codes, and messages without tracebacks."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -115,6 +116,7 @@ def test_a_job_file_with_values_replaced(started, job_file, command):
         ("parts.parquet/", {"manifest": "parts.parquet/"}),
         ("M.JSONL", {"manifest": "M.JSONL"}),
         ("m.csv.gz", {"manifest": "m.csv.gz"}),
+        (os.fsdecode(b"/Z\xfcrich"), {"scan": "file:///Z%FCrich"}),
     ],
 )
 def test_a_job_without_a_file(started, given, expected):
@@ -223,6 +225,7 @@ def test_scan_counts_and_writes_a_manifest(tmp_path):
         f"3 media below {tmp_path}",
         "  images    1, 10 bytes",
         "  videos    2, 2.0 kB",
+        "  left out  files of another kind: 1 (1 x .txt), such as d.txt",
         "  empty     1 of them have no bytes and will be error rows",
         f"  manifest  {output}",
     ]

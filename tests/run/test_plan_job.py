@@ -2,6 +2,8 @@
 
 import io
 import logging
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -39,7 +41,12 @@ def test_few_files_are_planned_as_actors_would(
 def test_few_files_are_planned_without_ray_and_broken_ones_print_nothing(
     archive: Path, checkpoint: Path, tmp_path: Path
 ):
-    spec = SMALL | {"input": {"scan": str(archive)}, "output": str(tmp_path / "out")}
+    media = tmp_path / "media"
+    shutil.copytree(archive, media)
+    shutil.copy(media / "images" / "tiny.png", media / os.fsdecode(b"Z\xfcrich.png"))
+    (media / "notes.txt").write_bytes(b"")
+    (media / "gone.mp4").symlink_to("nowhere.mp4")
+    spec = SMALL | {"input": {"scan": str(media)}, "output": str(tmp_path / "out")}
     (tmp_path / "job.yaml").write_text(
         yaml.safe_dump(spec | {"model": {"source": str(checkpoint)}})
     )
@@ -51,6 +58,11 @@ def test_few_files_are_planned_without_ray_and_broken_ones_print_nothing(
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "media_unreadable" in done.stdout
+    assert "rich.png" not in done.stdout  # the image whose name is not UTF-8 is planned like others
+    assert "1 x .txt" in done.stdout
+    assert (
+        "left out: links to files that do not exist: 1 (1 x .mp4), such as gone.mp4" in done.stdout
+    )
     assert "starting Ray" not in done.stdout
     assert "planning: " in done.stdout
     assert done.stderr == ""
