@@ -39,9 +39,10 @@ class ErrorType(StrEnum):
     )
     MEDIA_DENIED = (
         "media_denied",
-        "The storage refused the credentials, or the uri leads to a private address.",
-        "Give the job read access (`input.allow_private_hosts` allows private addresses), then "
-        "`reelscribe retry`.",
+        "The storage refused the credentials, the uri leads to a private address, or the server's "
+        "certificate is not trusted.",
+        "Give the job read access (`input.allow_private_hosts` allows private addresses), or have "
+        "the certificate corrected, then `reelscribe retry`.",
     )
     MEDIA_UNREADABLE = (
         "media_unreadable",

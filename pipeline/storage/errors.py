@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,6 +44,8 @@ def unit_error(uri: str, error: Exception) -> UnitError:
     for cause in found:
         if private := _private_address(cause):
             return UnitError(ErrorType.MEDIA_DENIED, f"{name}: {private}")
+        if untrusted := _untrusted(cause):
+            return UnitError(ErrorType.MEDIA_DENIED, f"{name}: {untrusted}")
         if status(cause) in (404, 410):
             return UnitError(ErrorType.MEDIA_MISSING, f"{name} does not exist")
         if _is_denied(cause):
@@ -83,6 +86,8 @@ def storage_errors(uri: str) -> Iterator[None]:
         for cause in found:
             if private := _private_address(cause):
                 raise StorageError(f"{name}: {private}") from None
+            if untrusted := _untrusted(cause):
+                raise StorageError(f"{name}: {untrusted}") from None
             if _is_denied(cause):
                 raise StorageError(
                     f"{name}: access denied; check credentials and permissions"
@@ -107,6 +112,19 @@ def _private_address(cause: BaseException) -> str | None:
     if isinstance(cause, PrivateAddressError):
         return f"{cause}; set input.allow_private_hosts to allow it"
     return None
+
+
+def _untrusted(cause: BaseException) -> str | None:
+    """Why the certificate of a server is not trusted; aiohttp's error holds that of ssl."""
+    error = getattr(cause, "certificate_error", cause)
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        return None
+    reason = getattr(error, "verify_message", "") or error
+    return (
+        f"the server's certificate is not trusted ({reason}); have it corrected, or, if it is of "
+        "your own authority, name the authority's file in SSL_CERT_FILE (for s3://, AWS_CA_BUNDLE) "
+        "on every node"
+    )
 
 
 def _is_denied(cause: BaseException) -> bool:

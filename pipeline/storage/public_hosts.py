@@ -42,25 +42,3 @@ def public_socket(addr_info: Any) -> socket.socket:
     if not is_public(address[0]):
         raise PrivateAddressError(f"{address[0]} is a private address")
     return socket.socket(family, kind, protocol)
-
-
-async def public_client(**kwargs: Any) -> Any:
-    """Make an HTTP session for fsspec that connects to public addresses only."""
-    import aiohttp
-
-    connector = aiohttp.TCPConnector(socket_factory=public_socket)
-    return aiohttp.ClientSession(connector=connector, **_with_timeouts(kwargs))
-
-
-async def any_client(**kwargs: Any) -> Any:
-    """Make an HTTP session for fsspec that connects to any address."""
-    import aiohttp
-
-    return aiohttp.ClientSession(**_with_timeouts(kwargs))
-
-
-def _with_timeouts(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Add timeouts for a server that stalls; none for the whole transfer, which may be long."""
-    import aiohttp
-
-    return {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)} | kwargs

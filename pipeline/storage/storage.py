@@ -14,6 +14,7 @@ import fsspec
 from fsspec.registry import known_implementations
 
 from pipeline.storage.errors import redact_uri, storage_errors, unit_error
+from pipeline.storage.http_client import any_client, public_client
 from pipeline.storage.http_retry import retried
 from pipeline.storage.listing import PassOver, list_pages
 from pipeline.storage.local_names import path_of_uri
@@ -25,7 +26,6 @@ from pipeline.storage.protocols import (
     is_local,
     protocol_of,
 )
-from pipeline.storage.public_hosts import any_client, public_client
 from schemas.errors import ErrorType, StorageError, UnitError
 
 
@@ -70,10 +70,9 @@ class Storage:
         for name, given in self.options.items():
             if implementation(name) == implementation(protocol):
                 options |= given
-        if is_https(uri):
-            options.setdefault(
-                "get_client", any_client if self.allow_private_hosts else public_client
-            )
+        if is_https(uri) and "get_client" not in options:
+            client = any_client if self.allow_private_hosts else public_client
+            options |= {"get_client": client, "encoded": True}
         try:
             # Not url_to_fs: it splits file names at "::" and lets a uri chain file systems
             # (simplecache::http://...), which evades the check of private addresses.

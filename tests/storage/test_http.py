@@ -2,8 +2,12 @@
 
 import base64
 import io
+import os
 import random
 import socket
+import ssl
+import subprocess
+import sys
 
 import pytest
 from fsspec.implementations.http import HTTPFileSystem
@@ -11,7 +15,9 @@ from fsspec.implementations.http import HTTPFileSystem
 from pipeline.storage.public_hosts import is_public
 from pipeline.storage.storage import Storage
 from schemas.errors import ErrorType, StorageError, UnitError
+from tests.support.certificates import tls_server, write_certificate
 from tests.support.media_server import BLOCKS, CONTENT
+from tests.support.paths import ROOT
 from tests.support.storage import OPEN, read, refused
 
 
@@ -164,6 +170,109 @@ def test_private_addresses_are_refused_through_a_redirect(http, monkeypatch):
 def test_a_redirect_is_followed(http):
     target = base64.urlsafe_b64encode(f"{http.url}/ranges/clip.mp4".encode()).decode()
     assert read(f"{http.url}/redirect/{target}") == CONTENT
+
+
+SIGNED = [
+    "/ranges/a%2Fb%40c%7Ed.mp4?X-Amz-Credential=K%2F2026%2Fs3&X-Amz-Signature=ab%2fcd",
+    "/ranges/lower%c3%a9%2f.mp4?sig=a%2bb%3d%3D&se=2026-01-01T00%3A00%3A00Z",
+    "/ranges/plus+%20%2B.mp4?q=a+b%20c&empty=&again=&again",
+    "/ranges/a/../b//c/./d.mp4?~=%7E;x,y&p=(1)!*'$",
+    "/ranges/colon:at@.mp4?redirect=https://other/a%3Fb&path=/x//y",
+]
+
+
+@pytest.mark.parametrize("target", SIGNED)
+@pytest.mark.parametrize("redirect", ["no", "absolute", "relative"])
+def test_signed_addresses_are_sent_as_they_are_written(http, target, redirect):
+    """The server compares its raw request line with the address."""
+    uri = f"{http.url}{target}"
+    if redirect == "relative" and "/../" in target:
+        pytest.skip("the dots of a relative reference are resolved: RFC 3986, 5.2.4")
+    if redirect != "no":
+        to = uri if redirect == "absolute" else target
+        uri = f"{http.url}/redirect/{base64.urlsafe_b64encode(to.encode()).decode()}"
+    assert read(uri) == CONTENT
+    sent = [found for found in http.targets if not found.startswith("/redirect/")]
+    assert sent
+    assert set(sent) == {target}
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("/ranges/a b.mp4", "/ranges/a%20b.mp4"),
+        ("/ranges/ü😀.mp4?q=é", "/ranges/%C3%BC%F0%9F%98%80.mp4?q=%C3%A9"),
+        ("/ranges/100%.mp4", "/ranges/100%25.mp4"),
+        ("/ranges/a.mp4?x=1#t=10,20", "/ranges/a.mp4?x=1"),
+        ('/ranges/a"<b>{c}.mp4', "/ranges/a%22%3Cb%3E%7Bc%7D.mp4"),
+    ],
+)
+def test_what_no_address_can_have_is_encoded(http, written, sent):
+    assert read(f"{http.url}{written}") == CONTENT
+    assert set(http.targets) == {sent}
+
+
+def test_a_host_with_letters_outside_of_ascii(http, monkeypatch):
+    names = []
+
+    def resolves(host, *args, **kwargs):
+        names.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", http.server_port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolves)
+    assert read(f"http://münchen.example:{http.server_port}/ranges/a.mp4") == CONTENT
+    assert set(names) == {"münchen.example".encode("idna").decode()}
+
+
+CERTIFICATES = [
+    ({}, False, "self-signed certificate"),
+    ({"days": -1}, True, "certificate has expired"),
+    ({"address": "192.0.2.1"}, True, "IP address mismatch"),
+]
+
+
+@pytest.mark.parametrize(("made", "is_trusted", "reason"), CERTIFICATES)
+def test_a_certificate_that_is_not_trusted(tmp_path, made, is_trusted, reason):
+    path = write_certificate(tmp_path / "a.pem", **made)
+    options = {"ssl": ssl.create_default_context(cafile=str(path))} if is_trusted else {}
+    storage = Storage({"https": options}, allow_private_hosts=True)
+    with tls_server(path) as server:
+        uri = f"{server.url}/ranges/clip.mp4?token=PLANTED"
+        error_type, message = refused(uri, storage)
+        assert server.num_connections <= 2  # HEAD and GET: no retries
+        with pytest.raises(StorageError, match=f"is not trusted .*{reason}"):
+            storage.read_bytes(uri)
+    assert error_type == ErrorType.MEDIA_DENIED
+    assert f"the server's certificate is not trusted ({reason}" in message
+    assert "SSL_CERT_FILE" in message
+    assert "PLANTED" not in message
+
+
+def test_an_s3_server_whose_certificate_is_not_trusted(s3_env, tmp_path):
+    with tls_server(write_certificate(tmp_path / "a.pem")) as server:
+        storage = Storage({"s3": {"endpoint_url": server.url}})
+        error_type, message = refused("s3://bucket/a.mp4", storage)
+        with pytest.raises(StorageError, match="certificate is not trusted .*AWS_CA_BUNDLE"):
+            storage.list_files("s3://bucket/a")
+    assert error_type == ErrorType.MEDIA_DENIED
+    assert "certificate is not trusted" in message
+
+
+def test_an_authority_of_your_own(tmp_path):
+    """SSL_CERT_FILE, which the message names, is read when a process starts."""
+    path = write_certificate(tmp_path / "a.pem")
+    code = (
+        "import sys; from pipeline.storage.storage import Storage\n"
+        "sys.stdout.buffer.write(Storage({}, True).read_bytes(sys.argv[1]))"
+    )
+    with tls_server(path) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"{server.url}/ranges/blocks.mp4"],
+            env=os.environ | {"SSL_CERT_FILE": str(path)},
+            cwd=ROOT,
+            capture_output=True,
+        )
+    assert done.stdout == BLOCKS, done.stderr.decode()
 
 
 @pytest.mark.parametrize("uri", ["ftp://10.0.0.1/a.mp4", "sftp://db/a.mp4", "webhdfs://nn/a.mp4"])

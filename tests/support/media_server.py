@@ -25,6 +25,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(with_body=True)
 
     def answer(self, *, with_body):
+        # As it was sent: self.path is without further slashes in front.
+        self.server.targets.append(self.raw_requestline.split(b" ")[1].decode())
         self.server.requests.append((self.command, self.path, self.headers.get("Range")))
         kind, _, name = self.path.lstrip("/").partition("/")
         if kind == "status":
