@@ -203,7 +203,7 @@ def _load(
 
     options: by the names in ``_KEYS``.
     """
-    from pipeline.storage.local_names import is_utf8, uri_of_path
+    from pipeline.storage.protocols import is_utf8, uri_of_path
     from schemas.job.job import ANY_FILE, load_job
 
     overrides = overrides_of(assignments)

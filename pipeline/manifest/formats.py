@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import re
 import sys
 import zlib
@@ -18,8 +19,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.manifest.parquet_values import column_values
 from schemas.errors import ManifestError
 from schemas.tables.manifest import MANIFEST
+
+logger = logging.getLogger(__name__)
 
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?\Z")
 """JSON's numbers: without leading zeros, so that codes such as 007 stay text."""
@@ -77,23 +81,34 @@ def parquet_rows(content: bytes, name: str) -> Rows:
     """Read a Parquet file; rows count from 1.
 
     Raises:
-        ManifestError: the file is broken, or a column has values that Python cannot represent.
+        ManifestError: the file is broken.
     """
     try:
-        table = pq.ParquetFile(pa.BufferReader(content)).read()
+        # Spark's old times: as nanoseconds, those after 2262 would silently become others.
+        file = pq.ParquetFile(pa.BufferReader(content), coerce_int96_timestamp_unit="us")
+        table = file.read()
         names = table.column_names
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ManifestError(f"{name} is not a readable Parquet file: {error}") from None
     _check_names(names, name)
     kept = [column for column in names if not _PANDAS_INDEX.match(column)]
-    lists = []
-    for column in kept:
-        try:
-            lists.append(table.column(column).to_pylist())
-        except (ValueError, OverflowError, pa.ArrowException) as error:
-            raise ManifestError(f"{name}: column {column!r} cannot be read: {error}") from None
+    lists = [_parquet_column(table.column(column), column, name) for column in kept]
     values = [dict(zip(kept, row, strict=True)) for row in zip(*lists, strict=True)]
     return Rows(columns=kept, values=values, places=[f"row {i}" for i in range(1, len(values) + 1)])
+
+
+def _parquet_column(values: "pa.ChunkedArray[Any]", column: str, name: str) -> list[Any]:
+    """Return a column's values; warn of those of a further column that are text now, or null."""
+    is_known = column in MANIFEST.names  # checked later; the name of a file may be any bytes
+    found, changed = column_values(values, "surrogateescape" if is_known else "backslashreplace")
+    if changed and not is_known:
+        logger.warning(
+            "%s: column %r has %s values that Python cannot hold (%s), such as dates after the "
+            "year 9999, unknown time zones or text that is not UTF-8; they are passed on as text, "
+            "or null, such as row %s: %.80r",
+            *(name, column, f"{len(changed):,}", values.type, changed[0] + 1, found[changed[0]]),
+        )
+    return found
 
 
 def jsonl_rows(content: bytes, name: str) -> Rows:

@@ -13,6 +13,7 @@ from pipeline.manifest.values import (
     read_text,
     read_texts,
 )
+from pipeline.storage.protocols import is_utf8
 from schemas.job.task_spec import TASK_NAMES
 from schemas.tables.manifest import MEDIA_TYPES, Intrinsics, MediaItem, default_media_id
 
@@ -31,7 +32,7 @@ def media_item(row: dict[str, Any], further: list[str], base: str) -> MediaItem:
     Raises:
         RowError: a value is wrong.
     """
-    frames = tuple(resolve_uri(uri, base) for uri in read_texts(row, "frames"))
+    frames = tuple(_uri(uri, base) for uri in read_texts(row, "frames"))
     uri = read_text(row, "uri")
     if uri is None and not frames:
         raise RowError("uri is empty; fill in uri, frames or messages, or remove the row")
@@ -45,12 +46,12 @@ def media_item(row: dict[str, Any], further: list[str], base: str) -> MediaItem:
     if media_type not in (None, *MEDIA_TYPES) or (frames and media_type == "image"):
         allowed = "video where frames are given" if frames else "image or video"
         raise RowError(f"media_type must be {allowed}, got {media_type!r}")
-    if uri is not None and frames and resolve_uri(uri, base) != frames[0]:
+    if uri is not None and frames and _uri(uri, base) != frames[0]:
         raise RowError("uri and frames are both given; give the video, or its frames")
     sample_fps = read_number(row, "sample_fps")
     if sample_fps is not None and sample_fps <= 0:
         raise RowError(f"sample_fps must be positive, got {sample_fps}")
-    uri = resolve_uri(uri, base) if uri is not None else frames[0]
+    uri = _uri(uri, base) if uri is not None else frames[0]
     return MediaItem(
         media_id=read_text(row, "media_id") or default_media_id(frames or [uri]),
         uri=uri,
@@ -85,6 +86,13 @@ def conversation_item(row: dict[str, Any], further: list[str], base: str) -> Med
         content_version=read_text(row, "content_version"),
         attributes=read_attributes(row, further),
     )
+
+
+def _uri(text: str, base: str) -> str:
+    uri = resolve_uri(text, base)
+    if not is_utf8(uri):
+        raise RowError(f"uri must be UTF-8, got {brief(uri)}")
+    return uri
 
 
 def _tasks(row: dict[str, Any]) -> tuple[str, ...]:

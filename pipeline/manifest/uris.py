@@ -4,7 +4,7 @@ import os
 import posixpath
 import re
 
-from pipeline.storage.local_names import uri_of_path
+from pipeline.storage.protocols import uri_of_path
 from pipeline.storage.storage import Storage
 
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
@@ -22,8 +22,10 @@ def resolve_uri(uri: str, base: str) -> str:
     Only the parts ``.`` and ``..`` of the relative uri are resolved. In a bucket all else is part
     of the key, which is an opaque text: two slashes stay two.
     """
-    if _protocol_prefix(uri) or uri.startswith("/"):
+    if _protocol_prefix(uri):
         return uri
+    if uri.startswith("/"):
+        return uri_of_path(uri)
     if uri.startswith("~/"):
         return uri_of_path(os.path.expanduser(uri))
     protocol = _protocol_prefix(base)

@@ -7,6 +7,8 @@ import json
 import math
 from typing import Any
 
+from pipeline.storage.protocols import is_utf8
+
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
@@ -27,6 +29,8 @@ def read_text(row: dict[str, Any], key: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise RowError(f"{key} must be text, got {brief(value)}")
+    if key != "uri" and not is_utf8(value):  # a uri may be the name of a local file
+        raise RowError(f"{key} must be UTF-8, got {brief(value)}")
     return value
 
 
@@ -90,7 +94,8 @@ def read_json(text: str, key: str, example: str) -> Any:
 def read_attributes(row: dict[str, Any], columns: list[str]) -> str | None:
     """Return a row's further columns as one JSON object; None if there are no such columns.
 
-    Times become ISO 8601, durations seconds, bytes base64, NaN and infinities null.
+    Times become ISO 8601, durations seconds, bytes base64, NaN and infinities null, decimals with
+    more digits than a float has text.
 
     Raises:
         RowError: a value is nested too deeply.
@@ -106,8 +111,11 @@ def read_attributes(row: dict[str, Any], columns: list[str]) -> str | None:
 def _json_value(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, float | decimal.Decimal):
-        return float(value) if math.isfinite(value) else None
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, decimal.Decimal):
+        number = float(value)
+        return number if decimal.Decimal(repr(number)) == value else str(value)
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     if isinstance(value, datetime.date | datetime.time):

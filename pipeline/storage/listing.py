@@ -11,8 +11,7 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from pipeline.storage.errors import redact_uri
-from pipeline.storage.local_names import uri_of_path
-from pipeline.storage.protocols import is_local
+from pipeline.storage.protocols import is_local, uri_of_path
 from schemas.errors import StorageError
 
 _MODIFIED_KEYS = ("LastModified", "last_modified", "updated", "mtime", "Last-Modified")

@@ -9,8 +9,7 @@ from typing import Any, BinaryIO, cast
 from pipeline.storage.errors import redact_uri, unit_error
 from pipeline.storage.http_retry import read_range, retried
 from pipeline.storage.listing import local_version, version
-from pipeline.storage.local_names import is_utf8
-from pipeline.storage.protocols import is_https, is_local
+from pipeline.storage.protocols import is_https, is_local, is_utf8
 from pipeline.storage.ranged_file import RangedFile
 from schemas.errors import ErrorType, UnitError
 

@@ -1,7 +1,15 @@
-"""The protocols of uris: which file system a uri belongs to, and which a manifest may use."""
+"""Uris: which file system a uri belongs to, which a manifest may use, and names of local files.
 
+Linux keeps names as bytes; Python holds those that are not UTF-8 as lone surrogates, which fit into
+no table and no JSON. The uri of such a file is the percent-encoded ``file://`` uri of RFC 8089:
+``file:///clips/Z%FCrich.mp4``.
+"""
+
+import os
 import re
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from fsspec.registry import known_implementations
 
@@ -36,3 +44,28 @@ def is_local(fs: Any) -> bool:
     """Whether an fsspec file system is the local disk."""
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     return protocol in ("file", "local")
+
+
+def uri_of_path(path: str) -> str:
+    """Return the uri of an absolute path: the path itself, if it is UTF-8."""
+    return path if is_utf8(path) else PurePosixPath(path).as_uri()
+
+
+def path_of_uri(uri: str, path: str) -> str:
+    """Return the path of a local file.
+
+    path: of the uri as it is written; kept, unless the uri is one that ``uri_of_path`` makes.
+    """
+    if not uri.startswith("file://") or "%" not in path:
+        return path
+    decoded = os.fsdecode(unquote_to_bytes(path))
+    return path if is_utf8(decoded) or not os.path.lexists(decoded) else decoded
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a path is text that tables and JSON can hold."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -17,13 +17,13 @@ from pipeline.storage.errors import redact_uri, storage_errors, unit_error
 from pipeline.storage.http_client import any_client, public_client
 from pipeline.storage.http_retry import retried
 from pipeline.storage.listing import PassOver, list_pages
-from pipeline.storage.local_names import path_of_uri
 from pipeline.storage.media_file import MediaFile, open_file
 from pipeline.storage.protocols import (
     MEDIA_PROTOCOLS,
     implementation,
     is_https,
     is_local,
+    path_of_uri,
     protocol_of,
 )
 from schemas.errors import ErrorType, StorageError, UnitError

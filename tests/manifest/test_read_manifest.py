@@ -249,14 +249,6 @@ def test_a_broken_file(tmp_path, name, content, message):
         read_manifest(str(tmp_path / name), STORAGE)
 
 
-def test_a_parquet_column_that_is_not_utf8(tmp_path):
-    binary = pa.array([b"\xff.mp4"])
-    table = pa.table({"uri": pa.Array.from_buffers(pa.string(), 1, binary.buffers())})
-    pq.write_table(table, tmp_path / "m.parquet")
-    with pytest.raises(ManifestError, match="column 'uri' cannot be read"):
-        read_manifest(str(tmp_path / "m.parquet"), STORAGE)
-
-
 def test_two_parquet_columns_of_one_name(tmp_path):
     pq.write_table(pa.table([["a"], ["b"]], names=["uri", "uri"]), tmp_path / "m.parquet")
     with pytest.raises(ManifestError, match="two columns are named 'uri'"):
