@@ -197,3 +197,36 @@ def test_strict_labels_leave_out_others(task: str):
     assert "left out: label not requested: 'cart'" in found.note
     only = answer(task, json.dumps(items[1:]), IMAGE, **settings)
     assert (only.value, only.status) == ([], "repaired")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "- a: [1, 2, 3, 4]\n- b: [5, 6, 7, 8]",
+        "I see two things:\n\n1. **a** (1, 2), (3, 4)\n2. **b** (5, 6), (7, 8)",
+        "| label | box |\n|---|---|\n| a | [1, 2, 3, 4] |\n| b | [5, 6, 7, 8] |",
+        "[1, 2, 3, 4] a\n[5, 6, 7, 8]: b",
+        "a: [1, 2, 3, 4]\nb – [5.0, 6, 7, 8.]",
+    ],
+)
+def test_places_in_lines_of_text_are_read(written: str):
+    found = answer("objects", written)
+    asked = answer(
+        "objects", json.dumps([{"bbox_2d": box, "label": k} for k, box in BOXES.items()])
+    )
+    assert (found.value, found.status) == (asked.value, "repaired")
+    assert found.note == "read from lines of text, not from JSON"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "a is at [1, 2, 3, 4] and b at [5, 6, 7, 8].",
+        "The box of a, [1, 2, 3, 4], is large",
+        "- a: [1, 2, 3]\n- b: [5, 6]",
+        "[1, 2, 3, 4]",
+    ],
+)
+def test_places_in_sentences_are_not_guessed(written: str):
+    found = answer("objects", written)
+    assert (found.value, found.status) == (None, "unparsed")

@@ -11,9 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.tasks.answers.numbers import are_lists
+from pipeline.tasks.answers.numbers import are_lists, lines_with_numbers
 from pipeline.tasks.answers.read_json import (
     JsonObject,
+    Reading,
     conclude,
     fenced,
     first_of,
@@ -100,6 +101,9 @@ def read_named_places(
     if isinstance(reading.value, dict):
         notes["an object instead of a list"] += 1
     items = list(_flatten(reading.value, form, {}, notes))
+    if "{" not in answer and (lines := lines_with_numbers(answer, form.place.num_numbers)):
+        items = [{form.text_keys[0]: text, form.place.keys[0]: n} for text, n in lines]
+        reading, notes = Reading(value=items), Counter(["read from lines of text, not from JSON"])
     for item in items:
         if not isinstance(item, dict):
             notes["left out: not an object"] += 1

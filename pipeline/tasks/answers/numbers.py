@@ -5,6 +5,10 @@ from typing import Any
 
 _NUMBER = re.compile(r"[+-]?\d{1,15}(?:\.\d{0,15})?", re.ASCII)
 _MAX_CHARS = 256
+_MAX_LINES, _MAX_LINE_CHARS = 2000, 500
+_BRACKETS = re.compile(r"[\[(]([\d\s.,;+-]{1,80})[\])]", re.ASCII)
+_BULLET = re.compile(r"(?:[-*•|]|\d{1,3}[.)])\s+", re.ASCII)
+_MARKS = " *_`'\"|,.;:-–—："
 
 
 def read_numbers(
@@ -35,6 +39,29 @@ def read_numbers(
 def are_lists(items: list[Any], length: int) -> bool:
     """Return whether all items are lists of this length."""
     return all(isinstance(item, list) and len(item) == length for item in items)
+
+
+def lines_with_numbers(text: str, count: int) -> list[tuple[str, list[float]]]:
+    """Read lines such as ``- cat: [1, 2, 3, 4]`` and ``| cat | (1, 2), (3, 4) |``.
+
+    Returns the label and the numbers of each line that has exactly ``count`` numbers in brackets
+    and a label. A sentence with numbers in it is no such line.
+    """
+    found = []
+    for line in text.splitlines()[:_MAX_LINES]:
+        line = " ".join(line[:_MAX_LINE_CHARS].split())
+        bullet = _BULLET.match(line)
+        rest = line[bullet.end() :] if bullet else line
+        groups = list(_BRACKETS.finditer(rest))
+        numbers = [_from_text(part) for g in groups for part in re.split(r"[\s,;]+", g[1]) if part]
+        if len(numbers) != count or None in numbers:
+            continue
+        before, after = rest[: groups[0].start()], rest[groups[-1].end() :]
+        label = (before.strip(_MARKS) or after.strip(_MARKS)).strip()
+        is_entry = bullet or not before.strip() or before.rstrip()[-1] in ":-–—："
+        if label and is_entry and not (before.strip(_MARKS) and after.strip(_MARKS)):
+            found.append((label, [number for number in numbers if number is not None]))
+    return found
 
 
 def _items(value: Any, names: tuple[tuple[str, ...], ...]) -> list[Any]:
