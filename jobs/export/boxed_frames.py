@@ -58,7 +58,7 @@ def boxed_frames(source: Source) -> Iterator[BoxedFrame]:
                 try:
                     image = full_size(part, pts_seconds, source.storage)
                 except (UnitError, StorageError) as error:
-                    source.skipped.append(f"{row['uri']}: {error}")
+                    source.skipped.append((row["uri"], str(error)))
                     break
                 yield BoxedFrame(
                     name=name, row=row, image=image, pts_seconds=pts_seconds, boxes=tuple(boxes)

@@ -55,16 +55,21 @@ def run(selection: Selection, form: str, output: str, storage: Storage, console:
         storage.write_bytes(join(folder, name), content)
         num_files += 1
     console.print(Text(f"{num_files:,} files: {redact_uri(folder)}"), soft_wrap=True)
+    for remark in source.remarks:
+        console.print(Text(printable(remark)), soft_wrap=True)
     _print_skipped(source, console)
 
 
 def _print_skipped(source: Source, console: Console) -> None:
     if not source.skipped:
         return
-    reasons = Counter(text.partition(": ")[2] for text in source.skipped)
+    reasons = Counter(reason for _, reason in source.skipped)
+    example = {reason: redact_uri(name) for name, reason in reversed(source.skipped)}
     console.print(f"left out {len(source.skipped):,}:")
     for reason, count in reasons.most_common(_MAX_REASONS):
-        console.print(Text(printable(f"  {count:,}: {reason[:160]}")), soft_wrap=True)
+        more = f", such as {example[reason]}" if example[reason] else ""
+        line = f"  {count:,}: {reason[:160]}{more}"
+        console.print(Text(printable(line)), soft_wrap=True)
     if len(reasons) > _MAX_REASONS:
         console.print(f"  and {len(reasons) - _MAX_REASONS:,} more reasons")
 

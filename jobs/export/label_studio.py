@@ -40,7 +40,7 @@ def label_studio(source: Source) -> Files:
     for row in source.rows:
         media = row.get("media")
         if not media or not row.get("sampling"):
-            source.skipped.append(f"{row['uri']}: {'failed' if row['error'] else 'a conversation'}")
+            source.skipped.append((row["uri"], "failed" if row["error"] else "a conversation"))
         elif media["media_type"] == "image":
             images.append(_task(row, "image", {}, _image_results(row)))
             labels |= {found["label"] for name in _LABEL_BOXES for found in row.get(name) or []}

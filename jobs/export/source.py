@@ -18,14 +18,16 @@ class Source:
     """The rows to export.
 
     planned: unit id -> the unit's row of the plan, as ``jobs.results.frames`` returns it.
-    skipped: ``uri: reason`` of each row that the format cannot hold or read; the format adds them.
+    skipped: (name, reason) of each row that the format cannot hold or read; the format adds them.
+    remarks: lines about the files, which the command prints; the format adds them.
     """
 
     rows: list[Row]
     recipe_id: str
     planned: dict[str, dict[str, Any]]
     storage: Storage
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 def drawings(row: Row, selects: Callable[[Task], bool]) -> list[Drawing]:

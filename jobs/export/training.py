@@ -35,10 +35,10 @@ def conversations(source: Source) -> Files:
     lines = []
     for row in source.rows:
         if not row.get("media") or not row.get("sampling"):
-            source.skipped.append(f"{row['uri']}: {'failed' if row['error'] else 'a conversation'}")
+            source.skipped.append((row["uri"], "failed" if row["error"] else "a conversation"))
             continue
         if not _is_whole(row):
-            source.skipped.append(f"{row['uri']}: a part of a longer video")
+            source.skipped.append((row["uri"], "a part of a longer video"))
             continue
         for answer in row["responses"]:
             if answer["status"] in _READ and row.get(answer["task"]) is not None:
@@ -138,10 +138,10 @@ def _units(source: Source) -> Iterator[tuple[str, Row, list[bytes]]]:
                 for frame in decode_again(part, source.storage)
             ]
         except (UnitError, StorageError) as error:
-            source.skipped.append(f"{row['uri']}: {error}")
+            source.skipped.append((row["uri"], str(error)))
             continue
         if not pixels:
-            source.skipped.append(f"{row['uri']}: there are no frames")
+            source.skipped.append((row["uri"], "there are no frames"))
             continue
         yield file_name(number, row["uri"]), row, [_jpeg(Image.fromarray(p)) for p in pixels]
 
