@@ -1,6 +1,7 @@
 """Record the committed units of a run in its log and its metrics."""
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.observe.log import RunLog
 from jobs.observe.prometheus import Metrics
@@ -11,8 +12,12 @@ class Watch:
     """Records committed units in the run's log and for Prometheus; needs a Ray session."""
 
     def __init__(self, job_name: str, pools: Pools, log: RunLog, num_units: int) -> None:
-        """num_units: the number of units without a row."""
+        """num_units: the number of units without a row.
+
+        Its fields ``num_units`` and ``num_output_tokens`` count what was committed since then.
+        """
         self._metrics, self._log, self._waiting = Metrics(job_name), log, num_units
+        self.num_units = self.num_output_tokens = 0
         for stage, number in (("decode", pools.decoders), ("engine", pools.replicas)):
             self._metrics.set("reelscribe_actors", number, stage=stage)
         self._metrics.set("reelscribe_waiting_units", num_units)
@@ -20,6 +25,8 @@ class Watch:
     def committed(self, rows: pa.Table, seconds_left: float | None) -> None:
         """Record committed units. rows: COMMITTED."""
         self._waiting -= rows.num_rows
+        self.num_units += rows.num_rows
+        self.num_output_tokens += pc.sum(rows["num_output_tokens"]).as_py() or 0
         self._metrics.set("reelscribe_waiting_units", self._waiting)
         if seconds_left is not None:
             self._metrics.set("reelscribe_remaining_seconds", seconds_left)

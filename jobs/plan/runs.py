@@ -35,6 +35,10 @@ class Run:
 
     status: ``running`` until every unit has its row, then ``complete``.
     starts: number of starts of the run. seconds: duration of the last start.
+    num_units, num_output_tokens: what the last start did; rows of earlier starts do not count.
+    machines: of the last start that had units to do, as ``jobs.cluster.machines`` lists them.
+    actors: number of decoders and engines of that start.
+    left_out: what the listing of a folder left out, a line for each reason.
     cost: engine seconds per token, if known: from a calibration, an earlier run of the same model,
         or this run.
     """
@@ -47,7 +51,13 @@ class Run:
     recipe: dict[str, Any]
     created_at: str
     starts: int = 0
+    finished_at: str | None = None
     seconds: float = 0.0
+    num_units: int = 0
+    num_output_tokens: int = 0
+    machines: list[dict[str, Any]] = field(default_factory=list)
+    actors: dict[str, int] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
     cost: Rates | None = None
     counts: dict[str, Any] = field(default_factory=dict)
 

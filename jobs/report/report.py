@@ -1,12 +1,12 @@
 """``reelscribe report``: an HTML page that shows the rows, with the frames that the model saw.
 
 One HTML file that holds everything, or a folder: ``index.html`` with an index of all units, their
-details in ``units/*.js``, ``UNITS_PER_PIECE`` units each, and their frames in ``pictures/*.webp``.
+details in ``units/*.js``, ``UNITS_PER_PIECE`` units each, those of whole videos in ``videos/*.js``,
+and the frames in ``pictures/*.webp``.
 The page loads details and frames when it needs them, and fetches nothing from elsewhere.
 """
 
 import base64
-import json
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,9 @@ from jobs.console.progress import Progress
 from jobs.evaluate.metrics import METRICS
 from jobs.evaluate.report import Report
 from jobs.evaluate.unit_scores import Scored, score_units
+from jobs.report.runs import run_values
 from jobs.report.units import index_entry, mark_times, unit_values
+from jobs.report.videos import read_items, video_values
 from jobs.results.frames import (
     choose_frames,
     decode_again,
@@ -41,12 +43,12 @@ from schemas.tables.media import Part
 
 PAGE = Path(__file__).parent / "page"
 UNITS_PER_PIECE = 20
-"""Number of units whose details the page loads together."""
+"""Number of units, or of videos, whose details the page loads together."""
 
 MAX_SINGLE_PAGE = 300
 """Maximum number of units of a one-file report, if no output is given."""
 
-_SCRIPTS = ("page.js", "picture.js", "unit.js", "list.js", "charts.js")
+_SCRIPTS = ("page.js", "picture.js", "unit.js", "list.js", "videos.js", "runs.js", "charts.js")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,18 +95,23 @@ def run(selection: Selection, options: ReportOptions, storage: Storage, console:
         storage=storage,
     )
     units = _units(rows, scored, pictures, console)
-    pieces = [units[k : k + UNITS_PER_PIECE] for k in range(0, len(units), UNITS_PER_PIECE)]
+    runs = [run_values(source, name, storage) for name in table.run_ids]
+    created = {run["run_id"]: str(run.get("created_at", "")) for run in runs}
+    videos, details = video_values(rows, read_items(source, table.recipe_id, storage), created)
+    pieces = {"units": _pieces(units), "videos": _pieces(details)}
     if not is_single:
-        for number, piece in enumerate(pieces):
-            # A script, since a page in a local folder may load scripts from there, but not JSON.
-            text = f"reelscribe.arrived({number}, {htmlsafe_json_dumps(piece)});\n"
-            storage.write_bytes(join(folder, "units", f"{number:05}.js"), text.encode())
+        for kind, found in pieces.items():
+            for number, piece in enumerate(found):
+                # A script: a page in a local folder may load scripts from there, but not JSON.
+                text = f"reelscribe.arrived('{kind}', {number}, {htmlsafe_json_dumps(piece)});\n"
+                storage.write_bytes(join(folder, kind, f"{number:05}.js"), text.encode())
     data = {
         "title": title,
         "recipe": table.recipe_id,
-        "runs": [_run(source, name, storage) for name in table.run_ids],
+        "runs": runs,
         "units_per_piece": UNITS_PER_PIECE,
         "units": [index_entry(row, scored.get(row["unit_id"])) for row in rows],
+        "videos": videos,
         "evaluation": _evaluation(evaluation),
         "version": version("reelscribe"),
     }
@@ -117,8 +124,14 @@ def run(selection: Selection, options: ReportOptions, storage: Storage, console:
     return uri
 
 
-def render_page(data: dict[str, Any], pieces: Sequence[Any] | None) -> str:
-    """Return the page's HTML. pieces: the details of units; None: they are files beside the page.
+def _pieces(details: Sequence[Any]) -> list[Sequence[Any]]:
+    return [details[k : k + UNITS_PER_PIECE] for k in range(0, len(details), UNITS_PER_PIECE)]
+
+
+def render_page(data: dict[str, Any], pieces: dict[str, list[Sequence[Any]]] | None) -> str:
+    """Return the page's HTML.
+
+    pieces: the details of units and of videos; None: they are files beside the page.
 
     Values are embedded as JSON with ``<``, ``>``, ``&`` and ``'`` escaped, and the page turns them
     into text nodes, never into markup. As a second defence, the page's Content-Security-Policy
@@ -227,16 +240,6 @@ def _units(
 
 def _order(row: Row) -> tuple[str, float]:
     return row["uri"], (row.get("sampling") or {}).get("start_seconds") or 0.0
-
-
-def _run(output: str, run_id: str, storage: Storage) -> dict[str, Any]:
-    """Return the facts in a run's ``run.json``; only its id if there is none."""
-    try:
-        content = json.loads(storage.read_bytes(join(output, "runs", run_id, "run.json")))
-    except (FileNotFoundError, StorageError, ValueError):
-        return {"run_id": run_id}
-    known = ("run_id", "status", "created_at", "seconds", "starts", "counts", "versions", "recipe")
-    return {key: content[key] for key in known if key in content}
 
 
 def _evaluation(report: Report | None) -> dict[str, Any] | None:

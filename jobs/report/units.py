@@ -4,6 +4,7 @@ A unit has an index entry, for search, filters, order and charts, and details, w
 when it shows the unit.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -29,14 +30,15 @@ def index_entry(row: Row, scored: Scored | None) -> dict[str, Any]:
     seconds = row.get("timings") or {}
     sampling = row.get("sampling") or {}
     labels = sorted({mark["label"] for mark in marks if mark["kind"] not in ("text", "block")})
-    words = [name_of(row), row["uri"], *_headlines(drawings)]
+    words = [name_of(row), row["uri"], *(text for _, text in _headlines(drawings)), *_notes(row)]
     words += [mark["label"] for mark in marks] + [e["caption"] for e in _events(drawings)]
     words += [drawing.text for drawing in drawings.values()]
     return {
         "name": name_of(row),
         "status": row["status"],
         "error": (row.get("error") or {}).get("type"),
-        "type": (row.get("media") or {}).get("media_type"),
+        "type": _type(row),
+        "num_notes": len(_notes(row)),
         "tasks": [[answer["task"], answer["status"]] for answer in answers],
         "labels": labels,
         "text": " ".join(filter(None, words))[:_SEARCHED_CHARS].lower(),
@@ -58,18 +60,20 @@ def unit_values(row: Row, parts: list[dict[str, Any]], scored: Scored | None) ->
     return {
         "id": row["unit_id"],
         "uri": row["uri"],
-        "href": _href(row["uri"]),
+        "href": href(row["uri"]),
+        "notes": _notes(row),
+        "turns": _turns(row),
         "parts": parts,
         "error": error and error | {"advice": _ADVICE.get(error["type"], "")},
-        "caption": next(iter(_headlines(drawings)), None),
-        "texts": [[task, _cut(d.text)] for task, d in drawings.items() if d.text],
+        "headlines": [[task, cut(text)] for task, text in _headlines(drawings)],
+        "texts": [[task, cut(d.text)] for task, d in drawings.items() if d.text],
         "events": _events(drawings),
         "marks": _marks(drawings),
         "answers": [
-            answer | {key: _cut(answer.get(key)) for key in ("prompt", "raw_text", "reasoning")}
+            answer | {key: cut(answer.get(key)) for key in ("prompt", "raw_text", "reasoning")}
             for answer in row.get("responses") or []
         ],
-        "facts": facts(row),
+        "facts": [fact for fact in facts(row) if fact[0] != "note"],
         "gold": {
             "texts": [
                 [task, text]
@@ -144,8 +148,51 @@ def _drawings(values: Mapping[str, Any]) -> dict[str, Drawing]:
     return {name: TASKS[name].draw(value) for name, value in found.items() if value is not None}
 
 
-def _headlines(drawings: Mapping[str, Drawing]) -> list[str]:
-    return [drawing.headline for drawing in drawings.values() if drawing.headline]
+def _headlines(drawings: Mapping[str, Drawing]) -> list[tuple[str, str]]:
+    """Return (task, headline) of each drawing that has one."""
+    return [(task, drawing.headline) for task, drawing in drawings.items() if drawing.headline]
+
+
+def headline_of(row: Row) -> str:
+    """Return the first headline of a row; else its first text; else an empty text."""
+    drawings = _drawings(row)
+    texts = [text for _, text in _headlines(drawings)]
+    return next(iter([*texts, *filter(None, (d.text for d in drawings.values()))]), "")
+
+
+def _type(row: Row) -> str | None:
+    """Return image, video or conversation; None if the media could not be read."""
+    is_chat = bool(row.get("parts")) or not row["uri"] or row.get("chat") is not None
+    found: str | None = (row.get("media") or {}).get("media_type")
+    return found or ("conversation" if is_chat else None)
+
+
+def _notes(row: Row) -> list[str]:
+    """Return what was unusual about the media, and what was done about it."""
+    found = list((row.get("media") or {}).get("notes") or ())
+    for k, part in enumerate(row.get("parts") or (), 1):
+        found += [f"media {k}: {note}" for note in part["media"].get("notes") or ()]
+    return found
+
+
+def _turns(row: Row) -> list[tuple[str, str]]:
+    """Return the turns of a conversation: (role, text); an image or a video stands as its type."""
+    if _type(row) != "conversation":
+        return []
+    for answer in row.get("responses") or ():
+        try:
+            turns = json.loads(answer["prompt"])
+            return [(str(turn["role"]), cut(_turn(turn["content"])) or "") for turn in turns]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+    return []
+
+
+def _turn(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    parts = [part["text"] if part["type"] == "text" else f"[{part['type']}]" for part in content]
+    return "\n".join(map(str, parts))
 
 
 def _marks(drawings: Mapping[str, Drawing]) -> list[dict[str, Any]]:
@@ -168,7 +215,7 @@ def _events(drawings: Mapping[str, Drawing]) -> list[dict[str, Any]]:
     ]
 
 
-def _href(uri: str) -> str | None:
+def href(uri: str) -> str | None:
     """Return a url of the original for a browser; None if there is none."""
     if uri.startswith(("https://", "http://")):
         return None if "?..." in uri else uri
@@ -190,7 +237,8 @@ def _joined(*names: str | None) -> str:
     return ", ".join(filter(None, names))
 
 
-def _cut(text: str | None) -> str | None:
+def cut(text: str | None) -> str | None:
+    """Return a text, or the start of a very long one and the number of characters left out."""
     if text is None or len(text) <= _SHOWN_CHARS:
         return text
     return f"{text[:_SHOWN_CHARS]}\n... and {len(text) - _SHOWN_CHARS:,} more characters"

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs.cluster.blocks import in_blocks, limit_pools
+from jobs.cluster.machines import machines
 from jobs.cluster.session import actor_errors, check_fits, fitted_pools, ray_session
 from jobs.console.progress import Progress
 from jobs.cost.estimate import check_cost, estimate, money
@@ -74,7 +75,14 @@ def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table) -> Run:
     if predicted.is_measured or job.cost.per_hour or job.limits.max_cost:
         driver.console.print(Text(f"predicted: {money(predicted, job)}"), soft_wrap=True)
     check_cost(predicted, job)
-    run = dataclasses.replace(context.run, status="running", starts=context.run.starts + 1)
+    run = dataclasses.replace(
+        context.run,
+        status="running",
+        starts=context.run.starts + 1,
+        finished_at=None,
+        num_units=0,
+        num_output_tokens=0,
+    )
     run.save(job, context.storage)
     if units.num_rows:
         # As late as possible: on this request a growing cluster adds GPU nodes, which cost money.
@@ -99,7 +107,14 @@ def _annotate(driver: Driver, run: Run, units: pa.Table, pools: Pools, units_per
     ):
         log.write("annotating", units=units.num_rows, **dataclasses.asdict(pools))
         watch = Watch(job.name, pools, log, units.num_rows)
-        run = dataclasses.replace(run, cost=_follow(dataset, work, watch, driver))
+        run = dataclasses.replace(
+            run,
+            cost=_follow(dataset, work, watch, driver),
+            num_units=watch.num_units,
+            num_output_tokens=watch.num_output_tokens,
+            machines=machines(),
+            actors={"decoders": pools.decoders, "engines": pools.replicas},
+        )
         log.write("annotated", seconds=round(time.monotonic() - started, 3))
     return run
 

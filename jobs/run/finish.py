@@ -1,6 +1,7 @@
 """Finish a run: check that each unit has one row, count the results, and print them."""
 
 import dataclasses
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -41,7 +42,13 @@ def finish(context: JobContext, run: Run, plan: pa.Table, seconds: float, consol
             f"{run.run_id}: {missing} units have no row yet; run the same command again"
         )
     counts = _counts(rows, run)
-    finished = dataclasses.replace(run, status="complete", seconds=round(seconds, 3), counts=counts)
+    finished = dataclasses.replace(
+        run,
+        status="complete",
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+        counts=counts,
+    )
     finished.save(context.job, context.storage)
     write_views(context.job.output, storage)
     _remove_pending(run, context.job.output, storage)
@@ -159,7 +166,8 @@ def _earlier(counts: dict[str, Any]) -> str:
 
 
 def _starts(run: Run) -> str:
-    return f", the last of {run.starts} starts" if run.starts > 1 else ""
+    last = f", the last of {run.starts} starts, which did {run.num_units:,} units"
+    return last if run.starts > 1 else ""
 
 
 def _listed(counts: dict[str, int]) -> str:

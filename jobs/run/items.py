@@ -26,7 +26,7 @@ from pipeline.stages.summarise import UNSUMMARISED
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import join
 from pipeline.tasks.registry import TASKS
-from schemas.tables.item import item_schema
+from schemas.tables.item import item_id, item_schema
 from schemas.tables.unit import UnitStatus
 
 VERSION = 1
@@ -63,12 +63,12 @@ def write_items(context: JobContext, plan: pa.Table, console: Console) -> int:
         "version": VERSION,
         "summary": job.summary.model_dump(mode="json") if job.summary else None,
     }
-    items_id = _hash(json.dumps(settings, sort_keys=True))[:16]
+    items_id = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     folder = join(job.output, "items")
     rows = remove_duplicates(read_rows(context, plan, _UNIT_COLUMNS), storage, plan)
     videos = _units_by_video(rows, plan)
     ids = {
-        media_id: _hash(items_id, *sorted(unit["unit_id"] for unit in units))[:24]
+        media_id: item_id(items_id, [unit["unit_id"] for unit in units])
         for media_id, units in videos.items()
     }
     written = read_files(folder, items_id, storage, _ITEM_COLUMNS, ITEM).to_pylist()
@@ -215,7 +215,3 @@ def _with_summary(row: Row, found: Row) -> Row:
 
 def _start(unit: Row) -> float:
     return (unit["sampling"] or {}).get("start_seconds") or 0.0
-
-
-def _hash(*parts: str) -> str:
-    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()

@@ -1,5 +1,7 @@
 """The items table: one row for each video, made from its units' rows."""
 
+import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -7,6 +9,12 @@ import pyarrow as pa
 from schemas.tables.columns import described
 from schemas.tables.media import MEDIA
 from schemas.tables.unit import UNIT
+
+
+def item_id(items_id: str, unit_ids: Iterable[str]) -> str:
+    """Return the key of the row of a video with these units."""
+    parts = [items_id, *sorted(unit_ids)]
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:24]
 
 
 def item_schema(events: "pa.Field[Any]") -> pa.Schema:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from rich.console import Console
 
 from jobs.cli.main import main
 from jobs.evaluate.unit_scores import score_units
@@ -20,8 +19,17 @@ from jobs.results.read import Selection, read_annotations
 from pipeline.output.rows import annotation_row
 from pipeline.storage.storage import Storage
 from schemas.errors import ErrorType, UnitError
-from tests.support.browser import chromium, needs_browser
+from tests.support.browser import needs_browser
 from tests.support.clips import number_in, numbered_frames, write_clip
+from tests.support.report_page import (
+    choose,
+    make_report,
+    names,
+    press,
+    rectangle,
+    visit,
+    wait,
+)
 from tests.support.units import (
     GREY,
     KEY,
@@ -38,75 +46,6 @@ from tests.support.units import (
 BOX = (160, 90, 320, 270)
 BOX_ANSWER = '[{"bbox_2d": [250, 234, 500, 703], "label": "red box"}]'  # BOX in 640 x 384
 HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
-
-
-def make_report(output: Path, page: Path, gold: Path | None = None, **fields) -> Path:
-    options = report.ReportOptions(output=str(page), gold=str(gold) if gold else None, **fields)
-    console = Console(file=io.StringIO())
-    return Path(report.run(Selection(uri=str(output)), options, Storage(), console))
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory):
-    with chromium(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
-
-
-@pytest.fixture
-def browser(driver):
-    """A blank page, and afterwards: nothing was fetched from a network, nothing went wrong."""
-    driver.get("about:blank")
-    driver.get_log("browser")
-    driver.get_log("performance")
-    yield driver
-    assert driver.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    urls = [
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
-    assert {url.partition(":")[0] for url in urls} <= {"file", "data", "about"}
-
-
-def wait(browser, script: str, *arguments):
-    """Run a script until it returns something that is true, and return that."""
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if value := browser.execute_script(f"return {script}", *arguments):
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"never true: {script}")
-
-
-def visit(browser, page: Path) -> None:
-    browser.get(page.as_uri())
-    wait(browser, "document.querySelectorAll('.card').length")
-
-
-def names(browser) -> list[str]:
-    return browser.execute_script(
-        "return [...document.querySelectorAll('.card .name')].map(e => e.textContent)"
-    )
-
-
-def choose(browser, name: str, value: str) -> None:
-    browser.execute_script(
-        "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
-        "e.dispatchEvent(new Event('input', {bubbles: true}))",
-        name,
-        value,
-    )
-
-
-def press(browser, key: str) -> None:
-    browser.switch_to.active_element.send_keys(key)
-
-
-def rectangle(browser, selector: str) -> dict[str, float]:
-    return browser.execute_script(
-        "return document.querySelector(arguments[0]).getBoundingClientRect().toJSON()", selector
-    )
 
 
 @needs_browser

@@ -179,7 +179,7 @@ URIS = {
     "a dot at the end": ("s3://b/w. /v. .mp4", "w/v"),
     "no extension": ("s3://b/No. 7", "No. 7"),
     "long": (f"s3://b/{'é' * 300}.mp4", "é" * 100),
-    "not UTF-8": ("s3://b/caf\udce9.mp4", "caf_"),
+    "not UTF-8": ("s3://b/clip\udce9.mp4", "clip_"),
     "a folder like a track": ("s3://b/z/k.mp4", "z/k"),
 }
 

@@ -82,7 +82,17 @@ def test_failed_units_are_done_again_into_the_same_table(damaged):
     assert {row["run_id"] for row in rows.values()} == {run.run_id}
     assert {row["status"] for row in rows.values()} <= {"ok", "partial"}
     assert run.counts["units"] == len(rows)
-    assert json.loads((folder / "out/runs" / run.run_id / "run.json").read_text())["starts"] == 3
+    written = json.loads((folder / "out/runs" / run.run_id / "run.json").read_text())
+    assert written["starts"] == 3
+
+    # What this start did, for its throughput: three of the units, and their tokens.
+    done_again = [row for name, row in rows.items() if before[name]["error"]]
+    assert written["num_units"] == 3 < written["counts"]["units"]
+    assert written["num_output_tokens"] == sum(
+        response["num_output_tokens"] for row in done_again for response in row["responses"]
+    )
+    assert written["machines"][0]["num"] == 1 and written["actors"]["engines"] == 1
+    assert written["created_at"] <= written["finished_at"]
 
     # The same units and answers as of a run to which nothing happened.
     whole = folder / "whole"

@@ -1,9 +1,10 @@
 "use strict";
-// The summary, the charts of the shown units, and the facts about the runs.
+// The summary, the charts of the shown units, and the tabs.
 (() => {
   const { data, node, count, span, color } = reelscribe;
   const by = (id) => document.getElementById(id);
   const STATES = ["ok", "repaired", "truncated", "looped", "unparsed", "failed"];
+  const TABS = ["units", "videos", "charts", "runs"];
   let charts = [];
 
   const total = (units, name) => units.reduce((sum, unit) => sum + (unit[name] ?? 0), 0);
@@ -16,19 +17,36 @@
   function summary() {
     const { units } = data;
     const states = ["ok", "partial", "failed"].map((name) => [name, units.filter((unit) => unit.status === name).length]);
-    const wall = data.runs.reduce((sum, run) => sum + (run.seconds ?? 0), 0);
+    const timed = data.runs.filter((run) => run.num_units && run.seconds); // units of the last start, over its seconds
+    const wall = total(timed, "seconds");
     const seconds = total(units, "seconds");
+    const labels = tally(units.flatMap((unit) => unit.labels)).length;
     const figure = (value, text, ...more) => node("div", { class: "figure" }, node("b", {}, value), node("span", {}, text), more);
     const scored = units.filter((unit) => unit.score !== null);
     by("figures").replaceChildren(
       figure(count(units.length), states.filter(([, number]) => number).map(([name, number]) => `${count(number)} ${name}`).join(", "),
         node("div", { class: "split", "aria-hidden": "true" }, states.filter(([, number]) => number).map(([name, number]) => node("i", { class: name, style: { flex: number } })))),
-      figure(span(seconds), "of video"),
+      ...(seconds ? [figure(span(seconds), "of video")] : []),
       figure(count(total(units, "tokens_out")), `tokens out, ${count(total(units, "tokens_in"))} in`),
-      ...(wall ? [figure(`${count(Math.round((60 * units.length) / wall))} / min`, `units, ${count(Math.round(total(units, "tokens_out") / wall))} tokens/s out`)] : []),
-      figure(count(tally(units.flatMap((unit) => unit.labels)).length), "labels in the pictures"),
+      ...(wall ? [figure(`${count(Math.round((60 * total(timed, "num_units")) / wall))} / min`, `units in the last start${timed.length > 1 ? " of each run" : ""}: ${count(total(timed, "num_units"))} in ${span(wall)}, ${count(Math.round(total(timed, "num_output_tokens") / wall))} tokens/s out`)] : []),
+      ...(labels ? [figure(count(labels), "labels in the pictures")] : []),
       ...(scored.length ? [figure((total(scored, "score") / scored.length).toFixed(3), `mean agreement with gold, ${count(scored.length)} units`)] : []));
+    remarks(units);
     by("subtitle").textContent = `${data.runs.map((run) => run.run_id).slice(0, 3).join(", ")}${data.runs.length > 3 ? ` and ${data.runs.length - 3} more` : ""} · recipe ${data.recipe}`;
+  }
+
+  // Errors by type, units with notes, and what the scan left out.
+  function remarks(units) {
+    const chip = (id, value, number, kind) => node("button", { type: "button", class: `pill ${kind}`, onclick: () => reelscribe.filter(id, value) }, `${value} ${count(number)}`);
+    const errors = tally(units.filter((unit) => unit.error).map((unit) => unit.error));
+    const notes = units.filter((unit) => unit.num_notes).length;
+    const newest = data.runs.reduce((last, run) => ((run.created_at ?? "") >= (last?.created_at ?? "") ? run : last), null);
+    const row = (name, ...content) => node("p", {}, node("b", {}, name), content);
+    by("remarks").replaceChildren(...[
+      errors.length && row("Errors", errors.map(([kind, number]) => chip("by-error", kind, number, "failed"))),
+      notes && row("Unusual files", chip("by-notes", "with notes", notes, "partial")),
+      newest?.left_out?.length && row("Left out by the scan", newest.left_out.map((text) => node("span", { class: "pill" }, text))),
+    ].filter(Boolean));
   }
 
   // Bins of equal width on 1, 2, 5 × 10^k edges.
@@ -101,16 +119,32 @@
       of.rows.length > shown.length && node("p", {}, `and ${count(of.rows.length - shown.length)} more`));
   }
 
+  // An axis that a few large values do not squeeze: from the least to the largest, and
+  // logarithmic if the largest is far above the median.
+  function spread(values) {
+    const sorted = [...values].sort((a, b) => a - b);
+    const [min, middle, max] = [sorted[0], sorted[Math.floor(sorted.length / 2)], sorted[sorted.length - 1]];
+    if (min > 0 && max > 8 * middle) return { type: "logarithmic", min: min / 1.15, max: max * 1.15 };
+    const margin = max > min ? 0.04 * (max - min) : max / 2 || 1;
+    return { type: "linear", suggestedMin: Math.max(0, min - margin), suggestedMax: max + margin };
+  }
+
   function configuration(of) {
     const tints = { ok: color("ok"), repaired: color("accent"), truncated: color("partial"), looped: color("partial"), unparsed: color("muted"), failed: color("failed") };
     const plain = of.tint ? color(of.tint) : color("accent");
+    let scales = null;
     const names = of.stacked ?? [of.columns[1]];
-    const axis = (title, isValue) => ({ stacked: Boolean(of.stacked), title: { display: Boolean(title), text: title, color: color("muted") }, grid: { display: isValue, color: color("line") }, border: { color: color("line") }, ticks: { color: color("muted"), autoSkip: isValue || !of.horizontal, precision: of.digits ? undefined : 0 }, beginAtZero: true });
     const scatter = of.type === "scatter";
+    const axis = (title, isValue, ends = {}) => ({ ...ends, stacked: Boolean(of.stacked), title: { display: Boolean(title), text: title, color: color("muted") }, grid: { display: isValue, color: color("line") }, border: { color: color("line") }, ticks: { color: color("muted"), autoSkip: isValue || !of.horizontal, precision: of.digits || scatter ? undefined : 0 }, beginAtZero: !scatter });
+    if (scatter) {
+      const [x, y] = [0, 1].map((k) => spread(of.rows.map((row) => row[k])));
+      const name = (k, ends) => `${of.columns[k]}${ends.type === "logarithmic" ? ", logarithmic" : ""}`;
+      scales = { x: axis(name(0, x), true, x), y: axis(name(1, y), true, y) };
+    }
     return {
       type: of.type,
       data: scatter
-        ? { datasets: [{ data: of.rows.map(([x, y]) => ({ x, y })), backgroundColor: `${plain}99`, pointRadius: 4 }] }
+        ? { datasets: [{ data: of.rows.map(([x, y]) => ({ x, y })), backgroundColor: `${plain}99`, pointRadius: of.rows.length > 300 ? 2.5 : 4 }] }
         : { labels: of.rows.map((row) => String(row[0]).slice(0, 40)), datasets: names.map((name, k) => ({ label: name, data: of.rows.map((row) => row[k + 1]), backgroundColor: of.stacked ? tints[name] : plain, borderRadius: 4, maxBarThickness: 26 })) },
       options: {
         indexAxis: of.horizontal ? "y" : "x",
@@ -118,33 +152,26 @@
         animation: false,
         onClick: (_, found) => found.length && of.click?.(of.rows[found[0].index]),
         plugins: { legend: { display: Boolean(of.stacked), position: "bottom", labels: { color: color("muted"), boxWidth: 12, boxHeight: 12 } } },
-        scales: { x: axis(of.horizontal ? "" : of.columns[0], of.horizontal || scatter), y: axis(scatter ? of.columns[1] : "", !of.horizontal || scatter) },
+        scales: scales ?? { x: axis(of.horizontal ? "" : of.columns[0], of.horizontal), y: axis("", !of.horizontal) },
       },
     };
   }
 
-  function runs() {
-    const rows = (pairs) => node("dl", { class: "facts" }, pairs.filter(([, value]) => value !== undefined).map(([name, value]) => [node("dt", {}, name), node("dd", {}, typeof value === "object" ? node("pre", { tabindex: 0 }, JSON.stringify(value, null, 1)) : String(value))]));
-    const figures = data.evaluation && node("div", { class: "panel" }, node("h2", {}, `Against ${data.evaluation.gold}`),
-      node("table", {}, node("tbody", {}, Object.entries(data.evaluation.tasks).map(([task, all]) => node("tr", {}, node("th", { scope: "row" }, task), all.map(([name, value]) => node("td", {}, `${name.replaceAll("_", " ")} ${value === null ? "-" : value.toFixed(3)}`)))))));
-    by("runs").replaceChildren(node("div", { class: "panels" }, figures, data.runs.map((run) => node("div", { class: "panel" }, node("h2", {}, run.run_id),
-      rows([["status", run.status], ["created", run.created_at], ["seconds", run.seconds], ["starts", run.starts], ...Object.entries(run.counts ?? {}), ["versions", run.versions], ["recipe", run.recipe]])))));
-  }
-
   function showTab(name) {
-    ["units", "charts", "runs"].forEach((each) => {
+    TABS.forEach((each) => {
       by(each).hidden = each !== name;
       by(`tab-${each}`).setAttribute("aria-selected", each === name);
       by(`tab-${each}`).tabIndex = each === name ? 0 : -1;
     });
+    by("filters").hidden = name === "runs"; // a run is not filtered
+    reelscribe.drawVideos();
     drawCharts();
   }
 
   addEventListener("DOMContentLoaded", () => {
     Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
     summary();
-    runs();
-    const tabs = ["units", "charts", "runs"];
+    const tabs = TABS.filter((name) => !by(`tab-${name}`).hidden);
     tabs.forEach((name, k) => {
       by(`tab-${name}`).addEventListener("click", () => showTab(name));
       by(`tab-${name}`).addEventListener("keydown", (event) => {

@@ -1,7 +1,7 @@
 "use strict";
 // The list of units: search, filters, order, pages.
 (() => {
-  const { data, node, count, clock, span } = reelscribe;
+  const { data, node, count, when, span } = reelscribe;
   const PER_PAGE = 24;
   const by = (id) => document.getElementById(id);
   const state = { shown: [], page: 0 };
@@ -21,7 +21,8 @@
     "by-answer": (unit) => unit.tasks.filter(([task]) => !by("by-task").value || task === by("by-task").value).map(([, status]) => status),
     "by-label": (unit) => unit.labels,
     "by-error": (unit) => (unit.error ? [unit.error] : []),
-    "by-type": (unit) => [unit.type ?? (unit.tasks.some(([task]) => task === "chat") ? "conversation" : "unreadable")],
+    "by-type": (unit) => [unit.type ?? "unreadable"],
+    "by-notes": (unit) => (unit.num_notes ? ["with notes"] : []),
   };
 
   function options() {
@@ -48,6 +49,7 @@
     state.page = 0;
     by("count").textContent = `${count(state.shown.length)} of ${count(data.units.length)} units`;
     show();
+    reelscribe.chooseVideos(numbers, words, words.length + wanted.length > 0);
     reelscribe.drawCharts();
   }
 
@@ -65,10 +67,11 @@
     const thumb = node("div", { class: "thumb" });
     const excerpt = node("div", { class: "excerpt" });
     const strip = node("div", { class: "strip", hidden: true });
-    const times = entry.seconds === null ? "" : `${clock(entry.start, 1)} to ${clock(entry.start + entry.seconds, 1)}`;
+    const times = entry.seconds === null ? "" : when(entry.start, entry.start + entry.seconds);
     const pills = [node("span", { class: `pill ${entry.status}` }, `${{ ok: "✓", partial: "◐", failed: "✕" }[entry.status] ?? ""} ${entry.status}`),
       entry.score !== null && node("span", { class: "pill" }, `score ${entry.score.toFixed(2)}`),
       entry.error && node("span", { class: "pill" }, entry.error),
+      entry.num_notes > 0 && node("span", { class: "pill", title: "The file was unusual; the notes are in the unit." }, entry.num_notes === 1 ? "1 note" : `${entry.num_notes} notes`),
       entry.labels.slice(0, 4).map((label) => node("span", { class: "pill" }, label))];
     reelscribe.unit(number).then((unit) => {
       const part = unit.parts.find((each) => !each.problem);
@@ -79,16 +82,23 @@
           ...(entry.seconds === null ? [] : [node("span", { class: "badge" }, span(entry.seconds))]),
           ...(unit.parts.length > 1 ? [node("span", { class: "badge" }, `${unit.parts.length} media`)] : []));
       } else {
-        thumb.replaceChildren(node("div", { class: "none" }, unit.parts.length ? "The media cannot be read now" : "The media could not be read"));
+        const why = unit.parts.length ? "The media cannot be read now" : entry.type === "conversation" ? question(unit) : "The media could not be read";
+        thumb.replaceChildren(node("div", { class: "none" }, why));
       }
-      excerpt.textContent = unit.error ? unit.error.message : unit.caption || (unit.texts[0] || ["", ""])[1];
+      excerpt.textContent = unit.error ? unit.error.message : (unit.headlines[0] || unit.texts[0] || ["", ""])[1];
       if (unit.events.length && entry.seconds) {
         strip.hidden = false;
         strip.append(...unit.events.map((event) => node("i", { style: place100(event, entry.start, entry.seconds) })));
       }
     }, () => { excerpt.textContent = "The details of this unit are missing: is the folder complete?"; });
     return node("li", {}, node("button", { type: "button", class: "card", "data-unit": number, "aria-label": `${entry.name} ${times}, ${entry.status}`, onclick: () => reelscribe.open(number) },
-      thumb, node("div", { class: "text" }, node("div", { class: "name", title: entry.name }, entry.name), excerpt, strip, node("div", { class: "pills" }, pills))));
+      thumb, node("div", { class: "text" }, node("div", { class: "head" }, node("div", { class: "name", title: entry.name }, entry.name), times && node("time", {}, times)), excerpt, strip, node("div", { class: "pills" }, pills))));
+  }
+
+  // What a conversation without media asks.
+  function question(unit) {
+    const last = unit.turns.filter(([role]) => role === "user").pop();
+    return last ? `“${last[1].slice(0, 200)}”` : "A conversation without images or videos";
   }
 
   // The CSS position of a time span on a line, in percent.

@@ -18,37 +18,57 @@ const reelscribe = (() => {
   const node = (name, attributes, ...children) => fill(document.createElement(name), attributes, children);
   const svg = (name, attributes, ...children) => fill(document.createElementNS(SVG, name), attributes, children);
 
-  // The details of one piece of the units: in this page, or in a script beside it.
+  // The details of one piece of the units or videos: in this page, or in a script beside it.
   const pieces = new Map();
   const waiting = new Map();
-  function piece(number) {
-    if (!pieces.has(number)) {
-      const inside = document.getElementById(`piece-${number}`);
-      pieces.set(number, inside ? Promise.resolve(JSON.parse(inside.textContent)) : new Promise((done, fail) => {
-        waiting.set(number, done);
-        const script = node("script", { src: `units/${String(number).padStart(5, "0")}.js`, onerror: () => fail(new Error("is the folder complete?")) });
+  function piece(kind, number) {
+    const key = `${kind}-${number}`;
+    if (!pieces.has(key)) {
+      const inside = document.getElementById(`piece-${key}`);
+      pieces.set(key, inside ? Promise.resolve(JSON.parse(inside.textContent)) : new Promise((done, fail) => {
+        waiting.set(key, done);
+        const script = node("script", { src: `${kind}/${String(number).padStart(5, "0")}.js`, onerror: () => fail(new Error("is the folder complete?")) });
         script.nonce = nonce;
         document.head.append(script);
       }));
     }
-    return pieces.get(number);
+    return pieces.get(key);
   }
-  function arrived(number, units) {
-    waiting.get(number)(units);
-    waiting.delete(number);
+  function arrived(kind, number, found) {
+    waiting.get(`${kind}-${number}`)(found);
+    waiting.delete(`${kind}-${number}`);
   }
-  async function unit(number) {
-    const units = await piece(Math.floor(number / data.units_per_piece));
-    return units[number % data.units_per_piece];
+  async function details(kind, number) {
+    const found = await piece(kind, Math.floor(number / data.units_per_piece));
+    return found[number % data.units_per_piece];
   }
+  const unit = (number) => details("units", number);
+  const video = (number) => details("videos", number);
 
   const count = (value) => Number(value).toLocaleString("en");
   function clock(seconds, digits = 2) {
     if (seconds === null || seconds === undefined) return "";
     const sign = seconds < 0 ? "-" : "";
-    const total = Math.abs(seconds);
-    const minutes = Math.floor(total / 60);
-    return `${sign}${minutes}:${(total - 60 * minutes).toFixed(digits).padStart(digits ? digits + 3 : 2, "0")}`;
+    const total = Number(Math.abs(seconds).toFixed(digits)); // 59.999 is 1:00, not 0:60
+    const [hours, minutes] = [Math.floor(total / 3600), Math.floor(total / 60) % 60];
+    const rest = (total - 60 * Math.floor(total / 60)).toFixed(digits).padStart(digits ? digits + 3 : 2, "0");
+    return hours ? `${sign}${hours}:${String(minutes).padStart(2, "0")}:${rest}` : `${sign}${minutes}:${rest}`;
+  }
+  // A time span, such as 0:08-0:18, with as many digits as its ends have.
+  function when(start, end) {
+    const digits = [0, 1, 2].find((some) => [start, end].every((time) => Math.abs(time - Number(time.toFixed(some))) < 0.005)) ?? 2;
+    return `${clock(start, digits)}-${clock(end, digits)}`;
+  }
+  // The lane of each span, so that spans of one lane do not overlap, and the number of lanes.
+  function lanes(spans) {
+    const ends = [];
+    const lane = Array(spans.length).fill(0);
+    spans.map((span, k) => [span, k]).sort((a, b) => a[0].start - b[0].start).forEach(([span, k]) => {
+      const free = ends.findIndex((end) => end <= span.start + 1e-9);
+      lane[k] = free < 0 ? ends.length : free;
+      ends[lane[k]] = span.end;
+    });
+    return { lane, number: ends.length };
   }
   function span(seconds) {
     if (seconds >= 5400) return `${(seconds / 3600).toFixed(1)} h`;
@@ -66,5 +86,5 @@ const reelscribe = (() => {
   document.getElementById("theme").addEventListener("click", () => theme(root.dataset.theme === "dark" ? "light" : "dark"));
   const color = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
 
-  return { data, node, svg, unit, arrived, count, clock, span, color, onTheme: (listener) => listeners.push(listener) };
+  return { data, node, svg, unit, video, arrived, count, clock, when, lanes, span, color, onTheme: (listener) => listeners.push(listener) };
 })();

@@ -1,7 +1,9 @@
 "use strict";
 // One unit: its frames with their marks, its timeline, and its prompts and answers.
 (() => {
-  const { data, node, clock, count } = reelscribe;
+  const { data, node, clock, count, when } = reelscribe;
+  const TITLES = { caption: "Caption", chat: "Answer", ocr: "Text" };
+  const title = (task) => TITLES[task] ?? task;
   const dialog = document.getElementById("unit");
   const quiet = matchMedia("(prefers-reduced-motion: reduce)").matches;
   let view = null; // {number, unit, part, place, kinds, playing}
@@ -23,13 +25,15 @@
   function content() {
     const { unit, number } = view;
     const entry = data.units[number];
+    const video = data.videos.findIndex((each) => each.units.includes(number));
     const step = (by, text, name) => node("button", { type: "button", class: "plain", "aria-label": name, title: name, disabled: reelscribe.neighbour(number, by) === undefined, onclick: () => turn(by) }, text);
     return node("div", { class: "unit" },
       node("header", {},
-        node("h2", { id: "unit-title" }, entry.name),
+        node("h2", { id: "unit-title", title: entry.name }, node("span", { class: "file" }, entry.name), entry.seconds !== null && node("time", {}, ` ${when(entry.start, entry.start + entry.seconds)}`)),
         node("span", { class: `pill ${entry.status}` }, entry.status),
         entry.score !== null && node("span", { class: "pill" }, `score ${entry.score.toFixed(2)}`),
         node("span", { class: "grow" }),
+        video >= 0 && node("button", { type: "button", class: "plain whole", onclick: () => { dialog.close(); reelscribe.showVideo(video); } }, "Whole video"),
         step(-1, "‹", "Previous unit (K)"), step(1, "›", "Next unit (J)"),
         node("button", { type: "button", class: "plain close", "aria-label": "Close", onclick: () => dialog.close() }, "✕")),
       node("div", { class: "sides" }, viewer(), details()));
@@ -44,6 +48,10 @@
   function viewer() {
     const { unit } = view;
     const side = node("div", { class: "viewer" });
+    if (!unit.parts.length && unit.turns.length) {
+      side.append(conversation());
+      return side;
+    }
     if (!unit.parts.length) {
       side.append(node("div", { class: "stage" }, node("p", { class: "thumb" }, node("span", { class: "none" }, "The media could not be read, so the model saw nothing."))));
       return side;
@@ -85,6 +93,10 @@
       line?.move(time);
     };
     return side;
+  }
+
+  function conversation() {
+    return node("section", { class: "turns", "aria-label": "Conversation" }, view.unit.turns.map(([role, text]) => node("div", { class: `turn ${role}` }, node("h4", {}, role), node("p", {}, text))));
   }
 
   function player(part) {
@@ -144,14 +156,16 @@
     const scores = Object.entries(data.units[view.number].scores);
     return node("div", { class: "details", tabindex: 0, role: "region", "aria-label": "Answers and facts" },
       unit.error && node("div", { class: "problem", role: "alert" }, node("p", {}, node("b", {}, unit.error.type), ` at ${unit.error.stage}`), node("p", {}, unit.error.message), node("p", {}, unit.error.advice)),
-      unit.caption && part("Caption", node("p", { class: "caption" }, unit.caption), right("caption")),
-      !unit.caption && "caption" in gold && part("Caption", right("caption")),
+      unit.parts.length > 0 && unit.turns.length > 0 && part("Conversation", conversation()),
+      unit.headlines.map(([task, text]) => part(title(task), node("p", { class: "caption" }, text), right(task))),
+      !unit.headlines.some(([task]) => task === "caption") && "caption" in gold && part("Caption", right("caption")),
+      unit.notes.length > 0 && part("Notes on the file", node("ul", { class: "notes" }, unit.notes.map((note) => node("li", {}, note)))),
       events.length > 0 && part("Events", node("ul", { class: "list" }, events)),
-      unit.texts.map(([task, text]) => part(task === "ocr" ? "Text" : task, node("pre", { tabindex: 0 }, text), right(task))),
+      unit.texts.map(([task, text]) => part(title(task), node("pre", { tabindex: 0 }, text), right(task))),
       found.length > 0 && part("Marks", node("ul", { class: "list" }, found), unit.marks.length > found.length && node("p", {}, `and ${count(unit.marks.length - found.length)} more`)),
       scores.length > 0 && part("Agreement with gold", node("dl", { class: "facts" }, scores.map(([task, score]) => [node("dt", {}, task), node("dd", {}, node("meter", { min: 0, max: 1, low: 0.5, high: 0.8, optimum: 1, value: score, "aria-label": `${task} ${score}` }), ` ${score.toFixed(3)}`)]))),
       unit.answers.length > 0 && part("Prompts and raw answers", unit.answers.map(answer)),
-      part("Facts", node("dl", { class: "facts" }, node("dt", {}, "uri"), node("dd", {}, unit.uri), unit.facts.map(([name, value]) => [node("dt", {}, name), node("dd", {}, value)]))));
+      part("Facts", node("dl", { class: "facts" }, unit.uri && [node("dt", {}, "uri"), node("dd", {}, unit.uri)], unit.facts.map(([name, value]) => [node("dt", {}, name), node("dd", {}, value)]))));
   }
 
   function answer(of) {

@@ -1,0 +1,103 @@
+"""Whole videos as JSON values for the page: the row of ``items``, and the video's units.
+
+A video has an index entry, for the list, and details, which the page loads when it shows the video.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+
+from jobs.report.units import cut, headline_of, href, name_of
+from jobs.results.read import Row, parquet_files
+from pipeline.storage.parquet import read_parquet
+from pipeline.storage.storage import Storage, join
+from schemas.tables.item import item_id
+
+_EXCERPT_CHARS = 240
+_SEARCHED_CHARS = 2000
+
+
+def read_items(output: str, recipe_id: str, storage: Storage) -> dict[str, list[Row]]:
+    """Read the rows of the table ``items`` of a recipe, by media_id; empty if there are none."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    if output.lower().endswith(".parquet"):
+        return found
+    for file in parquet_files(join(output, "items"), storage):
+        table = read_parquet(file, storage)
+        if "items_id" in table.column_names:
+            for row in table.filter(pc.field("recipe_id") == recipe_id).to_pylist():
+                found[row["media_id"]].append(row)
+    return found
+
+
+def video_values(
+    rows: Sequence[Row], items: Mapping[str, Sequence[Row]], created: Mapping[str, str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the index entries and the details of the videos, in the order of their first unit.
+
+    rows: units, as the page numbers them. items: as ``read_items`` returns them. created: when
+    each run was created.
+    """
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        if (row.get("media") or {}).get("media_type") == "video" and row.get("sampling"):
+            numbers[row["media_id"]].append(number)
+    entries, details = [], []
+    for media_id, found in numbers.items():
+        units = [rows[number] for number in found]
+        item = _item_of(units, items.get(media_id, ()), created)
+        entries.append(_entry(units, found, item))
+        details.append(_details(units, item))
+    return entries, details
+
+
+def _item_of(units: Sequence[Row], items: Sequence[Row], created: Mapping[str, str]) -> Row | None:
+    """Return the newest row about exactly these units, else the newest about the video."""
+    ids = [unit["unit_id"] for unit in units]
+
+    def order(item: Row) -> tuple[bool, str]:
+        is_exact = item["item_id"] == item_id(item["items_id"], ids)
+        return is_exact, created.get(item["run_id"], "")
+
+    return max(items, key=order, default=None)
+
+
+def _entry(units: Sequence[Row], numbers: list[int], item: Row | None) -> dict[str, Any]:
+    statuses = {unit["status"] for unit in units}
+    status = statuses.pop() if len(statuses) == 1 else "partial"
+    summary = (item or {}).get("summary") or ""
+    events = (item or {}).get("events") or []
+    words = [name_of(units[0]), units[0]["uri"], summary, *(e["caption"] for e in events)]
+    spans = [unit["sampling"] for unit in units]
+    return {
+        "name": name_of(units[0]),
+        "units": numbers,
+        "status": item["status"] if item else status,
+        "num_failed": sum(unit["status"] == "failed" for unit in units),
+        "start": min(span.get("start_seconds") or 0.0 for span in spans),
+        "end": max(span.get("end_seconds") or 0.0 for span in spans),
+        "text": " ".join(words)[:_SEARCHED_CHARS].lower(),
+    }
+
+
+def _details(units: Sequence[Row], item: Row | None) -> dict[str, Any]:
+    events = (item or {}).get("events") or []
+    return {
+        "uri": units[0]["uri"],
+        "href": href(units[0]["uri"]),
+        "summary": cut((item or {}).get("summary")),
+        "note": (item or {}).get("summary_note"),
+        "events": [
+            {"start": e["start_seconds"], "end": e["end_seconds"], "caption": e["caption"]}
+            for e in events
+        ],
+        "excerpts": [_excerpt(unit) for unit in units],
+    }
+
+
+def _excerpt(row: Row) -> str:
+    if row.get("error"):
+        return f"{row['error']['type']}: {row['error']['message']}"[:_EXCERPT_CHARS]
+    return " ".join(headline_of(row).split())[:_EXCERPT_CHARS]
