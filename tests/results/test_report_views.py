@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from jobs.plan.runs import Run
+from jobs.report.videos import video_values
 from jobs.run.items import ITEM, item_row
 from pipeline.media.decode import decode_unit
 from pipeline.output.rows import annotation_row
@@ -24,6 +25,7 @@ from tests.support.units import (
     KEY,
     QUESTIONS,
     answer,
+    clip_unit,
     draw_image,
     failed_unit,
     image_unit,
@@ -193,6 +195,24 @@ def test_a_folder_loads_the_details_of_videos(browser, output: Path, tmp_path: P
     assert text(browser, ".video .caption") == SUMMARY
 
 
+def test_a_video_has_the_row_of_exactly_its_units():
+    """Not that of a later run of fewer units, nor that of an earlier run of the same ones."""
+    units = [annotation_row(clip_unit("m", k, k + 5), QUESTIONS, KEY) for k in (0, 5, 10)]
+
+    def item(run: str, summary: str, *seen: dict) -> dict:
+        ids = {"item_id": item_id("i1", [row["unit_id"] for row in seen]), "items_id": "i1"}
+        return item_row(seen, ids | {"run_id": run, "recipe_id": "r1"}) | {"summary": summary}
+
+    items = [item("a", "old", *units), item("b", "new", *units), item("c", "less", *units[:2])]
+    created = {"a": "2026-01-01", "b": "2026-02-01", "c": "2026-03-01"}
+    for given, found in (
+        (items, "new"), (items[::-1], "new"), (items[:1], "old"), (items[2:], "less"), ([], None),
+    ):  # fmt: skip
+        (entry,), (details,) = video_values(units, {"m": given}, created)
+        assert details["summary"] == found
+        assert entry["units"] == [0, 1, 2] and (entry["start"], entry["end"]) == (0, 15)
+
+
 @needs_browser
 def test_a_summary_is_found_by_the_search(browser, page: Path):
     visit(browser, page)
@@ -266,7 +286,7 @@ def test_a_run_is_tables_and_its_file_is_folded(browser, page: Path):
     assert tables["times"]["created"] == "2026-11-22 20:15:00 UTC"
     assert tables["times"]["done by the last start"] == "2 units (6 a minute)"
     assert tables["machines"] == {
-        "2 ×": "16 CPUs, 1 GPUs (H200), 120 GiB of memory",
+        "2 ×": "16 CPUs, 1 GPU (H200), 120 GiB of memory",
         "decoders": "4",
         "engines": "2",
     }
@@ -297,7 +317,12 @@ def test_every_view_fits_its_screen(browser, page: Path, width: int):
         wait(browser, "document.querySelector('dialog[open] .film button')")
         assert rectangle(browser, "#unit-title")["height"] < 32
         assert rectangle(browser, "#unit-title time")["right"] <= width
-        assert browser.execute_script(WIDER) == []
+        dialog = rectangle(browser, "dialog")
+        for inside in (".stage", ".film", ".timeline", ".bar", ".details", ".unit > header"):
+            box = rectangle(browser, f"dialog {inside}")
+            assert box["width"] > 0.25 * dialog["width"], inside
+            assert dialog["left"] <= box["left"] and box["right"] <= dialog["right"], inside
+        assert rectangle(browser, "#unit-title .file")["width"] > 150
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -23,8 +23,10 @@
       ["engines, all rows", run.counts?.engine_seconds && span(run.counts.engine_seconds)]].filter(([, value]) => value);
   }
 
+  const many = (number, name) => `${count(number)} ${name}${number === 1 ? "" : "s"}`;
+
   function machines(run) {
-    const rows = (run.machines ?? []).map((kind) => [`${count(kind.num)} ×`, [`${count(kind.cpus)} CPUs`, kind.gpus && `${count(kind.gpus)} GPUs${kind.gpu ? ` (${kind.gpu})` : ""}`, `${count(kind.memory_gib)} GiB of memory`].filter(Boolean).join(", ")]);
+    const rows = (run.machines ?? []).map((kind) => [`${count(kind.num)} ×`, [many(kind.cpus, "CPU"), kind.gpus && `${many(kind.gpus, "GPU")}${kind.gpu ? ` (${kind.gpu})` : ""}`, `${count(kind.memory_gib)} GiB of memory`].filter(Boolean).join(", ")]);
     return [...rows, ...Object.entries(run.actors ?? {})];
   }
 
@@ -41,7 +43,7 @@
         table("Decoded by", counted(counts.decoders)),
         table("Tokens", [["prompts", counts.prompt_tokens], ["answers", counts.output_tokens]].filter(([, value]) => value)),
         table("Left out by the scan", (run.left_out ?? []).map((text) => [text]))),
-      settings.length > 0 && node("details", { open: true }, node("summary", {}, "Settings"), node("div", { class: "tables" }, settings)),
+      settings.length > 0 && node("details", { open: data.runs.length <= 3 }, node("summary", {}, "Settings"), node("div", { class: "tables" }, settings)),
       run.versions && node("details", {}, node("summary", {}, "Versions"), node("div", { class: "tables" }, table("Versions", Object.entries(run.versions)))),
       raw);
   }
