@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT)]
 from benchmarks.common import call, is_child, parser  # noqa: E402
 from pipeline.manifest.existing import ExistingMedia  # noqa: E402
 from pipeline.output.rows import ANNOTATION  # noqa: E402
+from pipeline.storage.ids import digest  # noqa: E402
 from pipeline.storage.parquet import write_parquet  # noqa: E402
 from pipeline.storage.storage import Storage  # noqa: E402
 from schemas.tables.manifest import MediaItem  # noqa: E402
@@ -40,7 +41,7 @@ def write_table(folder: str, rows: int) -> None:
         fixed = pa.Table.from_pylist([ROW] * 1, schema=ANNOTATION)
         table = fixed.take(pa.array([0] * count))
         for name, values in (
-            ("unit_id", [f"{k:024x}" for k in ks]),
+            ("unit_id", [digest(f"{k:020x}", None, None, None) for k in ks]),
             ("media_id", [f"{k:020x}" for k in ks]),
             ("uri", [f"s3://media/archive/{k // 1000:06d}/{k:09d}.jpg" for k in ks]),
             ("content_version", [etag(k) for k in ks]),
@@ -81,7 +82,7 @@ def ask(folder: str, num_rows: str) -> str:
                 )
                 for k in range(start, min(start + BATCH, rows))
             ]
-            new += len(known.new_items(items))
+            new += len(known.new_items(items)[0])
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     assert new == len(range(0, rows, 1000)), new

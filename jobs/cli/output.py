@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     type=int,
     metavar="DAYS",
     help="Remove rows older than this that `latest` does not show: rows of earlier recipes, and of "
-    "media that have changed since.",
+    "media that have changed since or are gone. 0: whatever their age.",
 )
 @click.option(
     "--plan-days",

@@ -2,5 +2,6 @@
 
 What enters: a ``Job``. What leaves: a ``JobContext`` and the run's plan, a table of UNIT rows. Read
 ``open_job`` first, then ``plan_file`` and ``probe``. ``runs`` reads and writes run.json,
-``secrets`` keeps signed urls out of the plan file, ``print_plan`` prints.
+``listing`` records names whose content is known, ``secrets`` keeps signed urls out of the plan
+file, ``print_plan`` prints.
 """

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import pyarrow as pa
 
 from jobs.console.output_path import absolute_uri
 from jobs.console.waiting import waiting_for
@@ -18,6 +20,7 @@ from pipeline.plan.recipe import recipe, recipe_id
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError
 from schemas.job.job import Job
+from schemas.tables.listing import LISTING
 from schemas.tables.manifest import MediaItem
 
 
@@ -28,6 +31,7 @@ class JobContext:
     num_known: media that ``only_new`` left out, since the table has them.
     changes: how the run's recipe and manifest differ from the latest run of the same job name.
     left_out: what the listing of a folder left out, a line for each reason.
+    listing: LISTING rows that say what the listing changed without a new answer.
     """
 
     job: Job
@@ -37,6 +41,7 @@ class JobContext:
     run: Run
     changes: list[str]
     left_out: tuple[str, ...] = ()
+    listing: pa.Table = field(default_factory=LISTING.empty_table)
 
 
 def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
@@ -80,6 +85,7 @@ def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
         left_out=selection.left_out,
         run=run,
         changes=changes,
+        listing=selection.listing,
     )
     return context, selection.items
 

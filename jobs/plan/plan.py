@@ -5,6 +5,7 @@ from rich.console import Console
 
 from jobs.cost.alternatives import print_alternatives
 from jobs.cost.estimate import check_cost, estimate, print_estimate
+from jobs.plan.listing import record_listing
 from jobs.plan.open_job import JobContext, open_job
 from jobs.plan.plan_file import draft_plan, write_plan
 from jobs.plan.print_plan import print_left_out, print_plan
@@ -25,6 +26,7 @@ def run(job: Job, console: Console, *, dry_run: bool = False) -> pa.Table:
     """
     context, items = open_job(job)
     print_left_out(context, console)
+    record_listing(context.listing, context, console, dry_run=dry_run)
     if nothing_new(context, len(items), console):
         return UNIT.empty_table()
     if context.run.status != "complete" and not dry_run:
@@ -33,6 +35,7 @@ def run(job: Job, console: Console, *, dry_run: bool = False) -> pa.Table:
     draft = draft_plan(context, items, console)
     del items  # a million take 0.5 GB, and sorting holds the plan twice
     plan = write_plan(draft, context, dry_run=dry_run)
+    record_listing(draft.listing, context, console, dry_run=dry_run)
     del draft
     print_plan(plan, context, console, dry_run=dry_run)
     predicted = estimate(plan, context.job, context.run.cost)

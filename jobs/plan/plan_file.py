@@ -5,20 +5,22 @@ the run's folder, without the secrets in uris.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
+from jobs.plan.listing import existing_media
 from jobs.plan.open_job import JobContext
 from jobs.plan.probe import probe_items
 from jobs.plan.secrets import remove_secrets, restore_secrets
-from pipeline.manifest.existing import ExistingMedia, matchable_without_probe
+from pipeline.manifest.existing import is_matchable
 from pipeline.output.table import ids_in, is_readable
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.storage import join
 from schemas.errors import ErrorType, ManifestError, StorageError
+from schemas.tables.listing import LISTING
 from schemas.tables.manifest import MediaItem
 from schemas.tables.unit import UNIT
 
@@ -28,10 +30,12 @@ class Draft:
     """The units of a plan, before they are written.
 
     units: UNIT rows. is_written: the plan file has exactly these, in their final order.
+    listing: LISTING rows of media whose units were left out, because their content is known.
     """
 
     units: pa.Table
     is_written: bool
+    listing: pa.Table = field(default_factory=LISTING.empty_table)
 
 
 def read_plan(context: JobContext, items: Sequence[MediaItem]) -> pa.Table:
@@ -70,8 +74,8 @@ def draft_plan(context: JobContext, items: Sequence[MediaItem], console: Console
     # With `only_new`, the items left may all be ones that were never readable.
     if not context.num_known:
         _check_access(pa.concat_tables([kept, found]))
-    units = pa.concat_tables([kept, _new_units(found, missing, context)])
-    return Draft(units=units, is_written=False)
+    new, listing = _new_units(found, missing, context)
+    return Draft(units=pa.concat_tables([kept, new]), is_written=False, listing=listing)
 
 
 def draft_again(
@@ -127,12 +131,14 @@ def _plan_uri(context: JobContext) -> str:
     return join(context.run.folder(context.job.output), "plan", "part-0.parquet")
 
 
-def _new_units(units: pa.Table, items: Sequence[MediaItem], context: JobContext) -> pa.Table:
+def _new_units(
+    units: pa.Table, items: Sequence[MediaItem], context: JobContext
+) -> tuple[pa.Table, pa.Table]:
     """With ``only_new``, leave out units that the table has, where only probing identifies them."""
-    if not context.job.input.only_new or all(matchable_without_probe(item) for item in items):
-        return units
-    with ExistingMedia(context.job.output, context.run.key.recipe_id, context.storage) as known:
-        return known.new_units(units)
+    if not context.job.input.only_new or all(is_matchable(item) for item in items):
+        return units, LISTING.empty_table()
+    with existing_media(context) as existing:
+        return existing.new_units(units)
 
 
 def _check_access(plan: pa.Table) -> None:

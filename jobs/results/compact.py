@@ -7,7 +7,13 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.text import Text
 
-from pipeline.output.compact import find_bins, find_superseded_rows, join_files
+from pipeline.output.compact import (
+    find_bins,
+    find_superseded_items,
+    find_superseded_rows,
+    join_files,
+    join_listing,
+)
 from pipeline.output.duplicates import remove_rows
 from pipeline.output.views import write_views
 from pipeline.storage.storage import Storage, join
@@ -20,7 +26,8 @@ class CompactOptions:
 
     target_bytes: approximate size of joined files; files of at least half that size are kept.
     superseded_days: remove rows of older partitions that the view ``latest`` does not show: rows of
-        earlier recipes and of earlier content. None: keep them.
+        earlier recipes, of earlier content and of media that are gone. 0: of all partitions; None:
+        keep them.
     plan_days: remove plans and logs of older complete runs, but not run.json. None: keep them.
     dry_run: only print what would be joined.
     """
@@ -50,11 +57,17 @@ def run(output: str, options: CompactOptions, storage: Storage, console: Console
         return
     gone = sum(join_files(some, storage) for some in todo)
     console.print(Text(f"joined {text}" + ("" if gone == count else f"; {gone:,} removed")))
-    write_views(output, storage)
     if options.superseded_days is not None:
-        rows = find_superseded_rows(output, _days_ago(options.superseded_days), storage)
+        before = _days_ago(options.superseded_days)
+        rows = find_superseded_rows(output, before, storage)
+        videos = find_superseded_items(output, before, storage)
         remove_rows(rows, storage)
-        console.print(f"removed {rows.num_rows:,} superseded rows")
+        remove_rows(videos, storage)
+        console.print(
+            f"removed {rows.num_rows:,} superseded rows, {videos.num_rows:,} of whole videos"
+        )
+    join_listing(output, storage)
+    write_views(output, storage)
     if options.plan_days is not None:
         files = _old_plans(output, _days_ago(options.plan_days), storage)
         for file in files:
@@ -63,7 +76,8 @@ def run(output: str, options: CompactOptions, storage: Storage, console: Console
 
 
 def _days_ago(days: int) -> str:
-    return f"{datetime.now(UTC) - timedelta(days=days):%Y-%m-%d}"
+    """The first date that is kept: 0 days keep none."""
+    return f"{datetime.now(UTC) - timedelta(days=days - 1):%Y-%m-%d}"
 
 
 def _old_plans(output: str, before: str, storage: Storage) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.output.duplicates import STATUS_RANKS
+from jobs.results.latest import latest_rows, listed_under, read_listed
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.storage import Storage, join
@@ -24,6 +24,8 @@ Row = dict[str, Any]
 _KEYS = ("unit_id", "media_id", "uri", "run_id", "recipe_id", "status")
 _GOLD_COLUMNS = [
     *_KEYS,
+    "content_version",
+    "timings.finished_at",
     "media",
     "sampling",
     "responses.list.element.task",
@@ -54,9 +56,9 @@ class Annotations:
 
     run_ids: the runs that wrote rows of the recipe.
     chosen: why this recipe, if the table has others and the selection names none.
-    num_rows: number of all rows of the recipe.
+    num_rows: number of all rows of the recipe, and of the answers that other names share.
     num_superseded: number of rows left out, because another row is of the same unit, or of later
-        content of the same media.
+        content of the same media, or because the media are gone.
     examples: (media_id, uri) of some media of the table.
     """
 
@@ -98,7 +100,8 @@ def read_annotations(
             f"there are no annotations in {redact_uri(uri)}: give the output folder of "
             "`reelscribe annotate`, or a Parquet file"
         )
-    wanted = media and tuple(pa.array(sorted(names), pa.string()) for names in media)
+    listed = read_listed(re.sub(r"/annotations/?$", "", uri), storage)
+    wanted = media and _with_sources(media, listed)
     with ThreadPoolExecutor(16) as pool:
         parts = list(pool.map(lambda file: _read_part(file, wanted, storage), files))
     counts: Counter[tuple[str, str]] = Counter()
@@ -115,16 +118,36 @@ def read_annotations(
             pc.equal(part.table["recipe_id"], pa.scalar(recipe))
         ).to_pylist()
     ]
-    rows = _latest(found, created)
+    rows = latest_rows(found, listed_under(listed, recipe), created)
+    if media is not None:  # without the names that only have the answers of the wanted ones
+        ids, uris = map(set, media)
+        found, rows = (
+            [row for row in some if row["media_id"] in ids or row["uri"] in uris]
+            for some in (found, rows)
+        )
+    num_copied = sum("copied_from" in row for row in rows)
     return Annotations(
         rows=rows,
         recipe_id=recipe,
         run_ids=sorted(run for run, of in counts if of == recipe),
         chosen=chosen,
-        num_rows=sum(count for (_, of), count in counts.items() if of == recipe),
-        num_superseded=len(found) - len(rows),
+        num_rows=sum(count for (_, of), count in counts.items() if of == recipe) + num_copied,
+        num_superseded=len(found) - (len(rows) - num_copied),
         examples=[example for part in parts for example in part.examples][:3],
     )
+
+
+def _with_sources(
+    media: tuple[Collection[str], Collection[str]], listed: list[Row]
+) -> "tuple[pa.Array[Any], ...]":
+    """The media_ids and uris to read: the wanted ones, and those that have their answers."""
+    ids, uris = map(set, media)
+    shared = {
+        row["answers_of"]
+        for row in listed
+        if row["answers_of"] and (row["media_id"] in ids or row["uri"] in uris)
+    }
+    return tuple(pa.array(sorted(names), pa.string()) for names in ({*ids, *shared}, uris))
 
 
 def output_and_run(uri: str) -> tuple[str, str | None]:
@@ -228,30 +251,6 @@ def _choose_recipe(
     return recipe_of[
         newest[0]
     ], f"of the newest run, {newest[0]}; --recipe selects others: {others}"
-
-
-def _latest(rows: list[Row], created: Callable[[str], str]) -> list[Row]:
-    """Return the best row of each unit, and of each media only the units of its latest content."""
-    best: dict[str, Row] = {}
-    for row in sorted(rows, key=lambda row: (STATUS_RANKS.get(row["status"], 3), row["run_id"])):
-        best.setdefault(row["unit_id"], row)
-    by_media: dict[str, list[Row]] = defaultdict(list)
-    for row in best.values():
-        by_media[row["media_id"]].append(row)
-    latest: list[Row] = []
-    for found in by_media.values():
-        # A row of unreadable media has no content version, so its unit id differs from today's.
-        read = [row for row in found if row["media"] or row.get("parts")] or found
-        if len({_content(row) for row in read}) > 1:
-            content = _content(max(read, key=lambda row: created(row["run_id"])))
-            read = [row for row in read if _content(row) == content]
-        latest += read
-    return latest
-
-
-def _content(row: Row) -> str | None:
-    version: str | None = (row["media"] or {}).get("content_version")
-    return version
 
 
 def _brief(names: list[str], max_names: int = 5) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 from rich.console import Console
 from rich.text import Text
 
+from jobs.plan.listing import existing_media, record_done_media, record_listing
 from jobs.plan.open_job import open_job
 from jobs.plan.plan import nothing_new
 from jobs.plan.plan_file import draft_again, draft_plan, read_plan, write_plan
@@ -25,11 +26,15 @@ def run(job: Job, console: Console) -> Run:
     """
     context, items = open_job(job)
     print_left_out(context, console)
+    record_listing(context.listing, context, console)
     if nothing_new(context, len(items), console):
         return dataclasses.replace(context.run, status="complete")
     for change in context.changes:
         console.print(Text(f"new run: {change}"))
     if context.run.status == "complete":
+        if job.input.scan is not None:  # the media may have had other content since
+            with existing_media(context) as existing:
+                record_listing(existing.new_items(items)[1], context, console)
         print_run(context.run, context, console)
         try:
             plan = read_plan(context, items)
@@ -44,10 +49,12 @@ def run(job: Job, console: Console) -> Run:
             draft = draft_again(draft.units, media_ids, context, items, console)
         del items  # a million take 0.5 GB, and sorting holds the plan twice
         plan = write_plan(draft, context)
+        record_listing(draft.listing, context, console)
         del draft
         print_plan(plan, context, console)
         rows = remove_duplicates(read_rows(context, plan), context.storage, plan)
         units = units_to_do(plan, rows, context.run)
+        record_done_media(plan, rows, units, context, console)
         del rows
         if units.num_rows < plan.num_rows:
             num_done = plan.num_rows - units.num_rows

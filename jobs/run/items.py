@@ -38,7 +38,8 @@ ITEMS_PER_FILE = 1024
 Row = dict[str, Any]
 
 _UNIT_COLUMNS = (
-    "unit_id", "media_id", "media", "run_id", "uri", "status", "error.type", "error.attempts",
+    "unit_id", "media_id", "content_version", "media", "run_id", "uri", "status", "error.type",
+    "error.attempts",
     "sampling.start_seconds", "sampling.end_seconds", "sampling.sample_fps", "caption", "events",
     "attributes", "parts.list.element.uri",
 )  # fmt: skip

@@ -6,71 +6,108 @@ so that a table of ten million media fits. Media items are then looked up in bat
 Media are identified by content. An etag that is an MD5, as S3 gives it (with the number of parts
 for a multipart upload), identifies the bytes under any name. Other versions (size and time, a
 generation) identify content only together with the media id, so a renamed object counts as new.
+
+A name (``media_id``) whose content is known needs no new answer. If the table does not say yet that
+this content is under this name, a row of the table ``listing`` says so: LISTING rows are returned
+beside what is new.
 """
 
-import itertools
 import tempfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.storage.parquet import read_parquet
-from pipeline.storage.storage import Storage, join
-from schemas.errors import TRANSIENT, ErrorType
+from pipeline.manifest.existing_rows import batches, flat, read_listing, read_rows
+from pipeline.storage.errors import redact_uri
+from pipeline.storage.storage import Storage
+from schemas.errors import TRANSIENT
+from schemas.tables.listing import LISTING
 from schemas.tables.manifest import MediaItem
 
 MEMORY_LIMIT = "1GB"
-_MIN_INSERTED_ROWS = 200_000
 _EPS_SECONDS = 0.01
 
-# Identifies the content, see above. Hashed to 16 bytes, since DuckDB holds millions of them.
+# Names and contents are hashed to 16 bytes, since DuckDB holds millions of them.
+_NAME = "md5_number(media_id)"
 _KEY = r"""md5_number(CASE WHEN regexp_full_match(content_version, '[0-9a-f]{32}(-\d+)?')
     THEN content_version ELSE concat(media_id, chr(31), content_version) END)"""
+# The unit_id of a manifest row without tasks, messages, intrinsics or frames of its own: only such
+# rows answer the same questions under another name.
+_IS_SIMPLE = """unit_id = left(sha256(concat_ws(chr(31), media_id, coalesce(media_version, ''),
+    coalesce(format('{:.6f}', start_seconds), ''),
+    coalesce(format('{:.6f}', end_seconds), ''))), 24)"""
 
-_COLUMNS = {
-    "content_version": ("content_version",),
-    "media_id": ("media_id",),
-    "error_type": ("error", "type"),
-    "media_type": ("media", "media_type"),
-    "begin_seconds": ("media", "begin_seconds"),
-    "duration_seconds": ("media", "duration_seconds"),
-    "start_seconds": ("sampling", "start_seconds"),
-    "end_seconds": ("sampling", "end_seconds"),
-}
-
-_CREATE_SPANS = """
-CREATE OR REPLACE TABLE span (key UHUGEINT, start_seconds DOUBLE, end_seconds DOUBLE,
-    first DOUBLE, last DOUBLE, is_whole BOOLEAN);
+_CREATE = """
+CREATE OR REPLACE TABLE span (key UHUGEINT, name UHUGEINT, unit UHUGEINT, start_seconds DOUBLE,
+    end_seconds DOUBLE, first DOUBLE, last DOUBLE, is_whole BOOLEAN, is_simple BOOLEAN);
+CREATE OR REPLACE TABLE seen (name UHUGEINT, media_id VARCHAR, uri VARCHAR, key UHUGEINT,
+    is_mine BOOLEAN, source UHUGEINT, is_gone BOOLEAN, seen_at BIGINT);
+CREATE OR REPLACE TABLE listed (name UHUGEINT);
 """
 
-# The table has a whole video if its spans leave no gap from the first frame to the last.
+_INSERT_SPANS = f"""
+INSERT INTO span
+SELECT {_KEY}, {_NAME}, md5_number(unit_id), round(start_seconds, 3), round(end_seconds, 3),
+    begin_seconds, begin_seconds + duration_seconds, media_type IS NULL OR media_type = 'image'
+        OR (start_seconds <= begin_seconds + {_EPS_SECONDS}
+        AND end_seconds >= begin_seconds + duration_seconds - {_EPS_SECONDS}), {_IS_SIMPLE}
+FROM batch WHERE recipe_id = $recipe_id AND content_version IS NOT NULL
+    AND (error_type IS NULL OR NOT list_contains($transient, error_type))
+"""
+
+# A row says which content its name had when it was written. A row of media that could not be read
+# does so only if the listing gave it a version.
+_INSERT_SEEN = f"""
+INSERT INTO seen
+SELECT {_NAME}, media_id, uri, {_KEY}, recipe_id = $recipe_id, {_NAME}, false,
+    CASE WHEN content_version IS NULL AND media_type IS NULL THEN -1
+        ELSE coalesce(epoch_us(finished_at), 0) END AS seen_at
+FROM batch QUALIFY row_number() OVER (PARTITION BY media_id ORDER BY seen_at DESC) = 1
+"""
+
+_INSERT_LISTING = f"""
+INSERT INTO seen
+SELECT {_NAME}, media_id, uri, {_KEY}, recipe_id = $recipe_id, md5_number(answers_of),
+    is_gone, epoch_us(listed_at) FROM batch
+"""
+
+# `whole`: content that a name has whole: the spans of a video leave no gap from the first frame to
+# the last. `holder`: one of the names of a content. `claim`: names that got its answers.
+# `state`: what each name has by its newest row.
 _CREATE_WHOLE = f"""
 CREATE TABLE whole AS
-    SELECT DISTINCT key FROM span WHERE is_whole
+    SELECT DISTINCT key, name FROM span WHERE is_simple AND is_whole
     UNION
-    SELECT key FROM (
-        SELECT *, max(end_seconds) OVER (PARTITION BY key ORDER BY start_seconds
+    SELECT key, name FROM (
+        SELECT *, max(end_seconds) OVER (PARTITION BY key, name ORDER BY start_seconds
             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS reached
-        FROM span WHERE NOT is_whole)
-    GROUP BY key HAVING min(start_seconds) <= min(first) + {_EPS_SECONDS}
+        FROM span WHERE is_simple AND NOT is_whole)
+    GROUP BY key, name HAVING min(start_seconds) <= min(first) + {_EPS_SECONDS}
         AND max(end_seconds) >= max(last) - {_EPS_SECONDS}
-        AND bool_and(reached IS NULL OR start_seconds <= reached + {_EPS_SECONDS})
+        AND bool_and(reached IS NULL OR start_seconds <= reached + {_EPS_SECONDS});
+CREATE TABLE holder AS SELECT key, min(name) AS source FROM whole GROUP BY key;
+CREATE TABLE claim AS
+    SELECT DISTINCT name, key FROM seen WHERE is_mine AND source <> name;
+CREATE TABLE state AS
+    FROM seen QUALIFY row_number() OVER (PARTITION BY name ORDER BY seen_at DESC) = 1;
+DROP TABLE seen;
 """
 
-# A bad request (a span after the end) does not mean that the rest of the video was annotated.
-_INSERT = f"""
-INSERT INTO span
-SELECT {_KEY}, start_seconds, end_seconds, begin_seconds, begin_seconds + duration_seconds,
-    CASE WHEN media_type IS NULL THEN error_type IS DISTINCT FROM $bad_request
-    ELSE media_type = 'image' OR (start_seconds <= begin_seconds + {_EPS_SECONDS}
-        AND end_seconds >= begin_seconds + duration_seconds - {_EPS_SECONDS}) END
-FROM batch
-WHERE content_version IS NOT NULL AND (error_type IS NULL OR NOT list_contains($transient, error_type))
-"""  # noqa: E501
+# Rows of `found` whose name has another content in `state`, or one without answers; `id` names a
+# row, `source` is the name that has the answers.
+_CHANGED = """
+SELECT id, origin.media_id FROM found LEFT JOIN state USING (name)
+    LEFT JOIN whole AS shown ON shown.key = state.key AND shown.name = state.source
+    LEFT JOIN state AS origin ON origin.name = found.source
+    LEFT JOIN claim ON claim.name = found.name AND claim.key = found.key
+WHERE state.name IS NULL OR state.is_gone OR state.key IS DISTINCT FROM found.key
+    OR (state.is_mine AND state.source <> found.source AND shown.key IS NULL)
+    OR (NOT state.is_mine AND found.source <> found.name AND claim.key IS NULL)
+"""
 
 
 class ExistingMedia:
@@ -85,6 +122,7 @@ class ExistingMedia:
         Raises:
             StorageError: the storage refused or failed.
         """
+        self._recipe_id, self._began_at = recipe_id, datetime.now(UTC)
         self._folder = tempfile.TemporaryDirectory(prefix="reelscribe-")
         self._db = duckdb.connect(
             config={
@@ -93,11 +131,16 @@ class ExistingMedia:
                 "preserve_insertion_order": False,
             }
         )
+        recipe = {"recipe_id": recipe_id}
+        transient = recipe | {"transient": sorted(TRANSIENT)}
         for is_last_attempt in (False, False, True):
-            self._db.execute(_CREATE_SPANS)
+            self._db.execute(_CREATE)
             try:
-                for batch in _batches(_read_parts(output, recipe_id, storage)):
-                    self._insert(batch)
+                for batch in batches(read_rows(output, recipe_id, storage)):
+                    self._insert(batch, _INSERT_SPANS, transient)
+                    self._insert(batch, _INSERT_SEEN, recipe)
+                for batch in batches(read_listing(output, storage)):
+                    self._insert(batch, _INSERT_LISTING, recipe)
                 break
             except FileNotFoundError:  # `reelscribe compact` joined a file with others meanwhile
                 if is_last_attempt:
@@ -113,89 +156,126 @@ class ExistingMedia:
         self._db.close()
         self._folder.cleanup()
 
-    def _insert(self, batch: pa.Table) -> None:
+    def _insert(self, batch: pa.Table, query: str, values: dict[str, Any] | None = None) -> None:
         self._db.register("batch", batch)
-        types = {"transient": sorted(TRANSIENT), "bad_request": ErrorType.BAD_REQUEST.value}
-        self._db.execute(_INSERT, types)
+        self._db.execute(query, values)
         self._db.unregister("batch")
 
-    def new_items(self, items: list[MediaItem]) -> list[MediaItem]:
-        """Return the items that are not in the table, or only in part.
+    def _query(self, batch: pa.Table, query: str) -> list[tuple[Any, ...]]:
+        """Rows of a query of a batch."""
+        self._db.register("batch", batch)
+        found = self._db.execute(query).fetchall()
+        self._db.unregister("batch")
+        return found
 
-        Items without a version, or with a time span, are returned too: ``new_units`` checks them.
+    def new_items(self, items: list[MediaItem]) -> tuple[list[MediaItem], pa.Table]:
+        """Return the items that are not in the table, or only in part; and LISTING rows of others.
+
+        Items that only a probe can compare are returned too: ``new_units`` compares them.
         """
-        matchable = [(k, item) for k, item in enumerate(items) if matchable_without_probe(item)]
-        versions = [item.content_version for _, item in matchable]
-        batch = pa.table(
-            {
-                "k": pa.array([k for k, _ in matchable], pa.int64()),
-                "media_id": pa.array([item.media_id for _, item in matchable], pa.string()),
-                "content_version": pa.array(versions, pa.string()),
-            }
-        )
-        self._db.register("batch", batch)
-        known = self._db.execute(f"SELECT k FROM batch SEMI JOIN whole ON {_KEY} = key").fetchall()
-        self._db.unregister("batch")
-        left_out = {k for (k,) in known}
-        return [item for k, item in enumerate(items) if k not in left_out]
+        ids = [item.media_id for item in items]
+        versions = [item.content_version if is_matchable(item) else None for item in items]
+        columns: dict[str, Any] = {
+            "id": pa.array(range(len(items)), pa.int64()),
+            "media_id": pa.array(ids, pa.string()),
+            "content_version": pa.array(versions, pa.string()),
+        }
+        batch = pa.table(columns)
+        self._insert(batch, f"INSERT INTO listed SELECT {_NAME} FROM batch")
+        found = f"""WITH found AS (
+            SELECT id, item.name, item.key, coalesce(own.name, holder.source) AS source
+            FROM (SELECT id, {_NAME} AS name, {_KEY} AS key FROM batch
+                WHERE content_version IS NOT NULL) AS item JOIN holder USING (key)
+            LEFT JOIN whole AS own ON own.key = item.key AND own.name = item.name)"""
+        known = {k for (k,) in self._query(batch, f"{found} SELECT id FROM found")}
+        changes = [
+            (items[k], answers_of) for k, answers_of in self._query(batch, f"{found} {_CHANGED}")
+        ]
+        rows = [self._listed(i.media_id, i.uri, i.content_version, of) for i, of in changes]
+        return [item for k, item in enumerate(items) if k not in known], _to_table(rows)
 
-    def new_units(self, units: pa.Table) -> pa.Table:
-        """Return the planned units of each media item that has a span which is not in the table.
+    def new_units(self, units: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Return the planned units of media items that are not in the table, or only in part.
 
         All units of such an item are kept, since the row of a whole video needs its whole plan;
         the run does not annotate again the units that are in the table.
+
+        Returns these units, and LISTING rows of the other items.
         """
-        batch = _flat(units).append_column("unit_id", units["unit_id"])
-        self._db.register("batch", batch)
-        known = self._db.execute(
-            f"""SELECT unit_id FROM batch SEMI JOIN span ON {_KEY} = key
-                AND round(batch.start_seconds, 3) IS NOT DISTINCT FROM round(span.start_seconds, 3)
-                AND round(batch.end_seconds, 3) IS NOT DISTINCT FROM round(span.end_seconds, 3)
-                WHERE content_version IS NOT NULL"""
-        ).fetchall()
-        self._db.unregister("batch")
-        are_known = pa.array([unit_id for (unit_id,) in known], pa.string())
-        is_new = pc.invert(pc.is_in(units["unit_id"], are_known))
-        return units.filter(pc.is_in(units["media_id"], units["media_id"].filter(is_new)))
+        found = f"""WITH planned AS (
+            SELECT media_id AS id, {_NAME} AS name, {_KEY} AS key, md5_number(unit_id) AS unit,
+                round(start_seconds, 3) AS start_seconds, round(end_seconds, 3) AS end_seconds,
+                {_IS_SIMPLE} AS is_simple FROM batch WHERE content_version IS NOT NULL
+        ), own AS (
+            SELECT DISTINCT id, planned.name, key, planned.name AS source, unit
+            FROM planned JOIN span USING (unit, key)
+        ), other AS (
+            SELECT DISTINCT id, planned.name, key, source, planned.unit
+            FROM planned JOIN holder USING (key) JOIN span USING (key)
+            WHERE planned.is_simple AND span.is_simple AND span.name = holder.source
+                AND planned.start_seconds IS NOT DISTINCT FROM span.start_seconds
+                AND planned.end_seconds IS NOT DISTINCT FROM span.end_seconds
+        ), num AS (
+            SELECT media_id AS id, count(*) AS num_units FROM batch GROUP BY ALL
+        ), num_held AS (
+            SELECT key, name AS source, count(DISTINCT (start_seconds, end_seconds)) AS num_spans
+            FROM span SEMI JOIN other USING (key) GROUP BY ALL
+        ), found AS (
+            SELECT id, name, key, source FROM (FROM own UNION ALL FROM other) AS known
+            JOIN num USING (id) LEFT JOIN num_held USING (key, source)
+            GROUP BY id, name, key, source HAVING count(DISTINCT unit) = any_value(num_units)
+                AND (source = name OR any_value(num_spans) = any_value(num_units))
+            QUALIFY row_number() OVER (PARTITION BY id ORDER BY source = name DESC) = 1)"""
+        batch = flat(units)
+        known = [media_id for (media_id,) in self._query(batch, f"{found} SELECT id FROM found")]
+        is_known = pc.is_in(units["media_id"], pa.array(known, pa.string()))
+        changed = dict(self._query(batch, f"{found} {_CHANGED}"))
+        first = units.filter(pc.is_in(units["media_id"], pa.array(list(changed), pa.string())))
+        by_media = {row["media_id"]: row for row in first.select(_LISTED).to_pylist()}
+        rows = [self._listed(**row, answers_of=changed[name]) for name, row in by_media.items()]
+        return units.filter(pc.invert(is_known)), _to_table(rows)
+
+    def gone(self, prefix: str, is_in_scope: Callable[[str, str], bool]) -> pa.Table:
+        """Return LISTING rows of the names that ``new_items`` did not get, and that are not gone.
+
+        prefix: only names whose uri begins with it. is_in_scope: whether the listing would have a
+        name, by its media_id and uri.
+        """
+        self._db.execute(
+            "SELECT media_id, uri FROM state ANTI JOIN listed USING (name) "
+            "WHERE NOT is_gone AND starts_with(uri, $prefix)",
+            {"prefix": prefix},
+        )
+        rows = []
+        while some := self._db.fetchmany(10_000):
+            rows += [self._listed(m, uri, None, None) for m, uri in some if is_in_scope(m, uri)]
+        return _to_table(rows)
+
+    def _listed(
+        self, media_id: str, uri: str, content_version: str | None, answers_of: str | None
+    ) -> dict[str, Any]:
+        """A row of LISTING; its run is known later."""
+        return {
+            "media_id": media_id,
+            "uri": redact_uri(uri),
+            "run_id": "",
+            "recipe_id": self._recipe_id,
+            "content_version": content_version,
+            "answers_of": answers_of,
+            "is_gone": answers_of is None,
+            "listed_at": self._began_at,
+        }
 
 
-def matchable_without_probe(item: MediaItem) -> bool:
+_LISTED = ["media_id", "uri", "content_version"]
+
+
+def is_matchable(item: MediaItem) -> bool:
     """Whether an item can be found in the table from its manifest row alone."""
-    return bool(item.content_version) and (item.start_seconds, item.end_seconds) == (None, None)
+    asks_more = item.messages is not None or item.frames or item.tasks or item.intrinsics
+    is_whole = (item.start_seconds, item.end_seconds) == (None, None)
+    return bool(item.content_version) and is_whole and not asks_more
 
 
-def _read_parts(output: str, recipe_id: str, storage: Storage) -> Iterator[pa.Table]:
-    """Read the columns of each file under the recipe, 16 files at a time."""
-    columns = [".".join(path) for path in _COLUMNS.values()]
-
-    def read(file: dict[str, Any]) -> pa.Table:
-        return _flat(read_parquet(file["uri"], storage, columns, file["size"]))
-
-    pages = storage.list_pages(join(output, "annotations"), f"*/part-*-{recipe_id}-*.parquet")
-    files = (file for page in pages for file in page)
-    with ThreadPoolExecutor(16) as pool:
-        while some := list(itertools.islice(files, 64)):
-            yield from pool.map(read, some)
-
-
-def _flat(table: pa.Table) -> pa.Table:
-    """The columns of ``_COLUMNS``, without nesting; one that an older table lacks is null."""
-    columns: dict[str, Any] = {}
-    for name, (top, *path) in _COLUMNS.items():
-        column = table[top] if top in table.column_names else pa.nulls(table.num_rows, pa.string())
-        columns[name] = pc.struct_field(column, path) if path else column
-    return pa.table(columns)
-
-
-def _batches(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Join small tables, since each insert into DuckDB costs time."""
-    held: list[pa.Table] = []
-    rows = 0
-    for table in tables:
-        held.append(table)
-        rows += table.num_rows
-        if rows >= _MIN_INSERTED_ROWS:
-            yield pa.concat_tables(held)
-            held, rows = [], 0
-    if held:
-        yield pa.concat_tables(held)
+def _to_table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=LISTING)

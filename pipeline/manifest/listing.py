@@ -1,14 +1,18 @@
 """List the images and videos below a folder or a prefix, known by their extension."""
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
 
+from fsspec.utils import glob_translate
+
 from pipeline.storage.errors import redact_uri
-from pipeline.storage.listing import PassedOver
+from pipeline.storage.listing import PassedOver, listed_root
+from pipeline.storage.protocols import is_local
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError
 from schemas.tables.manifest import MediaItem, default_media_id, guess_media_type
@@ -42,6 +46,11 @@ class LeftOut:
         found = self._extensions.setdefault(reason, Counter())
         found[_extension(name)] += 1
         self._example.setdefault(reason, name)
+
+    @property
+    def has_denied_folders(self) -> bool:
+        """Whether media may be in folders that could not be listed."""
+        return PassedOver.DENIED_FOLDER in self._extensions
 
     def lines(self) -> list[str]:
         """Describe each reason in a line: number, extensions, and a name for an example."""
@@ -127,6 +136,25 @@ def is_hidden(name: str, marks: tuple[str, ...]) -> bool:
     name: a path below the listed folder. Parts that are only dots are no names: S3 keys have them.
     """
     return any(part.startswith(marks) and part.strip(".") for part in name.split("/"))
+
+
+def scope(prefix: str, glob: str, storage: Storage) -> tuple[str, Callable[[str, str], bool]]:
+    """What ``media_pages`` would list: the beginning of the uris, and a test of a name.
+
+    The test gets a media_id and a uri. A name of a manifest that has its own media_id is outside.
+    """
+    fs, root = storage.filesystem(prefix)
+    root = listed_root(prefix, fs, root)
+    begin = root if is_local(fs) else fs.unstrip_protocol(root)
+    matches = re.compile(glob_translate(glob)).match
+
+    def is_in_scope(media_id: str, uri: str) -> bool:
+        name = uri.removeprefix(begin)
+        is_media = guess_media_type(uri) is not None and not is_hidden(name, (".",))
+        matched = matches(name.lstrip("/")) is not None
+        return is_media and matched and media_id == default_media_id([uri])
+
+    return begin, is_in_scope
 
 
 def _extension(name: str) -> str:

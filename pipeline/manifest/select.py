@@ -4,15 +4,18 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+import pyarrow as pa
+
 from pipeline.manifest.existing import ExistingMedia
-from pipeline.manifest.listing import LeftOut, as_items, media_pages
+from pipeline.manifest.listing import LeftOut, as_items, media_pages, scope
 from pipeline.manifest.read import ManifestDigest, manifest_digest, read_manifest
 from pipeline.storage.storage import Storage
 from schemas.errors import JobFileError
 from schemas.job.job import Input
+from schemas.tables.listing import LISTING
 from schemas.tables.manifest import MediaItem
 
 _BATCH_ITEMS = 50_000
@@ -27,12 +30,15 @@ class Selection:
         interrupted run is started again.
     num_known: items left out because the table has them.
     left_out: what the listing of a folder left out, a line for each reason.
+    listing: LISTING rows of names whose content is known and new to them, and of names that are
+        gone.
     """
 
     items: list[MediaItem]
     digest: str
     num_known: int = 0
     left_out: tuple[str, ...] = ()
+    listing: pa.Table = field(default_factory=LISTING.empty_table)
 
 
 def select(spec: Input, storage: Storage, open_existing: Callable[[], ExistingMedia]) -> Selection:
@@ -52,21 +58,34 @@ def select(spec: Input, storage: Storage, open_existing: Callable[[], ExistingMe
         lines = tuple(left_out.lines())
         return Selection(items=items, digest=manifest_digest(items), left_out=lines)
     items, digest, num_listed, num_new = [], ManifestDigest(), 0, 0
+    changes = [LISTING.empty_table()]
     with open_existing() as existing:
         while batch := list(itertools.islice(listed, _BATCH_ITEMS)):
             for item in batch:
                 digest.add(item)
-            new = existing.new_items(batch)
+            new, changed = existing.new_items(batch)
             num_listed, num_new = num_listed + len(batch), num_new + len(new)
             room = len(new) if spec.limit is None else spec.limit - len(items)
             items += new[:room]
+            changes.append(changed)
+        # The listing ended without an error, so it is whole, but for folders that were denied.
+        if spec.marks_gone and not left_out.has_denied_folders:
+            changes.append(existing.gone(*_scope(spec, storage)))
     rule = f"{digest.hexdigest()} only_new {spec.limit}"
     return Selection(
         items=items,
         digest=hashlib.sha256(rule.encode()).hexdigest(),
         num_known=num_listed - num_new,
         left_out=tuple(left_out.lines()),
+        listing=pa.concat_tables(changes),
     )
+
+
+def _scope(spec: Input, storage: Storage) -> tuple[str, Callable[[str, str], bool]]:
+    """Which names a source has all of: those of the scan; of a manifest all of the output."""
+    if spec.scan is not None:
+        return scope(spec.scan, spec.glob, storage)
+    return "", lambda media_id, uri: True
 
 
 def _listed(spec: Input, storage: Storage, left_out: LeftOut) -> Iterator[MediaItem]:

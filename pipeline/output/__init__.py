@@ -1,6 +1,7 @@
 """Write the table, one row for each unit, and read what is committed.
 
 What enters: ``AnsweredUnit``s. What leaves: Parquet files. Read ``rows`` first, then ``table``;
-``duplicates`` leaves one row a unit, ``compact`` joins files, ``views`` are for SQL, ``stitch`` and
-``summary`` make one row of a whole video.
+``duplicates`` leaves one row a unit, ``listing`` says which names have known content or are gone,
+``compact`` joins files, ``views`` are for SQL, ``stitch`` and ``summary`` make one row of a whole
+video.
 """

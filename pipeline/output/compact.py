@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 
 from pipeline.output.duplicates import find_superfluous_rows
 from pipeline.output.rows import ANNOTATION
-from pipeline.output.table import file_name, ids_in, with_file_column
+from pipeline.output.table import file_name, ids_in, read_files, with_file_column
 from pipeline.output.views import connect
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.storage import Storage, join
+from schemas.tables.listing import LISTING
 
 COMPACTED = "compacted"
 """Replaces the run's id in the name of a joined file."""
@@ -130,18 +131,85 @@ def _column(table: pa.Table, field: "pa.Field[Any]") -> "pa.ChunkedArray[Any]":
 def find_superseded_rows(output: str, before: str, storage: Storage) -> pa.Table:
     """Find rows in partitions before a date that the view ``latest`` does not show.
 
+    Rows whose answers it shows under another name are not among them.
+
     before: ``2026-08-24``. Returns columns ``unit_id`` and ``file``.
 
     Raises:
         StorageError: the storage refused or failed.
     """
-    with connect(output, storage) as db:
-        pattern = join(output, "annotations", "*", "part-*.parquet")
-        found: pa.Table = db.sql(
-            """SELECT unit_id, filename AS file FROM read_parquet($pattern, hive_partitioning =
-            true, union_by_name = true, filename = true) AS rows WHERE run_date < $before::DATE AND
-            NOT EXISTS (FROM latest WHERE latest.unit_id = rows.unit_id
-            AND latest.recipe_id = rows.recipe_id)""",
-            params={"pattern": pattern, "before": before},
-        ).to_arrow_table()
+    return _query(
+        """SELECT unit_id, filename AS file FROM read_parquet($pattern, hive_partitioning =
+        true, union_by_name = true, filename = true) AS rows WHERE run_date < $before::DATE AND
+        NOT EXISTS (FROM latest WHERE coalesce(copied_from.unit_id, latest.unit_id) = rows.unit_id
+        AND latest.recipe_id = rows.recipe_id)""",
+        (output, "annotations"),
+        before,
+        storage,
+    )
+
+
+def find_superseded_items(output: str, before: str, storage: Storage) -> pa.Table:
+    """Find rows of whole videos in partitions before a date of which ``latest`` shows no unit.
+
+    Returns columns ``item_id`` and ``file``.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    if not storage.list_files(join(output, "items"), "*/part-*.parquet"):
+        return pa.table({"item_id": pa.array([], pa.string()), "file": pa.array([], pa.string())})
+    return _query(
+        """SELECT item_id, filename AS file FROM read_parquet($pattern, hive_partitioning =
+        true, union_by_name = true, filename = true) AS rows WHERE run_date < $before::DATE AND
+        NOT EXISTS (FROM latest
+        WHERE coalesce(copied_from.media_id, latest.media_id) = rows.media_id)""",
+        (output, "items"),
+        before,
+        storage,
+    )
+
+
+def _query(query: str, table: tuple[str, str], before: str, storage: Storage) -> pa.Table:
+    """The rows of a query of a table's files, ``$pattern``, and a date. table: output and name."""
+    with connect(table[0], storage) as db:
+        params = {"pattern": join(*table, "*", "part-*.parquet"), "before": before}
+        found: pa.Table = db.sql(query, params=params).to_arrow_table()
     return found
+
+
+def join_listing(output: str, storage: Storage) -> int:
+    """Join the files of the table ``listing``, with the newest row of each name and recipe.
+
+    Rows of media that are gone and have no row in the table are dropped: nothing is left of them.
+
+    Returns the number of removed files.
+
+    Raises:
+        StorageError: the storage refused or failed; no row that counts is lost.
+    """
+    rows = read_files(join(output, "listing"), "*", storage, LISTING.names, LISTING)
+    table = read_files(join(output, "annotations"), "*", storage, ["media_id"], ANNOTATION)
+    known = pc.is_in(rows["media_id"], pc.unique(table["media_id"])).to_pylist()
+    newest: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)  # by name and recipe
+    pairs = sorted(zip(rows.to_pylist(), known, strict=True), key=lambda p: p[0]["listed_at"])
+    for row, has_rows in pairs:
+        newest[row["media_id"]][row["recipe_id"]] = row
+        if row["is_gone"] and not has_rows:
+            newest[row["media_id"]].clear()
+    kept = [row for _, of_recipes in sorted(newest.items()) for row in of_recipes.values()]
+    old = set(ids_in(rows, "file"))
+    if len(old) < 2 and len(kept) == rows.num_rows:
+        return 0
+    written = set()
+    for recipe_id in sorted({row["recipe_id"] for row in kept}):
+        some = [row for row in kept if row["recipe_id"] == recipe_id]
+        day = f"{max(row['listed_at'] for row in some):%Y-%m-%d}"
+        ids = [f"{row['media_id']} {row['listed_at']}" for row in some]
+        name = file_name(ids, COMPACTED, recipe_id)
+        uri = join(output, "listing", f"run_date={day}", name)
+        write_parquet(pa.Table.from_pylist(some, schema=LISTING), uri, storage)
+        written.add(uri)
+    for uri in old - written:
+        storage.remove(uri)
+    return len(old - written)

@@ -29,9 +29,9 @@ def find_superfluous_rows(rows: pa.Table, plan: pa.Table | None = None) -> "pa.C
     same row.
 
     rows: columns ``unit_id``, ``status``, ``error`` and ``file``; with ``plan`` also ``media_id``,
-        ``media`` and ``parts``.
-    plan: columns ``unit_id`` and ``unread_id``. If given, stale error rows of media that are
-        readable now are found too.
+        ``content_version``, ``media`` and ``parts``.
+    plan: columns ``unit_id``, ``unread_id`` and ``content_version``. If given, stale error rows are
+        found too: of media that are readable now, and of earlier content that could not be read.
 
     Returns a mask, bool [num_rows].
     """
@@ -44,6 +44,7 @@ def find_superfluous_rows(rows: pa.Table, plan: pa.Table | None = None) -> "pa.C
         stale = pc.and_not(pc.is_in(rows["media_id"], read_media), was_read)
         stale = pc.and_(stale, pc.is_in(rows["unit_id"], plan["unread_id"]))
         stale = pc.and_not(stale, pc.is_in(rows["unit_id"], plan["unit_id"]))
+        stale = pc.or_(stale, _of_earlier_content(rows, pc.invert(was_read), plan))
     # Only these few become Python objects: a million rows would take gigabytes.
     indices = pc.indices_nonzero(pc.or_(pc.is_in(rows["unit_id"], repeated), stale))
     few = rows.select(["unit_id", "status", "error", "file"]).take(indices).to_pylist()
@@ -57,6 +58,26 @@ def find_superfluous_rows(rows: pa.Table, plan: pa.Table | None = None) -> "pa.C
         for row, row_is_stale in zip(few, is_stale, strict=True)
     ]
     return pa.chunked_array([pa.array(is_superfluous)])
+
+
+def _of_earlier_content(rows: pa.Table, is_unread: Any, plan: pa.Table) -> "pa.ChunkedArray[Any]":
+    """Whether a row is about content that could not be read, and the plan has other content.
+
+    Media that cannot be read have one ``unit_id``, whatever their content.
+    """
+    planned = plan.select(["unit_id", "content_version"])
+    few = planned.filter(pc.is_in(planned["unit_id"], rows["unit_id"].filter(is_unread)))
+    versions = {row["unit_id"]: row["content_version"] for row in few.to_pylist()}
+    found = np.zeros(rows.num_rows, dtype=bool)
+    indices = pc.indices_nonzero(is_unread)
+    for k, row in zip(
+        indices.to_pylist(),
+        rows.select(["unit_id", "content_version"]).take(indices).to_pylist(),
+        strict=True,
+    ):
+        now = versions.get(row["unit_id"])
+        found[k] = None not in (now, row["content_version"]) and now != row["content_version"]
+    return pa.chunked_array([pa.array(found)])
 
 
 def _rank(row: dict[str, Any]) -> tuple[int, int, str]:

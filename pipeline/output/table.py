@@ -58,6 +58,7 @@ _FILES_PER_BATCH = 512
 COUNTED = (
     "unit_id",
     "media_id",
+    "content_version",
     "media.media_type",
     "run_id",
     "status",

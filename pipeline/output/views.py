@@ -9,44 +9,84 @@ _RANK = "array_position(['ok', 'partial', 'failed'], status)"
 
 VIEWS = """\
 -- Views of the output of reelscribe, for DuckDB. `annotations` has every row of every run.
--- `latest` has one row for each unit: for each media item only its newest content and the newest
--- recipe that it was annotated with, for each time span only the newest question. Error rows of
--- media that could not be read are in it only if the media have no other rows.
+-- `listing` says which names have content that was known already, and which are gone.
+-- `latest` has one row for each unit of the media that are there: for each name (media_id) its
+-- newest content, under the newest recipe that it was annotated with, for each time span only the
+-- newest question. Where the content is known under another name, `copied_from` says from which
+-- row the answers are. Media that could not be read are in it only if no other recipe could read
+-- the same content.
 CREATE OR REPLACE VIEW annotations AS
 FROM read_parquet({annotations}, hive_partitioning = true, union_by_name = true);
+CREATE OR REPLACE VIEW listing AS
+FROM {listing};
 CREATE OR REPLACE VIEW latest AS
 WITH keys AS (
-    SELECT unit_id, media_id, recipe_id, content_version, status, filename, file_row_number,
+    SELECT unit_id, media_id, uri, recipe_id, content_version, status, filename, file_row_number,
         timings.finished_at AS finished_at, run_date, coalesce(error.attempts, 0) AS attempts,
         error IS NOT NULL AND media IS NULL AND len(parts) = 0 AS is_unread,
         sampling IS NOT NULL AS is_span, sampling.start_seconds AS start_seconds,
         sampling.end_seconds AS end_seconds
     FROM read_parquet({annotations}, hive_partitioning = true, union_by_name = true,
         filename = true, file_row_number = true)
-), newest AS (
-    SELECT *, first_value((recipe_id, content_version)) OVER (PARTITION BY media_id
-        ORDER BY is_unread, finished_at DESC NULLS LAST, run_date DESC, filename) AS wanted
-    FROM keys
+), seen AS (
+    SELECT media_id, uri, recipe_id, content_version, media_id AS answers_of, false AS is_gone,
+        is_unread, finished_at AS seen_at, run_date, filename FROM keys
+    UNION ALL
+    SELECT media_id, uri, recipe_id, content_version, answers_of, is_gone,
+        false, listed_at, run_date, run_id FROM listing
+), content AS (
+    SELECT *, first_value((is_gone, content_version)) OVER (PARTITION BY media_id
+        ORDER BY is_unread AND content_version IS NULL, seen_at DESC NULLS LAST, run_date DESC,
+        filename) AS newest
+    FROM seen
+), wanted AS (
+    SELECT media_id AS name, uri AS name_uri, recipe_id, content_version, answers_of FROM content
+    WHERE NOT is_gone AND (is_gone, content_version) IS NOT DISTINCT FROM newest
+    QUALIFY row_number() OVER (PARTITION BY media_id ORDER BY is_unread,
+        seen_at DESC NULLS LAST, run_date DESC, filename) = 1
 ), units AS (
-    SELECT * FROM newest WHERE (recipe_id, content_version) IS NOT DISTINCT FROM wanted
-    QUALIFY row_number() OVER (PARTITION BY unit_id ORDER BY {rank}, attempts DESC, filename,
-        file_row_number) = 1
+    SELECT name, name_uri, keys.* FROM wanted JOIN keys ON keys.media_id = answers_of
+        AND keys.recipe_id = wanted.recipe_id
+        AND keys.content_version IS NOT DISTINCT FROM wanted.content_version
+    QUALIFY row_number() OVER (PARTITION BY name, unit_id ORDER BY {rank}, attempts DESC,
+        filename, file_row_number) = 1
 ), best AS (
-    SELECT filename, file_row_number FROM units
-    QUALIFY NOT is_span OR row_number() OVER (PARTITION BY is_span, media_id, start_seconds,
+    SELECT name, CASE WHEN name <> media_id THEN name_uri END AS copy_uri, filename,
+        file_row_number FROM units
+    QUALIFY NOT is_span OR row_number() OVER (PARTITION BY is_span, name, start_seconds,
         end_seconds ORDER BY finished_at DESC NULLS LAST, run_date DESC, filename) = 1
 )
-SELECT rows.* EXCLUDE (filename, file_row_number)
+SELECT rows.* EXCLUDE (filename, file_row_number) REPLACE (
+        name AS media_id,
+        coalesce(copy_uri, uri) AS uri,
+        CASE WHEN name = media_id THEN unit_id
+            ELSE left(sha256(concat(name, chr(31), unit_id)), 24) END AS unit_id),
+    CASE WHEN name <> media_id THEN {{'unit_id': unit_id, 'media_id': media_id, 'uri': uri}}
+        END AS copied_from
 FROM read_parquet({annotations}, hive_partitioning = true, union_by_name = true,
     filename = true, file_row_number = true) AS rows
-SEMI JOIN best USING (filename, file_row_number);
+JOIN best USING (filename, file_row_number);
 """
 
+_NO_LISTING = """(SELECT ''::VARCHAR AS media_id, ''::VARCHAR AS uri, ''::VARCHAR AS run_id,
+    ''::VARCHAR AS recipe_id, ''::VARCHAR AS content_version, ''::VARCHAR AS answers_of,
+    false AS is_gone, NULL::TIMESTAMPTZ AS listed_at, NULL::DATE AS run_date LIMIT 0)"""
 
-def views_sql(output: str) -> str:
-    """The views of an output folder, as SQL."""
-    pattern = join(output, "annotations", "*", "part-*.parquet").replace("'", "''")
-    return VIEWS.format(annotations=f"'{pattern}'", rank=_RANK)
+
+def views_sql(output: str, storage: Storage) -> str:
+    """The views of an output folder, as SQL.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+
+    def pattern(table: str) -> str:
+        return "'{}'".format(join(output, table, "*", "part-*.parquet").replace("'", "''"))
+
+    listing = _NO_LISTING
+    if storage.list_files(join(output, "listing"), "*/part-*.parquet"):
+        listing = f"read_parquet({pattern('listing')}, hive_partitioning = true)"
+    return VIEWS.format(annotations=pattern("annotations"), listing=listing, rank=_RANK)
 
 
 def write_views(output: str, storage: Storage) -> None:
@@ -55,7 +95,7 @@ def write_views(output: str, storage: Storage) -> None:
     Raises:
         StorageError: the storage refused or failed.
     """
-    storage.write_bytes(join(output, "latest.sql"), views_sql(output).encode())
+    storage.write_bytes(join(output, "latest.sql"), views_sql(output, storage).encode())
 
 
 def connect(output: str, storage: Storage) -> Any:
@@ -70,7 +110,7 @@ def connect(output: str, storage: Storage) -> Any:
     if "://" in output:
         connection.register_filesystem(storage.filesystem(output)[0])
     try:
-        connection.execute(views_sql(output))
+        connection.execute(views_sql(output, storage))
     except duckdb.Error as error:
         raise StorageError(
             f"the table cannot be read: {error}; for a damaged file see disasters in "

@@ -43,7 +43,7 @@ def list_pages(
     """
     matches = re.compile(glob_translate(pattern)).match
     if is_local(fs):
-        root = os.path.normpath(path).rstrip("/") + "/"
+        root = listed_root(uri, fs, path)
         is_deep = "/" in pattern or "**" in pattern
 
         def report(name: str, reason: PassedOver) -> None:
@@ -54,8 +54,7 @@ def list_pages(
         for names in _walk(root, report, is_strict=pass_over is None):
             yield list(_local_files(root, sorted(name for name in names if matches(name))))
         return
-    # A key is an opaque text: "a//b", "/a" and "a/../b" are three keys, and nothing is cut off.
-    root = path + uri[len(uri.rstrip("/")) :].removeprefix("/") + "/"
+    root = listed_root(uri, fs, path)
 
     def found_files(page: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
         named = ((name.removeprefix(root), name, info) for name, info in page)
@@ -83,6 +82,14 @@ def list_pages(
         for name, info in sorted(found.items())
         if info.get("type") == "file" and name.startswith(root)
     )
+
+
+def listed_root(uri: str, fs: Any, path: str) -> str:
+    """Return the beginning of the names that a listing of ``uri``, ``path`` on ``fs``, has."""
+    if is_local(fs):
+        return os.path.normpath(path).rstrip("/") + "/"
+    # A key is an opaque text: "a//b", "/a" and "a/../b" are three keys, and nothing is cut off.
+    return path + uri[len(uri.rstrip("/")) :].removeprefix("/") + "/"
 
 
 def _walk(root: str, report: PassOver, *, is_strict: bool) -> Iterator[list[str]]:

@@ -43,6 +43,12 @@ class Input(Section):
         "content version: changed objects are annotated again; renamed ones are not, if the "
         "storage's etag is the MD5 of the content.",
     )
+    mark_gone: bool | None = Field(
+        None,
+        description="With `only_new`: mark media that are not listed any more as gone, so that "
+        "`latest` leaves them out. By default a `scan` does, without `since` and `sample`. `true` "
+        "with a manifest says that it lists all media of the output.",
+    )
     since: str | None = Field(
         None,
         min_length=1,
@@ -67,7 +73,20 @@ class Input(Section):
             raise ValueError("`since` needs the objects' times, which only `scan` reads")
         if self.scan is None and self.glob != ANY_FILE:
             raise ValueError("`glob` selects files of `scan`; it has no effect on a manifest")
+        if self.mark_gone and not (self.only_new and self._is_whole):
+            raise ValueError("`mark_gone` needs `only_new`, and neither `since` nor `sample`")
         return self
+
+    @property
+    def _is_whole(self) -> bool:
+        return self.since is None and self.sample is None
+
+    @property
+    def marks_gone(self) -> bool:
+        """Whether media that are not listed are marked as gone."""
+        if self.mark_gone is not None:
+            return self.mark_gone
+        return self.only_new and self.scan is not None and self._is_whole
 
 
 class Job(Section):

@@ -8,6 +8,7 @@ import pyarrow as pa
 from schemas.errors import ErrorType
 from schemas.tables.annotation import annotation_schema
 from schemas.tables.item import item_schema
+from schemas.tables.listing import LISTING
 from schemas.tables.manifest import MANIFEST
 from schemas.tables.unit import UNIT, UnitStatus
 from schemas.task import AnswerStatus
@@ -55,6 +56,12 @@ def output_page() -> str:
             *_meanings(
                 ("type", "meaning", "what to do"), {e: (e.meaning, e.advice) for e in ErrorType}
             ),
+            "## What a listing changed\n",
+            "`<output>/listing/run_date=.../part-*.parquet`: which names got content that was "
+            "known already, and which are gone. The newest row of a name counts, unless the name "
+            "has newer rows in the output; the view `latest` follows it, see "
+            "[every night](nightly.md#what-is-gone).\n",
+            *_columns(LISTING),
             "## Whole videos\n",
             "`<output>/items/run_date=.../part-*.parquet`, where the job asks for `events` or a "
             "`summary`: one row for each video. The fields of `media` are those of the output.\n",

@@ -44,7 +44,7 @@ def write(output, rows, run_id="r1", day="2026-01-01") -> str:
 def rows_of(output, view="annotations") -> list[tuple]:
     """unit_id, recipe_id and content_version of each row of a view."""
     with duckdb.connect() as db:
-        db.execute(views_sql(str(output)))
+        db.execute(views_sql(str(output), STORAGE))
         found = db.sql(f"SELECT unit_id, recipe_id, content_version FROM {view} ORDER BY ALL")
         return found.fetchall()
 
@@ -72,7 +72,7 @@ def test_files_become_one_and_rows_stay_the_same(tmp_path: Path):
     assert rows_of(tmp_path) == before
     media = read_parquet(str(file), STORAGE)["media_id"].to_pylist()
     assert media == sorted(media)
-    assert (tmp_path / "latest.sql").read_text() == views_sql(str(tmp_path))
+    assert (tmp_path / "latest.sql").read_text() == views_sql(str(tmp_path), STORAGE)
     compact.run(str(tmp_path), OPTIONS, STORAGE, quiet())  # nothing to do
     assert [*tmp_path.glob("annotations/*/*.parquet")] == [file]
 
@@ -197,7 +197,7 @@ def test_tables_of_other_versions_are_joined(tmp_path: Path):
     write_parquet(new, uri, STORAGE)
     write(tmp_path, [row("3", "c", "v3")])
     with duckdb.connect() as db:
-        db.execute(views_sql(str(tmp_path)))
+        db.execute(views_sql(str(tmp_path), STORAGE))
         found = db.sql("SELECT sampling.frames, mood FROM latest ORDER BY unit_id").fetchall()
     assert found == [(None, None), ("exact", "calm"), ("exact", None)]
     joined(tmp_path)

@@ -172,12 +172,24 @@ def test_of_two_rows_of_a_unit_the_better_one_stays(tmp_path: Path):
     assert sorted(table["unit_id"].to_pylist()) == ["a", "b", "c"]
 
 
+def planned(unread_ids: dict[str, str]) -> pa.Table:
+    """The columns of a plan that ``remove_duplicates`` reads: unit_id -> unread_id."""
+    versions = pa.array([None] * len(unread_ids), pa.string())
+    return pa.table(
+        {
+            "unit_id": list(unread_ids),
+            "unread_id": list(unread_ids.values()),
+            "content_version": versions,
+        }
+    )
+
+
 def test_media_that_could_be_read_later_replace_their_error_row(tmp_path: Path):
     error = ErrorRecord(stage="plan", type="media_missing", message="not there")
     gone = unit(unit_id="no version", media=None, sampling=None, status="failed", error=error)
     commit_rows([annotation_row(gone, QUESTIONS, KEY)], str(tmp_path), KEY, Storage())
     commit_rows(rows("with version"), str(tmp_path), KEY, Storage())
-    plan = pa.table({"unit_id": ["with version"], "unread_id": ["no version"]})
+    plan = planned({"with version": "no version"})
     stay = remove_duplicates(read_committed(str(tmp_path), "r1", Storage()), Storage(), plan)
     assert stay["unit_id"].to_pylist() == ["with version"]
     assert len(list(tmp_path.rglob("*.parquet"))) == 1
@@ -192,13 +204,11 @@ def test_a_span_that_failed_by_itself_keeps_its_row(tmp_path: Path):
     parts = [failed("beyond the end", "bad_request"), failed("storage away", "storage_failed")]
     commit_rows([*parts, *rows("a")], str(tmp_path), KEY, Storage())
     found = read_committed(str(tmp_path), "r1", Storage())
-    ids = found["unit_id"]
-    assert (
-        remove_duplicates(found, Storage(), pa.table({"unit_id": ids, "unread_id": ids})) == found
-    )
-    other = pa.table({"unit_id": ["a"], "unread_id": ["of a"]})
+    ids = found["unit_id"].to_pylist()
+    assert remove_duplicates(found, Storage(), planned(dict(zip(ids, ids, strict=True)))) == found
+    other = planned({"a": "of a"})
     assert remove_duplicates(found, Storage(), other) == found
-    now = pa.table({"unit_id": ["a", "now"], "unread_id": ["of a", "storage away"]})
+    now = planned({"a": "of a", "now": "storage away"})
     stay = remove_duplicates(found, Storage(), now)
     assert sorted(stay["unit_id"].to_pylist()) == ["a", "beyond the end"]
 

@@ -229,3 +229,19 @@ def test_units_to_do_are_those_without_a_row_or_with_a_transient_error(context):
     later = dataclasses.replace(RUN, run_id="annotate-20260102-b")
     assert units_to_do(plan, found, later)["unit_id"].to_pylist() == ["u1", "u2", "u3", "u4"]
     assert rows(context) == before
+
+
+def test_an_error_row_of_earlier_content_makes_place(context):
+    """Broken before and broken now: the unit has one id, and one row, of what it is now."""
+    before = unread("x", "media_unreadable", media_id="x", content_version="v1")
+    now = unread("x", "media_unreadable", media_id="x", content_version="v2")
+    other = unread("y", "media_unreadable", media_id="y", content_version="v1")
+    commit(context, before, other, WINDOWS[0])
+    plan = to_table([now, other, WINDOWS[0]], UNIT)
+    left = remove_superfluous(context, plan)
+    later = dataclasses.replace(RUN, run_id="annotate-20260102-b")
+    assert units_to_do(plan, left, later)["content_version"].to_pylist() == ["v2"]
+    commit(context, now)
+    found = remove_superfluous(context, plan)
+    assert sorted(zip(found["unit_id"].to_pylist(), found["content_version"].to_pylist(),
+                      strict=True)) == [("u0", "v1"), ("x", "v2"), ("y", "v1")]  # fmt: skip

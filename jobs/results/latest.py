@@ -1,0 +1,97 @@
+"""Choose the rows of what each name has now: the same choice as the view ``latest``."""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.output.duplicates import STATUS_RANKS
+from pipeline.output.table import read_files
+from pipeline.storage.ids import digest
+from pipeline.storage.storage import Storage, join
+from schemas.tables.listing import LISTING
+
+Row = dict[str, Any]
+
+_START = datetime.min.replace(tzinfo=UTC)
+
+
+def read_listed(output: str, storage: Storage) -> list[Row]:
+    """Read the table ``listing`` of an output, in order of time; empty if there is none.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    table = read_files(join(output, "listing"), "*", storage, LISTING.names, LISTING)
+    return sorted(table.to_pylist(), key=lambda row: row["listed_at"])
+
+
+def listed_under(listed: Sequence[Row], recipe_id: str) -> dict[str, Row]:
+    """Return the newest row of each name, by media_id.
+
+    Rows of other recipes count only where they say that the media are gone.
+    """
+    found = (row for row in listed if row["is_gone"] or row["recipe_id"] == recipe_id)
+    return {row["media_id"]: row for row in found}
+
+
+def latest_rows(
+    rows: Collection[Row], listed: dict[str, Row], created: Callable[[str], str]
+) -> list[Row]:
+    """Return the best row of each unit, of each name only those of its newest content.
+
+    rows: of one recipe. listed: as ``listed_under`` returns it. created: when a run was created.
+
+    A row of another name with the same content is copied, with a ``unit_id`` of its own and the
+    column ``copied_from``.
+    """
+    best: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: (STATUS_RANKS.get(row["status"], 3), row["run_id"])):
+        best.setdefault(row["unit_id"], row)
+    by_media: dict[str, list[Row]] = defaultdict(list)
+    for row in best.values():
+        by_media[row["media_id"]].append(row)
+    latest: list[Row] = []
+    for media_id in dict.fromkeys([*by_media, *listed]):
+        found, mark = by_media.get(media_id, []), listed.get(media_id)
+        # A row of media that could not be read may have no version: it says nothing of the content.
+        telling = [row for row in found if _is_read(row) or _content(row)] or found
+        newest = max(telling, key=lambda row: (_time(row), created(row["run_id"])), default=None)
+        if mark is None or (newest is not None and _time(newest) > mark["listed_at"]):
+            content = _content(newest) if newest else None
+            same = [row for row in telling if _content(row) == content]
+            latest += [row for row in same if _is_read(row)] or same
+        elif not mark["is_gone"]:
+            answers = [
+                row
+                for row in by_media.get(mark["answers_of"], [])
+                if _content(row) == mark["content_version"]
+            ]
+            latest += [_copy(row, mark) for row in answers]
+    return latest
+
+
+def _copy(row: Row, mark: Row) -> Row:
+    """A row under the name of ``mark``; the same as the view's."""
+    if row["media_id"] == mark["media_id"]:
+        return row
+    return row | {
+        "unit_id": digest(mark["media_id"], row["unit_id"]),
+        "media_id": mark["media_id"],
+        "uri": mark["uri"],
+        "copied_from": {name: row[name] for name in ("unit_id", "media_id", "uri")},
+    }
+
+
+def _is_read(row: Row) -> bool:
+    return bool(row["media"] or row.get("parts"))
+
+
+def _content(row: Row) -> str | None:
+    version: str | None = row.get("content_version")
+    return version or (row["media"] or {}).get("content_version")
+
+
+def _time(row: Row) -> datetime:
+    finished: datetime | None = (row.get("timings") or {}).get("finished_at")
+    return finished or _START
