@@ -118,6 +118,17 @@ def test_a_listing_that_fails_marks_nothing(archive: Archive):
     check(archive)
 
 
+def test_a_folder_that_may_not_be_read_marks_nothing(archive: Archive):
+    """Media that are not listed may be in it."""
+    archive.bucket.names = {"a.jpg": "A", "b.jpg": "B"}
+    archive.night()
+    names, archive.bucket.names = archive.bucket.names, {"a.jpg": "A"}
+    archive.bucket.denied = ["private"]
+    assert archive.night().listing.num_rows == 0
+    archive.bucket.names = names
+    check(archive)
+
+
 @pytest.mark.parametrize(
     "part", [{"since": "24h"}, {"sample": 0.5}, {"glob": "a*"}, {"mark_gone": False}]
 )
