@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.console.text import printable
-from jobs.cost.estimate import Estimate, number
+from jobs.cost.estimate import Estimate, number, time_unit
 from jobs.cost.rates import features
 from pipeline.media.timestamps import pair_seconds, time_tokens
 from pipeline.model.frame_size import image_size, video_size
@@ -191,14 +191,16 @@ def print_alternatives(
     price = job.cost.per_hour
     title = "cost under other settings"
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    columns = ["--set", "vision tokens", "engine hours"]
+    unit = time_unit(estimated.seconds)
+    columns = ["--set", "vision tokens", f"engine {unit.name}"]
     columns += [printable(job.cost.currency)] if price else []
     columns += ["over the context"] if any(a.over for a in changing) else []
     for name in columns:
         grid.add_column(name, justify="left" if name == "--set" else "right")
     for other in changing:
         hours = estimated.hours * other.seconds
-        cells = [other.setting, f"x {other.vision:.2f}", f"{number(hours)} (x {other.seconds:.2f})"]
+        time = f"{number(hours * 3600 / unit.seconds)} (x {other.seconds:.2f})"
+        cells = [other.setting, f"x {other.vision:.2f}", time]
         cells += [number(hours * price)] if price else []
         cells += [f"{other.over:.1%} of units"] if "over the context" in columns else []
         grid.add_row(*cells)

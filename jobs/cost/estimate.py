@@ -31,6 +31,14 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TimeUnit:
+    """The unit in which a time is printed."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """The predicted engine seconds of a plan.
 
@@ -126,19 +134,21 @@ def default_rates(job: Job, units: pa.Table) -> Rates:
 
 
 def money(estimated: Estimate, job: Job) -> str:
-    """Write engine hours, with their price if the job has one."""
-    hours = f"{number(estimated.hours)} engine hours"
+    """Write the engines' time, with its price if the job has one."""
+    unit = time_unit(estimated.seconds)
+    time = f"{number(estimated.seconds / unit.seconds)} engine {unit.name}"
     if job.cost.per_hour is None:
-        return hours
+        return time
     price = number(estimated.hours * job.cost.per_hour)
-    return f"{hours}, {price} {printable(job.cost.currency)}"
+    return f"{time}, {price} {printable(job.cost.currency)}"
 
 
 def print_estimate(estimated: Estimate, job: Job, console: Console) -> None:
     """Print the cost of each task, and where the rates come from."""
     price = job.cost.per_hour
     grid = Table(title="predicted cost", title_justify="left", box=box.SIMPLE_HEAD)
-    names = ["", "tokens read", "tokens written", "engine hours"]
+    unit = time_unit(estimated.seconds)
+    names = ["", "tokens read", "tokens written", f"engine {unit.name}"]
     for name in [*names, *([printable(job.cost.currency)] if price else [])]:
         grid.add_column(name, justify="left" if not name else "right")
     reads = sum(share.num_read for share in estimated.shares)
@@ -146,7 +156,7 @@ def print_estimate(estimated: Estimate, job: Job, console: Console) -> None:
     total = Share(name="all", num_read=reads, num_written=writes, seconds=estimated.seconds)
     for share in (*estimated.shares, total):
         cells = [f"{share.num_read:,.0f}", f"{share.num_written:,.0f}"]
-        cells.append(number(share.seconds / 3600))
+        cells.append(number(share.seconds / unit.seconds))
         cells += [number(share.seconds / 3600 * price)] if price else []
         grid.add_row(share.name, *cells, style="bold" if share is total else None)
     console.print(grid)
@@ -161,8 +171,9 @@ def _remarks(estimated: Estimate, job: Job) -> list[str]:
         lines.append(f"Answers of {tasks} are assumed to have max_new_tokens.")
     gpus = job.model.vllm.gpus if job.model.engine == "vllm" else 1
     if gpus > 1:
-        hours = number(estimated.hours * gpus)
-        lines.append(f"An engine has {gpus} GPUs: {hours} GPU-hours.")
+        unit = time_unit(estimated.seconds)
+        time = number(estimated.seconds * gpus / unit.seconds)
+        lines.append(f"An engine has {gpus} GPUs: {time} GPU-{unit.name}.")
     if job.summary is not None:
         lines.append("Summaries of whole videos are not included.")
     lines.append("The engines' start and waiting for decoders are not included.")
@@ -181,17 +192,27 @@ def check_cost(estimated: Estimate, job: Job) -> None:
     cost = estimated.hours * (price or 1.0)
     if cost <= max_cost:
         return
+    predicted = f"{number(cost)} {job.cost.currency}" if price else money(estimated, job)
     unit = job.cost.currency if price else "engine hours (there is no cost.per_hour)"
     raise CostError(
-        f"this run is predicted to cost {number(cost)} {unit}, over limits.max_cost "
-        f"{max_cost:g}; by {estimated.rates.origin or 'measurements of this run'}. Take fewer "
+        f"this run is predicted to cost {predicted}, over limits.max_cost {max_cost:g} {unit}; by "
+        f"{estimated.rates.origin or 'measurements of this run'}. Take fewer "
         "items (--limit, --sample), lower sampling.fps or budget, or raise --max-cost; `reelscribe "
         "plan` shows what each would change. Nothing was annotated"
     )
 
 
+def time_unit(seconds: float) -> TimeUnit:
+    """Return hours, or seconds for a time of less than 36 s, which is 0.01 hours."""
+    if 0 < seconds < 36:
+        return TimeUnit(name="seconds", seconds=1.0)
+    return TimeUnit(name="hours", seconds=3600.0)
+
+
 def number(value: float) -> str:
-    """Write hours or money with at least two decimals and three significant digits."""
+    """Write a time or money with at least two decimals, or three significant digits to 0.001."""
     if value >= 10:
         return f"{value:,.2f}"
-    return f"{value:.3f}" if value >= 0.1 or value == 0 else f"{value:.3g}"
+    if value >= 0.1 or value == 0:
+        return f"{value:.3f}"
+    return f"{value:.3g}" if value >= 0.001 else "<0.001"

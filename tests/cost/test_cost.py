@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 
 import pyarrow as pa
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoConfig
 
 from jobs.cli.main import main
 from jobs.cost.calibration import Calibration, read_calibration, write_calibration
-from jobs.cost.estimate import MEDIA, check_cost, default_rates, estimate, print_estimate
+from jobs.cost.estimate import MEDIA, check_cost, default_rates, estimate, money, print_estimate
 from jobs.cost.rates import FEATURES, Rates
 from jobs.plan.runs import open_run
 from pipeline.engines.speed import ModelSize
@@ -103,6 +104,27 @@ def test_a_run_over_the_limit_is_refused_in_money_or_in_hours():
         check_cost(found, job(limits={"max_cost": hours * 1.99}, cost=price))
     with pytest.raises(CostError, match="engine hours .there is no cost.per_hour"):
         check_cost(found, job(limits={"max_cost": hours * 0.99}))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.00335, "0.00335 engine seconds"),
+        (9.3e-07, "<0.001 engine seconds"),
+        (12.0, "12.00 engine seconds"),
+        (35.9, "35.90 engine seconds"),
+        (36.0, "0.01 engine hours"),
+        (5400.0, "1.500 engine hours"),
+    ],
+)
+def test_a_short_time_is_in_seconds_and_no_number_has_an_exponent(seconds: float, text: str):
+    found = dataclasses.replace(estimate(planned(), job(), RATES), seconds=seconds)
+    assert money(found, job()) == text
+    console = Console(file=io.StringIO(), width=120)
+    priced = job(cost={"per_hour": 2.0, "currency": "EUR"})
+    print_estimate(found, priced, console)
+    assert text.rpartition(" ")[2] in console.file.getvalue()
+    assert not re.search(r"\de[-+]\d", console.file.getvalue() + money(found, priced))
 
 
 def test_the_table_has_each_task_its_price_and_where_that_is_from():
