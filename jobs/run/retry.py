@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.text import Text
 
-from jobs.plan.open_job import open_job
+from jobs.plan.open_job import JobContext, open_job
 from jobs.plan.plan_file import draft_again, draft_plan, write_plan
-from jobs.plan.runs import Run, find_run
+from jobs.plan.runs import Run, all_runs, find_run
 from jobs.run.driver import annotate_and_finish, drive
 from jobs.run.units import read_rows
 from pipeline.output.duplicates import remove_duplicates
-from pipeline.output.table import ids_in
+from pipeline.output.table import ids_in, read_committed
 from pipeline.plan.recipe import recipe
 from schemas.errors import TRANSIENT, ErrorType, JobFileError
 from schemas.job.job import Job
@@ -55,7 +55,8 @@ def run(
         is_failed = pc.is_in(errors, pa.array(sorted(kinds), pa.string()))
         failed = rows.filter(is_failed).select(["unit_id", "media_id", "error"]).to_pylist()
         if not failed and rows.num_rows == plan.num_rows:
-            console.print(Text(_nothing_to_do(found, errors, kinds)), soft_wrap=True)
+            earlier = _earlier_run(context, kinds)
+            console.print(Text(_nothing_to_do(found, errors, kinds) + earlier), soft_wrap=True)
             return found
         listed = ", ".join(sorted({row["error"]["type"] for row in failed}))
         console.print(Text(f"{found.run_id}: {len(failed):,} failed units again: {listed}"))
@@ -84,6 +85,26 @@ def _nothing_to_do(run: Run, errors: "pa.ChunkedArray[Any]", kinds: frozenset[Er
     listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(others.items()))
     hint = f"; there are {listed}: choose them with --error-type" if others else ""
     return f"{run.run_id} has no rows that failed by {', '.join(sorted(kinds))}{hint}"
+
+
+def _earlier_run(context: JobContext, kinds: frozenset[ErrorType]) -> str:
+    """Name the newest earlier run of this job and recipe with units that failed by ``kinds``."""
+    job, run, storage = context.job, context.run, context.storage
+    rows = read_committed(job.output, run.key.recipe_id, storage)
+    errors = pc.struct_field(rows["error"], "type")
+    done = rows["unit_id"].filter(pc.is_null(errors))
+    is_failed = pc.is_in(errors, pa.array(sorted(kinds), pa.string()))
+    failed = rows.filter(pc.and_not(is_failed, pc.is_in(rows["unit_id"], done)))
+    counts = Counter(ids_in(failed, "run_id"))
+    earlier = [
+        other
+        for other in all_runs(job.output, storage)
+        if other.name == run.name and other.run_id != run.run_id and counts[other.run_id]
+    ]
+    if not earlier:
+        return ""
+    newest = max(earlier, key=lambda other: other.created_at).run_id
+    return f"; the earlier run {newest} has {counts[newest]:,}: retry it with --run {newest}"
 
 
 def _units_to_do(plan: pa.Table, done: set[str], attempts: dict[str, int]) -> pa.Table:

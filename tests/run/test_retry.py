@@ -146,3 +146,30 @@ def test_what_cannot_be_retried_is_said(damaged):
     )
     with pytest.raises(JobFileError, match=r"other settings than this job: recipe\.generation"):
         retry.run(changed, console())
+
+
+def test_the_earlier_run_that_has_such_units_is_named(checkpoint: Path, tmp_path: Path):
+    paint(tmp_path / "a-whole.png", "red")
+    for name in ("page.jpg", "page2.jpg"):
+        (tmp_path / name).write_bytes(b"<html>404</html>")
+    spec = {"input": {"scan": str(tmp_path), "glob": "*.*"}, "output": str(tmp_path / "out")}
+    model = {"source": str(checkpoint), "engine": "simulated", "simulated": {"speed": 1000.0}}
+    job = check_job(spec | {"name": "mine", "model": model}, "test")
+    first = annotate.run(job, console())
+    newest_job = job.model_copy(update={"input": job.input.model_copy(update={"limit": 1})})
+    newest = annotate.run(newest_job, console())
+    assert newest.run_id != first.run_id and not newest.counts["errors"]
+
+    def retried(error_type: str) -> str:
+        output = console()
+        retry.run(newest_job, output, error_types=[error_type])
+        return output.file.getvalue()
+
+    found = retried("media_unreadable")
+    assert f"{newest.run_id} has no rows that failed by media_unreadable" in found
+    assert f"the earlier run {first.run_id} has 2: retry it with --run {first.run_id}" in found
+    assert "earlier run" not in retried("media_missing")
+    for name in ("page.jpg", "page2.jpg"):
+        paint(tmp_path / name, "green")
+    retry.run(job, console(), run_id=first.run_id, error_types=["media_unreadable"])
+    assert "earlier run" not in retried("media_unreadable")
