@@ -46,10 +46,14 @@ class BoxedFrame:
 def boxed_frames(source: Source) -> Iterator[BoxedFrame]:
     """Yield each image with an answer about objects or tracks, and each video frame with boxes.
 
-    Media that cannot be read now are added to ``source.skipped``.
+    Nothing if no row has a box. Media that cannot be read now are added to ``source.skipped``.
     """
-    for number, row in enumerate(source.rows):
-        found = drawings(row, lambda task: task.mark_kind in ("object", "track"))
+    drawn = [
+        drawings(row, lambda task: task.mark_kind in ("object", "track")) for row in source.rows
+    ]
+    if not any(drawing.marks for found in drawn for drawing in found):
+        return
+    for number, (row, found) in enumerate(zip(source.rows, drawn, strict=True)):
         if not found:
             continue
         for part in seen_parts(row, source.planned.get(row["unit_id"])):

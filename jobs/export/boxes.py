@@ -42,6 +42,8 @@ def coco(source: Source) -> Files:
                     "iscrowd": 0,
                 }
             )
+    if not images:
+        return
     content = {
         "info": {"description": "Reelscribe annotations", "recipe_id": source.recipe_id},
         "images": images,
@@ -57,7 +59,9 @@ def yolo(source: Source) -> Files:
     Each box is a line: class, centre and size, as shares of the picture's sides.
     """
     classes: dict[str, int] = {}
+    num_images = 0
     for frame in boxed_frames(source):
+        num_images += 1
         yield f"images/train/{frame.name}.jpg", frame.jpeg()
         lines = [
             f"{classes.setdefault(label, len(classes))} "
@@ -65,6 +69,8 @@ def yolo(source: Source) -> Files:
             for label, box in frame.boxes
         ]
         yield f"labels/train/{frame.name}.txt", "".join(f"{line}\n" for line in lines).encode()
+    if not num_images:
+        return
     content = {
         "path": ".",
         "train": "images/train",

@@ -16,9 +16,10 @@ from jobs.export.source import Files, Source
 from jobs.export.subtitles import subtitles
 from jobs.export.training import conversations, huggingface, webdataset
 from jobs.results.frames import planned_sources
-from jobs.results.read import Selection, output_and_run, read_annotations
+from jobs.results.read import Selection, read_annotations
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage, join
+from pipeline.tasks.registry import TASKS
 from schemas.errors import UserError
 
 FORMATS: dict[str, Callable[[Source], Files]] = {
@@ -31,6 +32,21 @@ FORMATS: dict[str, Callable[[Source], Files]] = {
     "huggingface": huggingface,
     "labelstudio": label_studio,
 }
+_BOXES = "pictures with boxes of objects or tracks"
+_SUBTITLES = "events, captions and text of videos"
+_FRAMES = "the frames of units whose media can be read now"
+_HOLDS = {
+    "coco": _BOXES,
+    "yolo": _BOXES,
+    "webvtt": _SUBTITLES,
+    "srt": _SUBTITLES,
+    "conversations": "answers about whole images and videos",
+    "webdataset": _FRAMES,
+    "huggingface": _FRAMES,
+    "labelstudio": "answers about images and videos",
+}
+"""What a format needs, for messages."""
+
 _MAX_REASONS = 5
 
 
@@ -38,7 +54,8 @@ def run(selection: Selection, form: str, output: str, storage: Storage, console:
     """Write the rows of a recipe to a folder, in one of ``FORMATS``.
 
     Raises:
-        UserError: there is no such table, recipe or run, or the folder is not empty.
+        UserError: there is no such table, recipe or run, the folder is not empty, or no row has
+            what the format holds.
     """
     folder = absolute_uri(output)
     if storage.list_files(folder, "**"):
@@ -48,22 +65,39 @@ def run(selection: Selection, form: str, output: str, storage: Storage, console:
         table.rows,
         key=lambda row: (row["uri"], (row.get("sampling") or {}).get("start_seconds") or 0.0),
     )
-    planned = planned_sources(output_and_run(selection.uri)[0], table.run_ids, storage)
+    planned = planned_sources(selection, table.run_ids, storage)
     source = Source(rows=rows, recipe_id=table.recipe_id, planned=planned, storage=storage)
     num_files = 0
     for name, content in FORMATS[form](source):
         storage.write_bytes(join(folder, name), content)
         num_files += 1
+    if not num_files:
+        raise UserError(_nothing_to_export(form, source))
     console.print(Text(f"{num_files:,} files: {redact_uri(folder)}"), soft_wrap=True)
     for remark in source.remarks:
         console.print(Text(printable(remark)), soft_wrap=True)
     _print_skipped(source, console)
 
 
+def _nothing_to_export(form: str, source: Source) -> str:
+    """Say what the format holds, what the rows have instead, and what was left out."""
+    tasks = [name for name in TASKS if any(row.get(name) is not None for row in source.rows)]
+    text = (
+        f"there is nothing to export: {form} holds {_HOLDS[form]}, and these "
+        f"{len(source.rows):,} rows give no file; they answer {', '.join(tasks) or 'no task'}"
+    )
+    reasons = [f"{count:,}: {reason[:160]}" for reason, count in _reasons(source).most_common(3)]
+    return text + (f"; left out {', '.join(reasons)}" if reasons else "")
+
+
+def _reasons(source: Source) -> Counter[str]:
+    return Counter(reason for _, reason in source.skipped)
+
+
 def _print_skipped(source: Source, console: Console) -> None:
     if not source.skipped:
         return
-    reasons = Counter(reason for _, reason in source.skipped)
+    reasons = _reasons(source)
     example = {reason: redact_uri(name) for name, reason in reversed(source.skipped)}
     console.print(f"left out {len(source.skipped):,}:")
     for reason, count in reasons.most_common(_MAX_REASONS):

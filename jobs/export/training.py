@@ -43,7 +43,8 @@ def conversations(source: Source) -> Files:
         for answer in row["responses"]:
             if answer["status"] in _READ and row.get(answer["task"]) is not None:
                 lines.append(json.dumps(_conversation(row, answer), ensure_ascii=False))
-    yield "conversations.jsonl", "".join(f"{line}\n" for line in lines).encode()
+    if lines:
+        yield "conversations.jsonl", "".join(f"{line}\n" for line in lines).encode()
 
 
 def _is_whole(row: Row) -> bool:
@@ -92,7 +93,9 @@ def webdataset(source: Source) -> Files:
         entry.size = len(content)
         shard.addfile(entry, io.BytesIO(content))
 
+    is_filled = False
     for key, row, frames in _units(source):
+        is_filled = True
         for k, frame in enumerate(frames):
             add(f"{key}.frame-{k:03}.jpg", frame)
         add(f"{key}.json", json.dumps(row, ensure_ascii=False, default=str).encode())
@@ -100,10 +103,11 @@ def webdataset(source: Source) -> Files:
         if buffer.tell() > SHARD_BYTES:
             shard.close()
             yield f"shard-{number:06}.tar", buffer.getvalue()
-            buffer, number = io.BytesIO(), number + 1
+            buffer, number, is_filled = io.BytesIO(), number + 1, False
             shard = tarfile.open(fileobj=buffer, mode="w")  # noqa: SIM115
     shard.close()
-    yield f"shard-{number:06}.tar", buffer.getvalue()
+    if is_filled:
+        yield f"shard-{number:06}.tar", buffer.getvalue()
 
 
 def huggingface(source: Source) -> Files:
@@ -119,6 +123,8 @@ def huggingface(source: Source) -> Files:
         for name, frame in zip(names[-1], frames, strict=True):
             yield f"train/{name}", frame
         rows.append(row | {name: json.dumps(dict(row[name] or ())) for name in maps})
+    if not rows:
+        return
     columns = [field for field in ANNOTATION if field.name not in maps]
     schema = pa.schema([*columns, *(pa.field(name, pa.string()) for name in maps)])
     table = pa.Table.from_pylist(rows, schema=schema)

@@ -203,6 +203,39 @@ def test_hugging_face_datasets(output: Path, tmp_path: Path, monkeypatch: pytest
     assert data[1]["events"][1]["caption"] == "a blink"
 
 
+NO_BOXES = "pictures with boxes of objects or tracks, and these"
+NOT_READ = "the frames of units whose media can be read now"
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("coco", NO_BOXES),
+        ("yolo", NO_BOXES),
+        ("webvtt", "events, captions and text of videos"),
+        ("srt", "events, captions and text of videos"),
+        ("conversations", "answers about whole images and videos"),
+        ("webdataset", NOT_READ),
+        ("huggingface", NOT_READ),
+        ("labelstudio", "answers about images and videos"),
+    ],
+)
+def test_a_table_that_has_nothing_for_a_format_is_an_error(form: str, message: str, tmp_path: Path):
+    units = [failed_unit("broken.mp4")]
+    if form in ("coco", "yolo", "webvtt", "srt", "webdataset"):
+        image = draw_image(tmp_path / "a.png")
+        units.append(image_unit(image, answer("caption", "A box."), answer("objects", "[]")))
+        if form == "webdataset":
+            image.unlink()
+    output = write_table(tmp_path / "out", *units)
+    folder = tmp_path / "exported"
+    result = CliRunner().invoke(main, ["export", str(output), form, "-o", str(folder)])
+    assert result.exit_code == 2, result.output
+    assert message in result.output and not folder.exists()
+    if len(units) > 1:
+        assert "they answer caption, objects" in result.output
+
+
 def corrected(tasks: list[dict], change) -> list[dict]:
     """What Label Studio exports once a person submitted each prediction, after a change."""
     for task in tasks:
