@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from jobs.cli import output, results, run, train
+from jobs.cli.interrupts import EXIT_CODE, Interrupts
 
 
 class _Commands(click.Group):
@@ -13,22 +14,33 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; a UserError ends with its exit code, Ctrl-C with 130."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("interrupted; run the same command again to continue", err=True)
-            ctx.exit(130)
-        except Exception as error:
-            # If a UserError was raised, its module is loaded; else it need not be imported.
-            errors = sys.modules.get("schemas.errors")
-            if errors is None or not isinstance(error, errors.UserError):
-                raise
-            from jobs.console.text import printable
+        with Interrupts() as interrupts:
+            try:
+                return super().invoke(ctx)
+            except (KeyboardInterrupt, Exception) as error:
+                # After Ctrl-C, an error is one of what was stopped.
+                if not interrupts.is_stopping and not isinstance(error, KeyboardInterrupt):
+                    _exit_with_message(ctx, error)
+                click.echo("interrupted; run the same command again to continue", err=True)
+                ctx.exit(EXIT_CODE)
 
-            click.echo(f"error: {printable(str(error))}", err=True)
-            if code := getattr(error, "code", None):
-                click.echo(f"see docs/errors.md#{code}", err=True)
-            ctx.exit(error.exit_code)
+
+def _exit_with_message(ctx: click.Context, error: Exception) -> None:
+    """Print a UserError and exit with its code.
+
+    Raises:
+        Exception: ``error``, if it is another one.
+    """
+    # If a UserError was raised, its module is loaded; else it need not be imported.
+    errors = sys.modules.get("schemas.errors")
+    if errors is None or not isinstance(error, errors.UserError):
+        raise error
+    from jobs.console.text import printable
+
+    click.echo(f"error: {printable(str(error))}", err=True)
+    if code := getattr(error, "code", None):
+        click.echo(f"see docs/errors.md#{code}", err=True)
+    ctx.exit(error.exit_code)
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, is_given: bool) -> None:

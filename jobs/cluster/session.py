@@ -37,6 +37,10 @@ def ray_session(console: Console) -> Iterator[None]:
     _quiet_ray_data()
     try:
         yield
+    except KeyboardInterrupt:
+        if own:
+            console.print("stopping Ray; committed rows are kept", style="dim")
+        raise
     finally:
         if own:
             ray.shutdown()

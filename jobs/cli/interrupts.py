@@ -1,0 +1,46 @@
+"""Ctrl-C: the first asks the command to stop, the second leaves at once."""
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, Self
+
+EXIT_CODE = 130
+"""128 and the number of SIGINT, as shells have it."""
+
+_STOPPING = b"\nstopping; Ctrl-C again leaves at once\n"
+_LEFT = b"\nleft at once; run the same command again to continue\n"
+
+
+class Interrupts:
+    """Handles SIGINT while a command runs. ``is_stopping``: after the first Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.is_stopping = False
+        self._former: Any = None
+
+    def __enter__(self) -> Self:
+        # Shells start background jobs with SIGINT ignored, and only the main thread gets signals.
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            self._former = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # After the first Ctrl-C the handler stays: the interpreter's end waits for threads too.
+        if self._former is not None and not self.is_stopping:
+            signal.signal(signal.SIGINT, self._former)
+
+    def _handle(self, _: int, __: FrameType | None) -> NoReturn:
+        if self.is_stopping:
+            os.write(2, _LEFT)
+            os._exit(EXIT_CODE)  # Ray ends its processes when it loses the driver
+        self.is_stopping = True
+        os.write(2, _STOPPING)  # not through sys.stderr, which the main thread may be writing to
+        raise KeyboardInterrupt
