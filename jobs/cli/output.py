@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli.options import storage_option
+from jobs.cli.options import storage_options
 from jobs.console.text import console
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     help="Remove plans and logs of complete runs older than this.",
 )
 @click.option("--dry-run", is_flag=True, help="Only print what would be joined.")
-@storage_option
+@storage_options
 def compact(output: str, *, target_mb: int, storage: "Storage", **options: Any) -> None:
     """Join the small files of an OUTPUT into large ones.
 
@@ -43,19 +43,28 @@ def compact(output: str, *, target_mb: int, storage: "Storage", **options: Any) 
 @click.command()
 @click.argument("output")
 @click.argument("query")
-@click.option("--to", metavar="FILE", help="Write the rows to a .csv or .parquet file.")
-@storage_option
-def sql(output: str, query: str, *, to: str | None, storage: "Storage") -> None:
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="table: the first rows, for people. csv, json: all rows, for programs.",
+)
+@click.option("--to", metavar="FILE", help="Write the rows to a .csv, .json or .parquet file.")
+@storage_options
+def sql(output: str, query: str, *, form: str, to: str | None, storage: "Storage") -> None:
     """Query an OUTPUT in SQL.
 
     \b
       reelscribe sql s3://annotations/archive "SELECT status, count(*) FROM latest GROUP BY ALL"
 
-    There are two views: `latest`, one row for each unit, and `annotations`, all rows of all runs.
+    There are three views: `latest`, one row for each unit, `annotations`, all rows of all runs, and
+    `items`, one row for each whole video.
     """
     from jobs.results import sql as command
 
-    command.run(output, query, storage, console(), to=to)
+    command.run(output, query, storage, console(), form=form, to=to)
 
 
 COMMANDS = (compact, sql)

@@ -1,59 +1,97 @@
 """``reelscribe sql``: query the output in SQL with DuckDB, on any storage."""
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from jobs.console.text import printable
+from rich.console import Console
+
+from jobs.results.query_rows import FORMATS, QueryRows
 from pipeline.output.views import connect
 from pipeline.storage.storage import Storage, join
 from schemas.errors import UserError
 
-_SHOWN_ROWS = 100
+_VIEWS = ("annotations", "items", "latest")
+_NAMES = re.compile(r'"([^"]+)"')
+_MISSING = re.compile(r'(?:column|named|key|table|alias) "([^"]+)"|with name (\S+) does not exist')
+_IS_MISSING = re.compile(r"not found|does not exist|does not have|Could not find")
+_HINTS = ("Candidate", "Did you mean", "\t")
 
 
-def run(output: str, query: str, storage: Storage, console: Console, *, to: str | None) -> None:
+def run(
+    output: str, query: str, storage: Storage, console: Console, *, form: str, to: str | None
+) -> None:
     """Print the rows of a query, or write them to a file.
 
-    query: of the views ``latest`` (one row for each unit) and ``annotations`` (all rows).
-    to: a local .csv or .parquet file.
+    query: of the views ``latest`` (one row for each unit), ``annotations`` (all rows of all runs)
+        and ``items`` (one row for each whole video).
+    form: how to print them, one of ``FORMATS``.
+    to: a local .csv, .json or .parquet file.
 
     Raises:
-        UserError: there is no table, or DuckDB refuses the query.
+        UserError: there is no table, DuckDB refuses the query, or the file cannot be written.
     """
-    import duckdb
-
+    suffix = Path(to).suffix.lower().lstrip(".") if to is not None else ""
+    if to is not None and suffix not in ("csv", "json", "parquet"):
+        raise UserError(f"--to takes a .csv, .json or .parquet file, got {to}")
     if not storage.list_files(join(output, "annotations"), "*/part-*.parquet"):
         raise UserError(f"{output} has no annotations: give the `output` of a job")
-    with connect(output, storage) as db:
+    with connect(output, storage) as db, _explained(db, query):
+        found = db.sql(query)
+        if found is None:
+            return
+        if to is None:
+            FORMATS[form](QueryRows(found), console)
+            return
         try:
-            found = db.sql(query)
-            if found is None:
-                return
-            if to is not None:
-                _write(found, to)
-                return
-            # Through Arrow, because DuckDB's conversion of times with a zone needs pytz.
-            table = found.limit(_SHOWN_ROWS + 1).to_arrow_table()
-        except duckdb.Error as error:
-            raise UserError(f"the query failed: {error}") from None
-    grid = Table(box=box.SIMPLE_HEAD)
-    for name in table.column_names:
-        grid.add_column(printable(name), overflow="fold")
-    for row in zip(*table.slice(0, _SHOWN_ROWS).to_pydict().values(), strict=True):
-        grid.add_row(*("" if value is None else printable(str(value)) for value in row))
-    console.print(grid, markup=False)
-    if table.num_rows > _SHOWN_ROWS:
-        console.print(f"the first {_SHOWN_ROWS} rows; --to FILE writes all")
+            if suffix == "parquet":
+                found.write_parquet(to)
+            else:
+                with open(to, "w", encoding="utf-8", newline="") as file:
+                    FORMATS[suffix](QueryRows(found), Console(file=file))
+        except OSError as error:
+            raise UserError(f"--to {to} cannot be written: {error.strerror}") from None
 
 
-def _write(found: object, to: str) -> None:
+@contextmanager
+def _explained(db: Any, query: str) -> Iterator[None]:
+    """Turn an error of DuckDB into a UserError with a hint that fits these views."""
     import duckdb
 
-    assert isinstance(found, duckdb.DuckDBPyRelation)
-    if to.endswith(".csv"):
-        found.write_csv(to)
-    elif to.endswith(".parquet"):
-        found.write_parquet(to)
+    try:
+        yield
+    except duckdb.Error as error:
+        raise UserError(f"the query failed: {_explain(str(error), query, db)}") from None
+
+
+def _explain(text: str, query: str, db: Any) -> str:
+    """Return DuckDB's message with a hint in place of DuckDB's own.
+
+    DuckDB suggests names of any likeness, and lists every type that an operator takes.
+    """
+    lines = [line for line in text.splitlines() if line and not line.startswith(_HINTS)]
+    missing = _MISSING.search(text) if _IS_MISSING.search(text) else None
+    if missing is None:
+        return "\n".join(lines)
+    name = missing[1] or missing[2]
+    hinted = [line for line in text.splitlines() if line.startswith(_HINTS[:2])]
+    known = {*_VIEWS}
+    if "Table with name" not in text:
+        known |= {*_columns(db), *_NAMES.findall(" ".join(hinted))}
+    if near := difflib.get_close_matches(name.lower(), sorted(known), n=3, cutoff=0.7):
+        hint = [f"did you mean {' or '.join(near)}?"]
+    elif f'"{name}"' in query:
+        hint = [f"names are in double quotes, text is in single quotes: '{name}'"]
+    elif "Function" in lines[0]:
+        hint = []
     else:
-        raise UserError(f"--to takes a .csv or .parquet file, got {to}")
+        hint = ["the views are annotations, items and latest; `DESCRIBE latest` lists columns"]
+    return "\n".join([*lines, *hint])
+
+
+def _columns(db: Any) -> set[str]:
+    """Return the names of the columns of all views."""
+    return {column for view in _VIEWS for column, *_ in db.execute(f"DESCRIBE {view}").fetchall()}

@@ -60,6 +60,7 @@ def finish(context: JobContext, run: Run, plan: pa.Table, seconds: float, consol
 def write_items_table(context: JobContext, plan: pa.Table, console: Console) -> None:
     """Write the rows of whole videos that the table ``items`` lacks, and print their number."""
     if written := write_items(context, plan, console):
+        write_views(context.job.output, context.storage)  # they have `items` from now on
         table = join(context.job.output, "items")
         console.print(Text(f"{written:,} videos as a whole: {table}"), soft_wrap=True)
 

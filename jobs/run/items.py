@@ -19,20 +19,19 @@ from jobs.console.progress import Progress
 from jobs.plan.open_job import JobContext
 from jobs.run.units import read_rows
 from pipeline.output.duplicates import remove_duplicates, remove_rows
+from pipeline.output.rows import ITEM
 from pipeline.output.stitch import UnitEvents, stitch
 from pipeline.output.table import file_name, ids_in, read_files
 from pipeline.stages.graph import build_summaries
 from pipeline.stages.summarise import UNSUMMARISED
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import join
-from pipeline.tasks.registry import TASKS
-from schemas.tables.item import item_id, item_schema
+from schemas.tables.item import item_id
 from schemas.tables.unit import UnitStatus
 
 VERSION = 1
 """Raise it when the way in which rows are built from units changes."""
 
-ITEM = item_schema(TASKS["events"].column)
 ITEMS_PER_FILE = 1024
 
 Row = dict[str, Any]

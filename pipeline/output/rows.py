@@ -10,11 +10,15 @@ from pipeline.tasks.parse import Answer, parse_raw
 from pipeline.tasks.registry import TASKS
 from schemas.tables.annotation import annotation_schema
 from schemas.tables.columns import to_row
+from schemas.tables.item import item_schema
 from schemas.tables.unit import AnsweredUnit, RawAnswer, UnitStatus
 from schemas.task import AnswerStatus, Question
 
 ANNOTATION = annotation_schema([task.column for task in TASKS.values()])
 """The schema of the output table."""
+
+ITEM = item_schema(TASKS["events"].column)
+"""The schema of the table ``items``."""
 
 
 @dataclass(frozen=True, kw_only=True)

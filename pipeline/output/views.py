@@ -1,7 +1,8 @@
-"""The output as SQL views for DuckDB: all rows, and the latest rows, one per unit."""
+"""The output as SQL views for DuckDB: all rows, the latest rows, and the rows of whole videos."""
 
 from typing import Any
 
+from pipeline.output.rows import ITEM
 from pipeline.storage.storage import Storage, join
 from schemas.errors import StorageError
 
@@ -72,9 +73,15 @@ _NO_LISTING = """(SELECT ''::VARCHAR AS media_id, ''::VARCHAR AS uri, ''::VARCHA
     ''::VARCHAR AS recipe_id, ''::VARCHAR AS content_version, ''::VARCHAR AS answers_of,
     false AS is_gone, NULL::TIMESTAMPTZ AS listed_at, NULL::DATE AS run_date LIMIT 0)"""
 
+_ITEMS = """\
+-- `items` has a row for each whole video, from the runs that wrote such rows.
+CREATE OR REPLACE VIEW items AS
+FROM read_parquet({items}, hive_partitioning = true, union_by_name = true);
+"""
+
 
 def views_sql(output: str, storage: Storage) -> str:
-    """The views of an output folder, as SQL.
+    """The views of an output folder, as SQL; without ``items`` where the output has no such table.
 
     Raises:
         StorageError: the storage refused or failed.
@@ -84,9 +91,16 @@ def views_sql(output: str, storage: Storage) -> str:
         return "'{}'".format(join(output, table, "*", "part-*.parquet").replace("'", "''"))
 
     listing = _NO_LISTING
-    if storage.list_files(join(output, "listing"), "*/part-*.parquet"):
+    if _has(output, "listing", storage):
         listing = f"read_parquet({pattern('listing')}, hive_partitioning = true)"
-    return VIEWS.format(annotations=pattern("annotations"), listing=listing, rank=_RANK)
+    sql = VIEWS.format(annotations=pattern("annotations"), listing=listing, rank=_RANK)
+    has_items = _has(output, "items", storage)
+    return sql + (_ITEMS.format(items=pattern("items")) if has_items else "")
+
+
+def _has(output: str, table: str, storage: Storage) -> bool:
+    """Whether the output has files of a table; DuckDB refuses a view of none."""
+    return bool(storage.list_files(join(output, table), "*/part-*.parquet"))
 
 
 def write_views(output: str, storage: Storage) -> None:
@@ -101,6 +115,8 @@ def write_views(output: str, storage: Storage) -> None:
 def connect(output: str, storage: Storage) -> Any:
     """Open a DuckDB connection that has the views and reads through the job's storage.
 
+    An output without the table ``items`` has an empty view of it.
+
     Raises:
         StorageError: the protocol is unknown or its package is missing, or a file is damaged.
     """
@@ -111,6 +127,8 @@ def connect(output: str, storage: Storage) -> Any:
         connection.register_filesystem(storage.filesystem(output)[0])
     try:
         connection.execute(views_sql(output, storage))
+        if not _has(output, "items", storage):
+            connection.register("items", ITEM.empty_table())
     except duckdb.Error as error:
         raise StorageError(
             f"the table cannot be read: {error}; for a damaged file see disasters in "

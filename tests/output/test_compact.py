@@ -214,7 +214,7 @@ def test_a_damaged_file_is_named_and_moved_away_it_is_no_more(tmp_path: Path):
     whole = write(tmp_path, [row("2", "b", "v2")])
     Path(uri).write_bytes(Path(uri).read_bytes()[:500])
     with pytest.raises(UserError, match=f"{uri}.* docs/operations.md"):
-        sql.run(str(tmp_path), "FROM latest", STORAGE, quiet(), to=None)
+        sql.run(str(tmp_path), "FROM latest", STORAGE, quiet(), form="table", to=None)
     with pytest.raises(UserError, match=f"{uri} is not a readable .* docs/operations.md"):
         joined(tmp_path)
     assert Path(whole).exists()
@@ -239,15 +239,19 @@ def test_sql_shows_all_columns(tmp_path: Path):
     write(tmp_path, [row("1", "a", "v1") | at(1)])
     for view in ("annotations", "latest"):
         console = Console(file=io.StringIO(), width=10_000)
-        sql.run(str(tmp_path), f"SELECT * FROM {view}", STORAGE, console, to=None)
+        sql.run(str(tmp_path), f"SELECT * FROM {view}", STORAGE, console, form="table", to=None)
         assert "v1" in console.file.getvalue() and "2026" in console.file.getvalue()
 
 
 def test_sql_says_what_is_wrong(tmp_path: Path):
     with pytest.raises(UserError, match="has no annotations"):
-        sql.run(str(tmp_path), "SELECT 1", STORAGE, quiet(), to=None)
+        sql.run(str(tmp_path), "SELECT 1", STORAGE, quiet(), form="table", to=None)
     write(tmp_path, [row("1", "it's", "v")])
     with pytest.raises(UserError, match="captoin"):
-        sql.run(str(tmp_path), "SELECT captoin FROM latest", STORAGE, quiet(), to=None)
-    sql.run(str(tmp_path), "FROM latest", STORAGE, quiet(), to=str(tmp_path / "rows.csv"))
+        sql.run(
+            str(tmp_path), "SELECT captoin FROM latest", STORAGE, quiet(), form="table", to=None
+        )
+    sql.run(
+        str(tmp_path), "FROM latest", STORAGE, quiet(), form="table", to=str(tmp_path / "rows.csv")
+    )
     assert "it's" in (tmp_path / "rows.csv").read_text()
