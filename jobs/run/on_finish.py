@@ -7,6 +7,7 @@ variables and in a file. Nothing that media or models wrote is passed on.
 import json
 import logging
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -17,6 +18,7 @@ from typing import Any
 from jobs.plan.runs import Run, all_runs
 from pipeline.storage.parquet import write_json
 from pipeline.storage.storage import Storage, join
+from schemas.errors import JobFileError
 from schemas.job.job import Job
 from schemas.job.limits import OnFinish
 
@@ -26,6 +28,32 @@ TOO_MANY_FAILED = 3
 """Exit code of a complete run in which more units failed than ``limits.max_failed`` allows."""
 
 _MAX_ATTEMPTS = 3
+
+
+def check_on_finish(target: OnFinish) -> None:
+    """Check, before the run starts, that the command and the webhook's url are there.
+
+    Raises:
+        JobFileError: one of them is not; the url, which may be a secret, is not shown.
+    """
+    if target.command and shutil.which(target.command[0]) is None:
+        raise JobFileError(
+            f"on_finish.command: there is no program {target.command[0]} on this machine's PATH; "
+            "install it, or give its path"
+        )
+    if target.webhook_env is None:
+        return
+    url = os.environ.get(target.webhook_env, "")
+    if not url:
+        raise JobFileError(
+            f"on_finish.webhook_env: the environment variable {target.webhook_env} is not set; set "
+            "it to the webhook's url, or remove the key"
+        )
+    if not url.lower().startswith(("https://", "http://")):
+        raise JobFileError(
+            f"on_finish.webhook_env: the environment variable {target.webhook_env} must hold a url "
+            "that begins with https:// or http://"
+        )
 
 
 def summary(run: Run, job: Job) -> dict[str, Any]:
@@ -106,10 +134,7 @@ def notify(found: dict[str, Any], target: OnFinish) -> None:
                 )
             except (OSError, subprocess.SubprocessError) as error:
                 logger.warning("on_finish.command failed: %s", _reason(error))
-    url = os.environ.get(target.webhook_env or "")
-    if target.webhook_env and not url:
-        logger.warning("on_finish.webhook_env: there is no variable %s", target.webhook_env)
-    elif url:
+    if url := os.environ.get(target.webhook_env or ""):
         _post(url, found, target.timeout)
 
 
