@@ -1,6 +1,8 @@
 """Options that several commands share, and the parsers of their values."""
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,20 +24,47 @@ def together(*decorators: Decorator) -> Decorator:
     return decorate
 
 
-def _storage(_: click.Context, __: click.Parameter, endpoint_url: str | None) -> "Storage":
-    from pipeline.storage.storage import Storage
-
-    return Storage.at(endpoint_url)
-
-
-storage_option = click.option(
-    "--endpoint-url",
-    "storage",
-    callback=_storage,
-    metavar="URL",
-    help="Endpoint of an S3-compatible storage; default: Amazon S3.",
+_job_option = click.option(
+    "--job",
+    "job_file",
+    type=Path,
+    metavar="FILE",
+    help="Job file whose storage_options and input.allow_private_hosts apply here too.",
 )
-"""``--endpoint-url``; the command receives a ``storage``."""
+_endpoint_option = click.option(
+    "--endpoint-url",
+    metavar="URL",
+    help="Endpoint of an S3-compatible storage; default: the job file's, else Amazon S3.",
+)
+
+
+def storage_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``--job`` and ``--endpoint-url``; the command receives a ``storage``."""
+
+    @_job_option
+    @_endpoint_option
+    @functools.wraps(command)
+    def with_storage(
+        *args: Any, job_file: Path | None, endpoint_url: str | None, **options: Any
+    ) -> None:
+        command(*args, storage=_storage(job_file, endpoint_url), **options)
+
+    return with_storage
+
+
+def _storage(job_file: Path | None, endpoint_url: str | None) -> "Storage":
+    from pipeline.storage.storage import Storage
+    from schemas.job.job import load_access
+
+    options: dict[str, Any] = {}
+    allow_private_hosts = False
+    if job_file is not None:
+        job = load_access(job_file)
+        options, allow_private_hosts = job.storage_options, job.input.allow_private_hosts
+    if endpoint_url:
+        options = options | {"s3": options.get("s3", {}) | {"endpoint_url": endpoint_url}}
+    return Storage(options, allow_private_hosts)
+
 
 set_option = click.option(
     "--set",

@@ -1,11 +1,14 @@
 """The commands that read results, from ``evaluate`` to ``import-labels``."""
 
+import functools
+import re
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli.options import names, storage_option, together
+from jobs.cli.options import names, storage_options, together
 from jobs.console.text import console
 
 if TYPE_CHECKING:
@@ -17,24 +20,61 @@ EXPORTS = (
     *("webdataset", "huggingface", "labelstudio"),
 )
 
-_recipe_options = together(
+_selection_options = together(
+    click.argument("annotations", metavar="RUN|OUTPUT"),
     click.option("--recipe", "recipe_id", help="Recipe id of the rows; default: the newest run's."),
     click.option("--run", "run_id", metavar="RUN_ID", help="Use the recipe of this run."),
+    click.option(
+        "--media-root",
+        "media_roots",
+        multiple=True,
+        metavar="OLD=NEW",
+        help="Media whose folder or prefix was OLD in the run are in NEW now. May be repeated.",
+    ),
 )
-_table_options = together(
-    click.argument("annotations", metavar="RUN|OUTPUT"), _recipe_options, storage_option
-)
-"""Which rows to read, and from which storage."""
 
 
-def _selection(uri: str, recipe_id: str | None, run_id: str | None) -> "Selection":
-    from jobs.results.read import Selection
+def _rows_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Which rows to read, and from which storage: ``selection`` and ``storage``."""
 
-    return Selection(uri=uri, recipe_id=recipe_id, run_id=run_id)
+    @_selection_options
+    @storage_options
+    @functools.wraps(command)
+    def with_selection(
+        *args: Any,
+        annotations: str,
+        recipe_id: str | None,
+        run_id: str | None,
+        media_roots: tuple[str, ...],
+        **options: Any,
+    ) -> None:
+        from jobs.results.media_roots import MediaRoots
+        from jobs.results.read import Selection
+
+        roots = MediaRoots(pairs=tuple(map(_media_root, media_roots)))
+        selection = Selection(
+            uri=annotations, recipe_id=recipe_id, run_id=run_id, media_roots=roots
+        )
+        command(*args, selection=selection, **options)
+
+    return with_selection
+
+
+def _media_root(text: str) -> tuple[str, str]:
+    """Read OLD=NEW; OLD may contain ``=`` as well, as in s3://archive/year=2026/."""
+    from jobs.console.output_path import absolute_uri
+
+    found = re.fullmatch(r"(.+?)=((?:/|~|\.|[A-Za-z][A-Za-z0-9+.-]*://).*)", text)
+    found = found or re.fullmatch(r"(.+?)=(.+)", text)
+    if not found:
+        raise click.UsageError(
+            f"--media-root takes OLD=NEW, such as /mnt/old=/data/new, got {text!r}"
+        )
+    return absolute_uri(found[1]), absolute_uri(found[2])
 
 
 @click.command()
-@click.argument("annotations")
+@_rows_options
 @click.argument("gold")
 @click.option("--tasks", "-t", default="", help="Names of tasks, separated by commas.")
 @click.option(
@@ -43,7 +83,6 @@ def _selection(uri: str, recipe_id: str | None, run_id: str | None) -> "Selectio
     help="Slices, separated by commas: media_type, container, codec, resolution, duration, or all "
     "of these five; a column of GOLD; an attribute.",
 )
-@_recipe_options
 @click.option("--json", "json_file", metavar="FILE", help="Write the metrics as JSON.")
 @click.option("--markdown", "markdown_file", metavar="FILE", help="Write the tables as Markdown.")
 @click.option(
@@ -58,13 +97,10 @@ def _selection(uri: str, recipe_id: str | None, run_id: str | None) -> "Selectio
     metavar="METRIC=LIMIT",
     help="Exit with 1 if an error rate is higher, such as ocr.cer=0.1. May be repeated.",
 )
-@storage_option
 def evaluate(
-    annotations: str,
     gold: str,
     *,
-    recipe_id: str | None,
-    run_id: str | None,
+    selection: "Selection",
     tasks: str,
     by: str,
     fail_under: tuple[str, ...],
@@ -74,8 +110,9 @@ def evaluate(
 ) -> None:
     """Compare annotations with gold.
 
-    ANNOTATIONS is the output of `reelscribe annotate`. GOLD is Parquet or JSON lines, with the
-    correct answers in columns of the same names: caption, events, ocr, text_spans, objects.
+    RUN|OUTPUT is the output of `reelscribe annotate`, a run's folder in it, or a Parquet file.
+    GOLD is Parquet or JSON lines, with the correct answers in columns of the same names: caption,
+    events, ocr, text_spans, objects.
     """
     from jobs.evaluate import evaluate as command
 
@@ -86,7 +123,6 @@ def evaluate(
         fail_over=dict(map(_limit, fail_over)),
         **files,
     )
-    selection = _selection(annotations, recipe_id, run_id)
     beyond = command.run(selection, gold, options, storage, console())
     if beyond:
         click.echo(f"error: metrics beyond their limit: {'; '.join(beyond)}", err=True)
@@ -104,7 +140,7 @@ def _limit(text: str) -> tuple[str, float]:
 
 
 @click.command()
-@_table_options
+@_rows_options
 @click.option(
     "--output", "-o", help="An .html file, or a folder.  [default: report.html, or report for many]"
 )
@@ -126,10 +162,8 @@ def _limit(text: str) -> tuple[str, float]:
     help="Longer side of a frame, in pixels.",
 )
 def report(
-    annotations: str,
     *,
-    recipe_id: str | None,
-    run_id: str | None,
+    selection: "Selection",
     output: str | None,
     gold: str | None,
     frames: int,
@@ -144,46 +178,42 @@ def report(
     from jobs.report import report as command
 
     options = command.ReportOptions(output=output, gold=gold, max_frames=frames, max_side=pixels)
-    command.run(_selection(annotations, recipe_id, run_id), options, storage, console())
+    command.run(selection, options, storage, console())
 
 
 @click.command()
-@_table_options
+@_rows_options
 @click.argument("unit", metavar="UNIT")
 @click.option("--contact-sheet", metavar="FILE.png", help="Write all frames as one picture.")
 @click.option(
     "--what-the-model-saw", metavar="FOLDER", help="Write each frame as PNG, pixel for pixel."
 )
 def show(
-    annotations: str,
     unit: str,
     *,
-    recipe_id: str | None,
-    run_id: str | None,
+    selection: "Selection",
     contact_sheet: str | None,
     what_the_model_saw: str | None,
     storage: "Storage",
 ) -> None:
     """Show one unit: facts, prompts, answers, and its frames as pictures.
 
-    UNIT is the start of a unit's id, or the end of its uri.
+    UNIT is a unit's id or its start, a media id, or a uri or its end.
     """
     from jobs.report import show as command
 
     options = command.ShowOptions(contact_sheet=contact_sheet, frames_folder=what_the_model_saw)
-    command.run(_selection(annotations, recipe_id, run_id), unit, options, storage, console())
+    command.run(selection, unit, options, storage, console())
 
 
 @click.command()
-@_table_options
+@_rows_options
 @click.argument("form", metavar="FORMAT", type=click.Choice(EXPORTS))
 @click.option("--output", "-o", required=True, help="A new folder, or s3:// prefix.")
 def export(
-    annotations: str,
     form: str,
     *,
-    recipe_id: str | None,
-    run_id: str | None,
+    selection: "Selection",
     output: str,
     storage: "Storage",
 ) -> None:
@@ -201,21 +231,21 @@ def export(
     """
     from jobs.export import export as command
 
-    command.run(_selection(annotations, recipe_id, run_id), form, output, storage, console())
+    command.run(selection, form, output, storage, console())
 
 
 @click.command()
 @click.argument("labels", metavar="EXPORT.json")
 @click.option("--output", "-o", required=True, metavar="GOLD.jsonl", help="Gold to write.")
-def import_labels(labels: str, output: str) -> None:
+@storage_options
+def import_labels(labels: str, *, output: str, storage: "Storage") -> None:
     """Convert corrected Label Studio tasks to gold, for `evaluate` and `report --gold`.
 
     EXPORT.json is the project's export in the format JSON.
     """
     from jobs.export import export as command
-    from pipeline.storage.storage import Storage
 
-    command.import_labels(labels, output=output, storage=Storage(), console=console())
+    command.import_labels(labels, output=output, storage=storage, console=console())
 
 
 COMMANDS = (evaluate, report, show, export, import_labels)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli.options import names, overrides_of, set_option, storage_option, together
+from jobs.cli.options import names, overrides_of, set_option, storage_options, together
 from jobs.console.text import console
 
 if TYPE_CHECKING:
@@ -38,7 +38,12 @@ _KEYS = {
 
 _job_options = together(
     click.argument("job_file", metavar="[JOB.yaml]", required=False, type=Path),
-    click.option("--input", "-i", "input_", help="Manifest, or folder or s3:// prefix to scan."),
+    click.option(
+        "--input",
+        "-i",
+        "input_",
+        help="Manifest, one image or video, or folder or s3:// prefix to scan.",
+    ),
     click.option("--output", "-o", help="Folder or s3:// prefix of the output table."),
     click.option("--model", "-m", help="Checkpoint: Hugging Face id or local folder."),
     click.option("--tasks", "-t", help="Names of tasks, separated by commas."),
@@ -68,7 +73,7 @@ _max_cost_option = click.option(
 @click.option(
     "--glob", default="**/*", show_default=True, help="Pattern of the files, relative to PREFIX."
 )
-@storage_option
+@storage_options
 def scan(prefix: str, output: str | None, glob: str, storage: "Storage") -> None:
     """List media files and write them as a manifest.
 
@@ -139,13 +144,14 @@ def annotate(*, dry_run: bool, **options: Any) -> None:
     """
     from jobs.plan import plan
     from jobs.run import annotate as command
-    from jobs.run.on_finish import after_run
+    from jobs.run.on_finish import after_run, check_on_finish
     from pipeline.storage.storage import Storage
 
     job = _load(**options)
     if dry_run:
         plan.run(job, console(), dry_run=True)
         return
+    check_on_finish(job.on_finish)
     finished = command.run(job, console())
     sys.exit(after_run(finished, job, Storage(job.storage_options)))
 
@@ -210,7 +216,7 @@ def _load(
     if input_:
         if not is_utf8(input_):  # no job file can hold it
             input_ = uri_of_path(str(Path(input_).absolute()))
-        is_manifest = input_.rstrip("/").lower().endswith(MANIFEST_EXTENSIONS)
+        is_manifest = _is_manifest(input_)
         overrides["input.manifest"] = input_ if is_manifest else None
         overrides["input.scan"] = None if is_manifest else input_
         if is_manifest:
@@ -225,6 +231,15 @@ def _load(
     if job_file is None and not overrides:
         raise click.UsageError("give a job file, or at least --input and --output")
     return load_job(job_file, overrides)
+
+
+def _is_manifest(uri: str) -> bool:
+    """Whether ``--input`` is a manifest, or one image or video; else it is a folder to scan."""
+    from schemas.tables.manifest import guess_media_type
+
+    if uri.rstrip("/").lower().endswith(MANIFEST_EXTENSIONS):
+        return True
+    return guess_media_type(uri) is not None and not uri.endswith("/") and not Path(uri).is_dir()
 
 
 COMMANDS = (scan, plan, calibrate, annotate, retry, demo, schema)

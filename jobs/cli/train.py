@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli.options import names, overrides_of, set_option
+from jobs.cli.options import names, overrides_of, set_option, storage_options
 from jobs.console.text import console
+
+if TYPE_CHECKING:
+    from pipeline.storage.storage import Storage
 
 
 @click.command()
@@ -40,6 +43,7 @@ def finetune(job_file: Path, assignments: tuple[str, ...]) -> None:
 @click.option("--fix", metavar="FILE.jsonl", help="Write the valid rows, with boxes in 0..1000.")
 @click.option("--report", metavar="FILE", help="Write all problems, as .jsonl or .parquet.")
 @set_option
+@storage_options
 def check_dataset(
     source: str,
     *,
@@ -48,6 +52,7 @@ def check_dataset(
     tasks: tuple[str, ...],
     max_model_len: int | None,
     assignments: tuple[str, ...],
+    storage: "Storage",
     **options: Any,
 ) -> None:
     """Find problems in training data before training starts.
@@ -67,6 +72,7 @@ def check_dataset(
     overrides = overrides_of(assignments)
     overrides |= {"model.source": model} if model else {}
     overrides |= {"model.max_model_len": max_model_len} if max_model_len is not None else {}
+    overrides |= {"storage_options": storage.options} if storage.options else {}
     job = command.load(source, overrides, media_folder=media_folder, tasks=names(",".join(tasks)))
     if command.run(job, **options, console=console()):
         sys.exit(1)

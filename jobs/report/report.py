@@ -89,7 +89,7 @@ def run(selection: Selection, options: ReportOptions, storage: Storage, console:
         _check_folder(folder, storage)
     source = output_and_run(selection.uri)[0]
     pictures = _Pictures(
-        planned=planned_sources(source, table.run_ids, storage),
+        planned=planned_sources(selection, table.run_ids, storage),
         options=options,
         folder=None if is_single else folder,
         storage=storage,

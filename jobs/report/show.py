@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,13 @@ from jobs.console.progress import print_summary
 from jobs.console.text import printable
 from jobs.report.units import facts
 from jobs.results.frames import decode_again, planned_sources, seen_parts
-from jobs.results.read import Row, Selection, output_and_run, read_annotations
+from jobs.results.read import Row, Selection, read_annotations
 from pipeline.media.frames import Pixels
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage, join
 from schemas.errors import UnitError, UserError
 
+_MAX_NAMES = 5
 _GAP = 8
 _CELL_PIXELS = 320
 _SHEET_COLUMNS = 4
@@ -43,7 +45,7 @@ def run(
 ) -> None:
     """Print one unit: its facts, prompts and answers; write its frames if requested.
 
-    unit: the start of its id, or the end of its uri.
+    unit: its id or the start of it, its media's id, or its uri or the end of it.
 
     Raises:
         UserError: there is no such unit, or its media cannot be read now.
@@ -55,7 +57,7 @@ def run(
         return
     if options.contact_sheet is not None:
         check_output("--contact-sheet", options.contact_sheet, (selection.uri,))
-    planned = planned_sources(output_and_run(selection.uri)[0], [row["run_id"]], storage)
+    planned = planned_sources(selection, [row["run_id"]], storage)
     try:
         seen = [
             (decode_again(part, storage), part.sampling.pts_seconds or ())
@@ -81,21 +83,37 @@ def run(
 
 
 def _find(rows: list[Row], unit: str) -> Row:
-    found = [row for row in rows if row["unit_id"].startswith(unit)]
-    found = found or [row for row in rows if row["uri"].endswith(unit)]
+    """Return the row that a text names: by unit id or its start, media id, uri or its end."""
+    uri = redact_uri(unit)
+    found = (
+        [row for row in rows if row["unit_id"] == unit]
+        or [row for row in rows if row["media_id"] == unit]
+        or [row for row in rows if row["uri"] == uri]
+        or [row for row in rows if row["unit_id"].startswith(unit)]
+        or [row for row in rows if row["uri"].endswith(uri)]
+    )
     if len(found) == 1:
         return found[0]
     if not found:
-        some = ", ".join(f"{row['unit_id'][:12]} ({redact_uri(row['uri'])})" for row in rows[:3])
+        some = _listed(rows, lambda row: f"{row['unit_id'][:12]} ({redact_uri(row['uri'])})")
         raise UserError(
-            f"no unit's id starts with {unit!r}, and no uri ends with it; units are {some}"
+            f"no unit has the id, media id or uri {uri!r}, nor does an id start or a uri end with "
+            f"it; units are {some}"
         )
-    found.sort(key=lambda row: (row["sampling"] or {}).get("start_seconds") or 0.0)
-    some = ", ".join(
-        f"{row['unit_id']} from {(row['sampling'] or {}).get('start_seconds')} s"
-        for row in found[:5]
-    )
-    raise UserError(f"{unit!r} matches {len(found)} units; give the id of one: {some}")
+    found.sort(key=lambda row: (row["uri"], (row["sampling"] or {}).get("start_seconds") or 0.0))
+    some = _listed(found, _id_and_place)
+    raise UserError(f"{uri!r} matches {len(found)} units; give the id of one: {some}")
+
+
+def _listed(rows: list[Row], name_of: Callable[[Row], str]) -> str:
+    more = f" and {len(rows) - _MAX_NAMES} more" if len(rows) > _MAX_NAMES else ""
+    return ", ".join(map(name_of, rows[:_MAX_NAMES])) + more
+
+
+def _id_and_place(row: Row) -> str:
+    start = (row["sampling"] or {}).get("start_seconds")
+    place = redact_uri(row["uri"]) if start is None else f"from {start:g} s"
+    return f"{row['unit_id']} ({place})"
 
 
 def _print(row: Row, console: Console) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jobs.results.read import Selection, output_and_run
 from pipeline.media.decode import decode_unit
 from pipeline.media.frames import Pixels
 from pipeline.storage.parquet import read_parquet
@@ -36,13 +37,13 @@ class Sheet:
 
 
 def planned_sources(
-    output: str, run_ids: Collection[str], storage: Storage
+    selection: Selection, run_ids: Collection[str], storage: Storage
 ) -> dict[str, dict[str, Any]]:
     """Read the sources of each unit from the plans of runs: unit id -> ``uri, frames, parts``.
 
-    A row's uri has no secrets, and a row does not name the files of a list of frames. Runs without
-    a plan file are left out.
+    A row does not name the files of a list of frames. Runs without a plan file are left out.
     """
+    output, _ = output_and_run(selection.uri)
     found: dict[str, dict[str, Any]] = {}
     columns = ["unit_id", "uri", "frames", "parts.list.element.uri", "parts.list.element.frames"]
     for run_id in run_ids:
@@ -52,7 +53,9 @@ def planned_sources(
             )
         except (FileNotFoundError, StorageError, ValueError):  # pa.ArrowInvalid is a ValueError
             continue
-        found |= {row["unit_id"]: row for row in plan.to_pylist()}
+        found |= {
+            row["unit_id"]: selection.media_roots.move_sources(row) for row in plan.to_pylist()
+        }
     return found
 
 

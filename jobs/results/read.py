@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.results.latest import latest_rows, listed_under, read_listed
+from jobs.results.media_roots import MediaRoots
+from pipeline.output.table import ids_in
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.storage import Storage, join
@@ -43,11 +45,13 @@ class Selection:
     uri: an output folder, a run's folder in it, an annotations folder, or a Parquet file.
     recipe_id, run_id: the recipe, or a run whose recipe is meant; with neither, the recipe of the
         newest run.
+    media_roots: where media are now, if they moved since.
     """
 
     uri: str
     recipe_id: str | None = None
     run_id: str | None = None
+    media_roots: MediaRoots = field(default_factory=MediaRoots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +105,11 @@ def read_annotations(
             "`reelscribe annotate`, or a Parquet file"
         )
     listed = read_listed(re.sub(r"/annotations/?$", "", uri), storage)
-    wanted = media and _with_sources(media, listed)
+    roots = selection.media_roots
+    wanted = media and _with_sources(media, listed, roots)
     with ThreadPoolExecutor(16) as pool:
-        parts = list(pool.map(lambda file: _read_part(file, wanted, storage), files))
+        read = partial(_read_part, wanted=wanted, roots=roots, storage=storage)
+        parts = list(pool.map(read, files))
     counts: Counter[tuple[str, str]] = Counter()
     for part in parts:
         counts.update(part.counts)
@@ -122,10 +128,11 @@ def read_annotations(
     if media is not None:  # without the names that only have the answers of the wanted ones
         ids, uris = map(set, media)
         found, rows = (
-            [row for row in some if row["media_id"] in ids or row["uri"] in uris]
+            [row for row in some if row["media_id"] in ids or roots.move(row["uri"]) in uris]
             for some in (found, rows)
         )
     num_copied = sum("copied_from" in row for row in rows)
+    rows = roots.move_rows(rows, must_match=media is None)
     return Annotations(
         rows=rows,
         recipe_id=recipe,
@@ -138,14 +145,14 @@ def read_annotations(
 
 
 def _with_sources(
-    media: tuple[Collection[str], Collection[str]], listed: list[Row]
+    media: tuple[Collection[str], Collection[str]], listed: list[Row], roots: MediaRoots
 ) -> "tuple[pa.Array[Any], ...]":
     """The media_ids and uris to read: the wanted ones, and those that have their answers."""
     ids, uris = map(set, media)
     shared = {
         row["answers_of"]
         for row in listed
-        if row["answers_of"] and (row["media_id"] in ids or row["uri"] in uris)
+        if row["answers_of"] and (row["media_id"] in ids or roots.move(row["uri"]) in uris)
     }
     return tuple(pa.array(sorted(names), pa.string()) for names in ({*ids, *shared}, uris))
 
@@ -182,7 +189,9 @@ def parquet_files(uri: str, storage: Storage) -> list[str]:
     return [uri] if uri.lower().endswith(".parquet") else []
 
 
-def _read_part(file: str, wanted: "tuple[pa.Array[Any], ...] | None", storage: Storage) -> _Part:
+def _read_part(
+    file: str, wanted: "tuple[pa.Array[Any], ...] | None", roots: MediaRoots, storage: Storage
+) -> _Part:
     try:
         table = read_parquet(file, storage, _GOLD_COLUMNS if wanted else None)
     except FileNotFoundError:
@@ -195,15 +204,15 @@ def _read_part(file: str, wanted: "tuple[pa.Array[Any], ...] | None", storage: S
     groups = table.group_by(["run_id", "recipe_id"]).aggregate([([], "count_all")]).to_pylist()
     first = table.select(["media_id", "uri"]).slice(0, 3).to_pylist()
     if wanted:
-        ids, uris = (
-            pc.is_in(table[name], value_set=names)
-            for name, names in zip(("media_id", "uri"), wanted, strict=True)
+        uris = pa.array([roots.move(uri) for uri in ids_in(table, "uri")], pa.string())
+        is_wanted = pc.or_(
+            pc.is_in(table["media_id"], value_set=wanted[0]), pc.is_in(uris, value_set=wanted[1])
         )
-        table = table.filter(pc.or_(ids, uris))
+        table = table.filter(is_wanted)
     return _Part(
         table=table,
         counts=Counter({(g["run_id"], g["recipe_id"]): g["count_all"] for g in groups}),
-        examples=[(row["media_id"], row["uri"]) for row in first],
+        examples=[(row["media_id"], roots.move(row["uri"])) for row in first],
     )
 
 

@@ -171,7 +171,7 @@ def _no_media_message(prefix: str, glob: str, left_out: list[str]) -> str:
     if "://" not in prefix and not os.path.isdir(prefix):
         if not os.path.isfile(prefix):
             return f"{prefix} does not exist"
-        return f"{prefix} is a file; to read it as a manifest, use input.manifest"
+        return f"{prefix} is a file; to read it as a manifest or as media, use input.manifest"
     hint = "; {a,b} is not supported, give one pattern" if "{" in glob else ""
     if "/" not in glob and "**" not in glob:
         hint += f"; {glob} matches directly below it only, **/{glob} in all folders"

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable
 
@@ -21,7 +22,7 @@ from pipeline.manifest.values import RowError
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError
-from schemas.tables.manifest import MANIFEST, MediaItem
+from schemas.tables.manifest import MANIFEST, MediaItem, guess_media_type
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ _LIKE_URI = re.compile(r"ur[il]|path|file|src|source|location|key|media|image|vi
 
 
 def read_manifest(uri: str, storage: Storage) -> list[MediaItem]:
-    """Read and check a manifest.
+    """Read and check a manifest. One image or video in its place is a manifest of one row.
 
     Relative uris start at the manifest's folder. A column whose name is nearly that of a
     known one is logged as a warning.
@@ -125,6 +126,9 @@ class ManifestDigest:
 
 def _read_rows(uri: str, storage: Storage) -> tuple[Rows, str]:
     """Return the rows, and the folder where relative uris start."""
+    if guess_media_type(uri) is not None and not os.path.isdir(uri):
+        base = base_uri(uri, storage)
+        return Rows(columns=["uri"], values=[{"uri": base}], places=["the file"]), base
     name = redact_uri(uri)
     is_web = uri.startswith(("http://", "https://"))
     read = reader_for(re.split(r"[?#]", uri)[0] if is_web else uri)

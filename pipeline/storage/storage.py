@@ -54,11 +54,6 @@ class Storage:
                     f"storage_options: unknown protocol {name}; known ones are s3, gs, abfs, https"
                 )
 
-    @classmethod
-    def at(cls, endpoint_url: str | None) -> "Storage":
-        """Make a storage whose S3 is at ``endpoint_url``; None: the environment's."""
-        return cls({"s3": {"endpoint_url": endpoint_url}} if endpoint_url else None)
-
     def filesystem(self, uri: str) -> tuple[Any, str]:
         """Return fsspec's file system for ``uri``, and the path on it.
 

@@ -27,7 +27,8 @@ class Input(Section):
     manifest: str | None = Field(
         None,
         min_length=1,
-        description="Parquet, JSONL or CSV with a `uri` column; a path or s3:// uri.",
+        description="Parquet, JSONL or CSV with a `uri` column, or one image or video; a path or "
+        "s3:// uri.",
     )
     scan: str | None = Field(
         None, min_length=1, description="A folder or s3:// prefix to list, instead of a manifest."
@@ -168,6 +169,22 @@ def load_job(path: Path | None, overrides: dict[str, Any] | None = None) -> Job:
         JobFileError: lists every mistake, one a line.
     """
     return check_job(read_spec(path, overrides), f"the job file {path}" if path else "the job")
+
+
+def load_access(path: Path) -> Job:
+    """Load a job file for its storage options and permissions.
+
+    ``input`` and ``output`` may be missing, as in a file for which options of the command give
+    them; the returned job then has others in their place.
+
+    Raises:
+        JobFileError: lists every mistake, one a line.
+    """
+    spec = read_spec(path, None)
+    given = {} if spec.get("input") is None else spec["input"]
+    if isinstance(given, dict) and not given.keys() & {"manifest", "scan"}:
+        spec["input"] = given | {"scan": "not given"}
+    return check_job({"output": "not given"} | spec, f"the job file {path}")
 
 
 def check_job(spec: dict[str, Any], origin: str) -> Job:

@@ -13,7 +13,7 @@ import pytest
 from pipeline.manifest.read import manifest_digest, read_manifest
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError
-from schemas.tables.manifest import MediaItem, default_media_id
+from schemas.tables.manifest import MediaItem, default_media_id, guess_media_type
 from tests.support.manifests import WRITERS, as_csv, as_jsonl, as_parquet
 
 STORAGE = Storage()
@@ -375,3 +375,32 @@ def test_the_digest_depends_on_the_rows_only(tmp_path):
     assert expected != digest("m.jsonl", a, b | {"end_seconds": 3})
     intrinsics = {"fx": 900, "fy": 900, "cx": 640, "cy": 360}
     assert expected != digest("m.jsonl", a, b | {"intrinsics": intrinsics})
+
+
+@pytest.mark.parametrize(
+    ("uri", "media_type"),
+    [
+        ("{folder}/a.png", "image"),
+        ("{folder}/b.MKV", "video"),
+        ("file://{folder}/a.png", "image"),
+        ("s3://bucket/clips/c.mp4", "video"),
+        ("https://example.org/c.jpg?X-Sig=s", "image"),
+        ("data:image/png;base64,AAAA", "image"),
+    ],
+)
+def test_one_image_or_video_is_a_manifest_of_one_row(tmp_path, uri, media_type):
+    """The same item as of a manifest with this uri as its only row."""
+    uri = uri.format(folder=tmp_path)
+    (item,) = read_manifest(uri, Storage())
+    (tmp_path / "m.jsonl").write_text(json.dumps({"uri": uri.removeprefix("file://")}) + "\n")
+    assert [item] == read_manifest(str(tmp_path / "m.jsonl"), Storage())
+    assert guess_media_type(item.uri) == media_type
+
+
+def test_one_relative_file_starts_at_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (item,) = read_manifest("a.png", Storage())
+    assert item.uri == f"{tmp_path}/a.png"
+    (tmp_path / "parts.mp4").mkdir()
+    with pytest.raises(ManifestError, match="is not a manifest"):
+        read_manifest("parts.mp4", Storage())

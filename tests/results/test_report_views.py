@@ -11,9 +11,8 @@ from PIL import Image
 from jobs.plan.runs import Run
 from jobs.report.videos import video_values
 from jobs.run.items import item_row
-from pipeline.output.rows import ITEM
 from pipeline.media.decode import decode_unit
-from pipeline.output.rows import annotation_row
+from pipeline.output.rows import ITEM, annotation_row
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import Storage
 from schemas.tables.item import item_id

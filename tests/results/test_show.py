@@ -15,6 +15,7 @@ from schemas.errors import UserError
 from tests.support.clips import write_clip
 from tests.support.units import (
     answer,
+    clip_unit,
     draw_image,
     failed_unit,
     image_unit,
@@ -61,7 +62,7 @@ def test_show_says_which_unit_it_does_not_know(tmp_path: Path):
     path = draw_image(tmp_path / "a.png")
     units = [image_unit(path, unit_id=f"u{k}") for k in range(2)]
     output = write_table(tmp_path / "out", *units, failed_unit("bad", "it is \x1b[31m broken"))
-    for name, message in (("nothing", "no unit's id starts with"), ("a.png", "matches 2 units")):
+    for name, message in (("nothing", "no unit has the id"), ("a.png", "matches 2 units")):
         result = show(output, name)
         assert result.exit_code == 2 and message in result.output
     assert "media_unreadable at decode" in show(output, "bad").output
@@ -70,6 +71,33 @@ def test_show_says_which_unit_it_does_not_know(tmp_path: Path):
     path.unlink()
     result = show(output, "u0", "--contact-sheet", tmp_path / "x.png")
     assert result.exit_code == 2 and "does not exist" in result.output
+
+
+@pytest.mark.parametrize(
+    "name", ["u-b", "my id", "s3://bucket/b.png", "bucket/b.png", "https://h/b.png?X-Sig=secret"]
+)
+def test_a_unit_is_named_by_its_id_its_media_or_its_uri(tmp_path: Path, name: str):
+    path = draw_image(tmp_path / "x.png")
+    uri = name if "://" in name else "s3://bucket/b.png"
+    units = [
+        image_unit(path, unit_id="u-b1", media_id="my id", uri=uri),
+        image_unit(path, unit_id="u-a1", media_id="my id 2", uri="s3://bucket/b.png.png"),
+    ]
+    result = show(write_table(tmp_path / "out", *units), name)
+    assert result.exit_code == 0 and "u-b1" in result.output and "secret" not in result.output
+
+
+def test_of_many_matches_some_are_named_and_the_others_counted(tmp_path: Path):
+    units = [clip_unit("long", start, start + 10.0) for start in range(0, 120, 10)]
+    output = write_table(tmp_path / "out", *units, clip_unit("short"))
+    for name in ("long", "/archive/long.mp4", "long-"):
+        result = show(output, name)
+        assert result.exit_code == 2 and "matches 12 units" in result.output
+        assert "(from 0 s), " in result.output and result.output.rstrip().endswith(" and 7 more")
+    result = show(output, "nothing")
+    assert result.exit_code == 2 and result.output.rstrip().endswith(" and 8 more")
+    result = show(output, "short")
+    assert result.exit_code == 0
 
 
 def test_results_are_read_as_arrow_and_pandas(clip: Path, tmp_path: Path):

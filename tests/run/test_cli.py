@@ -117,6 +117,10 @@ def test_a_job_file_with_values_replaced(started, job_file, command):
         ("M.JSONL", {"manifest": "M.JSONL"}),
         ("m.csv.gz", {"manifest": "m.csv.gz"}),
         (os.fsdecode(b"/Z\xfcrich"), {"scan": "file:///Z%FCrich"}),
+        ("film.MP4", {"manifest": "film.MP4"}),
+        ("s3://b/a.heic", {"manifest": "s3://b/a.heic"}),
+        ("https://h/a.jpg?sig=1", {"manifest": "https://h/a.jpg?sig=1"}),
+        ("s3://b/clips.mov/", {"scan": "s3://b/clips.mov/"}),
     ],
 )
 def test_a_job_without_a_file(started, given, expected):
@@ -124,6 +128,39 @@ def test_a_job_without_a_file(started, given, expected):
     assert (result.exit_code, result.output) == (0, "")
     spec = {"input": expected, "output": "out", "model": {"source": "./ckpt"}}
     assert started == [check_job(spec | {"tasks": ["caption", "ocr"]}, "test")]
+
+
+def test_a_folder_named_as_a_video_is_scanned(started, tmp_path):
+    (tmp_path / "clips.mov").mkdir()
+    assert call("annotate", "-i", tmp_path / "clips.mov", "-o", "out").exit_code == 0
+    assert started[0].input.scan == str(tmp_path / "clips.mov")
+
+
+HOOK = "on_finish: {webhook_env: REELSCRIBE_TEST_HOOK}\n"
+
+
+@pytest.mark.parametrize(
+    ("on_finish", "url", "message"),
+    [
+        (HOOK, None, "the environment variable REELSCRIBE_TEST_HOOK is not set"),
+        (HOOK, "", "the environment variable REELSCRIBE_TEST_HOOK is not set"),
+        (HOOK, "hooks.example.org/s3cret", "must hold a url that begins with https://"),
+        ("on_finish: {command: [no-such-program, s3cret]}\n", None, "no program no-such-program"),
+        (HOOK, "https://hooks.example.org/s3cret", None),
+        ("on_finish: {command: [sh, s3cret]}\n", None, None),
+    ],
+)
+def test_what_cannot_be_notified_is_said_before_the_run(
+    started, job_file, monkeypatch, on_finish, url, message
+):
+    monkeypatch.delenv("REELSCRIBE_TEST_HOOK", raising=False)
+    if url is not None:
+        monkeypatch.setenv("REELSCRIBE_TEST_HOOK", url)
+    job_file.write_text(job_file.read_text() + on_finish)
+    result = call("annotate", job_file)
+    assert (result.exit_code, len(started)) == ((2, 0) if message else (0, 1))
+    assert (message or "") in result.stderr and "s3cret" not in result.stderr
+    assert call("annotate", job_file, "--dry-run").exit_code == 0  # notifies nobody
 
 
 def test_options_replace_the_file(started, job_file):

@@ -131,9 +131,15 @@ def draw_image(path: Path, box=(160, 90, 320, 270), size=(640, 384)) -> Path:
     return path
 
 
-def write_table(output: Path, *units: AnsweredUnit, key: RunKey = KEY) -> Path:
+def write_table(
+    output: Path | str,
+    *units: AnsweredUnit,
+    key: RunKey = KEY,
+    storage: Storage | None = None,
+) -> Path | str:
     """Commit the units' rows; returns the output folder."""
-    commit_rows([annotation_row(u, QUESTIONS, key) for u in units], str(output), key, Storage())
+    rows = [annotation_row(unit, QUESTIONS, key) for unit in units]
+    commit_rows(rows, str(output), key, storage or Storage())
     return output
 
 
