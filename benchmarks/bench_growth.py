@@ -149,7 +149,7 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
     with build.running_deaths() as deaths:
         answered = build.Generate(job, deaths, code, 1.0)(prepared)
     (unit,) = from_table(answered, AnsweredUnit)
-    questions = {question.task: question for question in job.questions()}
+    questions = {question.name: question for question in job.questions()}
     key = RunKey(run_id="none", recipe_id="none", run_date="none")
     row = pa.Table.from_pylist([annotation_row(unit, questions, key)], schema=ANNOTATION)
 

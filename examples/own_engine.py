@@ -72,7 +72,7 @@ def annotate(files: Sequence[str], engine: Engine) -> list[dict[str, Any]]:
     prepare = Prepare(job, storage, code_digest())
     answered = engine.generate([prepare.prepare(unit) for unit in units])
     key = RunKey(run_id="example", recipe_id="example", run_date=time.strftime("%Y-%m-%d"))
-    questions = {question.task: question for question in job.questions()}
+    questions = {question.name: question for question in job.questions()}
     return [annotation_row(unit, questions, key) for unit in answered]
 
 

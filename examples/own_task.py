@@ -1,13 +1,12 @@
-"""Ask a question of your own, and get a typed answer: the task ``custom`` with a JSON Schema.
+"""Ask a question of your own, and get a typed column: the task ``custom``, a name, a JSON Schema.
 
     python examples/own_task.py FOLDER OUTPUT
 
 The schema constrains the answer while the model generates it, so every complete answer is valid.
-The model does not see the schema: the prompt has to describe the answer. For a task with a column
-and a parser of its own, see docs/extend.md.
+The model does not see the schema: the prompt has to describe the answer. A job may have any number
+of such questions. For a task with a parser of its own, see docs/extend.md.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,10 +42,18 @@ def ask(folder: str, output: str) -> dict[str, dict[str, Any]]:
         "output": output,
         "model": {"source": str(MODEL)},
         "budget": {"image_tokens": [4, 64]},
-        "tasks": [{"custom": {"prompt": PROMPT, "json_schema": SCHEMA, "max_new_tokens": 128}}],
+        "tasks": [
+            {
+                "name": "largest",
+                "task": "custom",
+                "prompt": PROMPT,
+                "json_schema": SCHEMA,
+                "max_new_tokens": 128,
+            }
+        ],
     }
-    rows = annotate(job).to_arrow().select(["uri", "custom"]).to_pylist()
-    return {row["uri"]: json.loads(row["custom"]) for row in rows if row["custom"]}
+    rows = annotate(job).to_arrow().select(["uri", "largest"]).to_pylist()
+    return {row["uri"]: row["largest"] for row in rows if row["largest"]}
 
 
 def main(folder: str, output: str) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from jobs.results.read import Selection, read_annotations
-from pipeline.output.rows import ANNOTATION
+from pipeline.output.rows import table_schema
 from pipeline.storage.storage import Storage
 from schemas.job.job import Job, check_job, load_job
 
@@ -107,7 +107,7 @@ def read(
         found.rows,
         key=lambda row: (row["uri"], (row.get("sampling") or {}).get("start_seconds") or 0.0),
     )
-    table = pa.Table.from_pylist(rows, schema=ANNOTATION)
+    table = pa.Table.from_pylist(rows, schema=table_schema(found.named.values()))
     return Results(table=table, recipe_id=found.recipe_id, run_ids=found.run_ids)
 
 

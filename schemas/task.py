@@ -26,11 +26,13 @@ class AnswerStatus(StrEnum):
 class Question:
     """One task with the settings of the job file that its prompt and parser may use.
 
+    name: of the question's column and answers; that of the task, unless the job file gives another.
     json_schema, tools: JSON text.
     add_vision_id: number the media as the chat template does: "Picture 1: ".
     """
 
     task: str
+    name: str = ""
     labels: tuple[str, ...] = ()
     strict_labels: bool = False
     query: str | None = None
@@ -41,6 +43,16 @@ class Question:
     add_vision_id: bool = False
     prompt: str | None = None
     max_new_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        """Name the question as its task, unless it has a name."""
+        if not self.name:
+            object.__setattr__(self, "name", self.task)
+
+    @property
+    def has_own_name(self) -> bool:
+        """Whether the job file gives the question a name, and so a column, of its own."""
+        return self.name != self.task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,7 +168,7 @@ def recount_unit(unit: Unit, job: Job, other: Job) -> Unit:
 
 
 def _fits(unit: Unit, job: Job, max_model_len: int) -> bool:
-    longest = {question.task: question.max_new_tokens for question in job.questions()}
+    longest = {question.name: question.max_new_tokens for question in job.questions()}
     return all(p.num_prompt_tokens + longest[p.task] <= max_model_len for p in unit.prompts)
 
 

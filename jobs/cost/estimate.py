@@ -65,7 +65,7 @@ def estimate(units: pa.Table, job: Job, known: Rates | None) -> Estimate:
     """
     units = units.filter(pc.is_null(units["error"]))
     rates = known or default_rates(job, units)
-    longest = {question.task: float(question.max_new_tokens) for question in job.questions()}
+    longest = {question.name: float(question.max_new_tokens) for question in job.questions()}
     prompts = pc.list_flatten(units["prompts"])
     questions = pa.table(
         {name: pc.struct_field(prompts, name) for name in ("task", "num_own_tokens")}

@@ -12,7 +12,7 @@ from jobs.console.output_path import check_output
 from jobs.evaluate.figures import Case
 from jobs.evaluate.gold import Gold, read_gold
 from jobs.evaluate.match import Pair, answer_state, match_rows
-from jobs.evaluate.metrics import LIBRARIES, METRICS, library_versions
+from jobs.evaluate.metrics import LIBRARIES, Metric, library_versions, metrics_of
 from jobs.evaluate.report import (
     EMPTY,
     Report,
@@ -24,13 +24,12 @@ from jobs.evaluate.report import (
     to_json,
 )
 from jobs.evaluate.slices import check_name, labels_of, sorted_labels
-from jobs.results.read import Annotations, Row, Selection, read_annotations
+from jobs.results.read import Annotations, Row, Selection, read_annotations, read_questions
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.parquet import write_json
 from pipeline.storage.storage import Storage
 from schemas.errors import UserError
 from schemas.extras import install_command
-from schemas.job.task_spec import TASK_NAMES
 from schemas.task import AnswerStatus
 
 _READ = (
@@ -74,11 +73,13 @@ def run(
     for option, file in (("--json", options.json_file), ("--markdown", options.markdown_file)):
         if file:
             check_output(option, file, (selection.uri, gold))
+    questions = read_questions(selection, storage)
+    metrics = metrics_of(questions)
     for task in options.tasks:
-        check_name("task", task, METRICS)
-    judged = read_gold(gold, storage)
-    for column in set(judged.columns) - set(TASK_NAMES):
-        if near := difflib.get_close_matches(column, METRICS, n=1, cutoff=0.75):
+        check_name("task", task, metrics)
+    judged = read_gold(gold, storage, metrics)
+    for column in set(judged.columns) - set(questions):
+        if near := difflib.get_close_matches(column, metrics, n=1, cutoff=0.75):
             raise UserError(
                 f"{redact_uri(gold)}: column {column!r} is not a task; did you mean {near[0]!r}?"
             )
@@ -86,7 +87,7 @@ def run(
         {row.media_id for row in judged.rows if row.media_id is not None},
         {row.uri for row in judged.rows if row.media_id is None and row.uri is not None},
     )
-    table = read_annotations(selection, storage, media=media)
+    table = read_annotations(selection, storage, media=media, judged=judged.tasks)
     names = redact_uri(selection.uri), redact_uri(gold)
     report = evaluate(table, judged, names, tasks=options.tasks, by=options.by)
     beyond = figures_beyond_limits(report, options.fail_under, options.fail_over)
@@ -114,7 +115,7 @@ def evaluate(
         UserError: as ``run``.
     """
     pairs = match_rows(gold.rows, table, names[1])
-    answered = _answered_tasks(pairs)
+    answered = _answered_tasks(pairs, gold.metrics)
     for task in tasks:
         if task not in gold.tasks:
             raise UserError(f"{names[1]} does not judge {task}, only {', '.join(gold.tasks)}")
@@ -143,12 +144,14 @@ def evaluate(
             "gold_boxes_without_time": sum(map(_num_timeless, pairs)),
         },
         not_asked=[task for task in gold.tasks if task not in answered],
-        tasks={task: _task_report(task, pairs, labels) for task in chosen},
+        tasks={task: _task_report(task, gold.metrics[task], pairs, labels) for task in chosen},
         versions=library_versions(),
     )
 
 
-def _task_report(task: str, pairs: list[Pair], labels: dict[str, list[str]]) -> TaskReport:
+def _task_report(
+    task: str, metric: Metric, pairs: list[Pair], labels: dict[str, list[str]]
+) -> TaskReport:
     judging = [number for number, pair in enumerate(pairs) if task in pair.gold.answers]
     slices: dict[str, dict[str, Score]] = {}
     for name, label_of in labels.items():
@@ -156,12 +159,14 @@ def _task_report(task: str, pairs: list[Pair], labels: dict[str, list[str]]) -> 
         for number in judging:
             members[label_of[number]].append(pairs[number])
         slices[name] = {
-            label: _score(task, members[label]) for label in sorted_labels(name, members)
+            label: _score(task, metric, members[label]) for label in sorted_labels(name, members)
         }
-    return TaskReport(whole=_score(task, [pairs[number] for number in judging]), slices=slices)
+    return TaskReport(
+        whole=_score(task, metric, [pairs[number] for number in judging]), slices=slices
+    )
 
 
-def _score(task: str, pairs: Sequence[Pair]) -> Score:
+def _score(task: str, metric: Metric, pairs: Sequence[Pair]) -> Score:
     states = [answer_state(pair.row, task) for pair in pairs]
     cases = [
         Case(
@@ -175,7 +180,7 @@ def _score(task: str, pairs: Sequence[Pair]) -> Score:
     return Score(
         n=len(pairs),
         answers={state: counts[state] for state in (*_READ, *EMPTY)},
-        figures=METRICS[task].figures(cases),
+        figures=metric.figures(cases),
     )
 
 
@@ -197,12 +202,12 @@ def _num_timeless(pair: Pair) -> int:
     )
 
 
-def _answered_tasks(pairs: Iterable[Pair]) -> set[str]:
+def _answered_tasks(pairs: Iterable[Pair], metrics: Mapping[str, Metric]) -> set[str]:
     """Return the tasks with a response or a value in some row; all tasks if no row has any."""
     rows = [pair.row for pair in pairs if pair.row]
     found = {answer["task"] for row in rows for answer in row.get("responses") or ()}
-    found |= {task for row in rows for task in METRICS if row.get(task) is not None}
-    return found or set(METRICS)
+    found |= {task for row in rows for task in metrics if row.get(task) is not None}
+    return found or set(metrics)
 
 
 def check_libraries() -> None:

@@ -2,12 +2,13 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from jobs.evaluate.metrics import METRICS
+from jobs.evaluate.metrics import METRICS, Metric
 from jobs.results.read import parquet_files
 from pipeline.manifest.formats import Problems, Rows, joined_rows, parquet_rows, reader_for
 from pipeline.manifest.items import media_item
@@ -44,17 +45,21 @@ class Gold:
     """Checked gold.
 
     rows: the rows that judge some task. num_rows: number of all rows.
-    tasks: the tasks that some row judges. columns: the columns that may name a slice.
+    tasks: the tasks that some row judges. metrics: of all tasks, by name.
+    columns: the columns that may name a slice.
     """
 
     rows: list[GoldRow]
     num_rows: int
     tasks: list[str]
     columns: list[str]
+    metrics: Mapping[str, Metric]
 
 
-def read_gold(uri: str, storage: Storage) -> Gold:
+def read_gold(uri: str, storage: Storage, metrics: Mapping[str, Metric] = METRICS) -> Gold:
     """Read and check gold: Parquet (a file or a folder of them), or JSON lines.
+
+    metrics: of the tasks that gold may judge, by name.
 
     Relative uris are relative to gold's folder. A null means that the row does not judge the task.
 
@@ -62,12 +67,12 @@ def read_gold(uri: str, storage: Storage) -> Gold:
         UserError: gold is missing or broken, or has no task column, no rows or invalid rows.
     """
     rows, base = _read(uri, storage)
-    tasks = [task for task in METRICS if task in rows.columns]
+    tasks = [task for task in metrics if task in rows.columns]
     if not tasks:
         raise UserError(
             f"{redact_uri(uri)} has no task column; its columns: "
             f"{', '.join(rows.columns) or 'none'}; name gold's columns as the table's: "
-            f"{', '.join(METRICS)}"
+            f"{', '.join(metrics)}"
         )
     recipes = {row["recipe_id"] for row in rows.values if row.get("recipe_id")}
     if len(recipes) > 1:
@@ -80,7 +85,7 @@ def read_gold(uri: str, storage: Storage) -> Gold:
     for place, row in zip(rows.places, rows.values, strict=True):
         try:
             if any(row.get(task) is not None for task in tasks):
-                judging.append(_gold_row(place, row, tasks, base))
+                judging.append(_gold_row(place, row, {t: metrics[t] for t in tasks}, base))
         except RowError as error:
             problems.add(place, str(error))
     problems.check(len(judging))
@@ -95,6 +100,7 @@ def read_gold(uri: str, storage: Storage) -> Gold:
         num_rows=len(rows.values),
         tasks=[task for task in tasks if any(task in row.answers for row in judging)],
         columns=columns,
+        metrics=metrics,
     )
 
 
@@ -121,7 +127,7 @@ def _read_file(uri: str, storage: Storage) -> Rows:
     return (reader_for(uri) or parquet_rows)(content, redact_uri(uri))
 
 
-def _gold_row(place: str, row: dict[str, Any], tasks: list[str], base: str) -> GoldRow:
+def _gold_row(place: str, row: dict[str, Any], metrics: Mapping[str, Metric], base: str) -> GoldRow:
     named = {key: row.get(key) for key in ("media_id", "uri", "frames", *_SPAN)}
     sampling = row.get("sampling")
     if isinstance(sampling, dict) and named["start_seconds"] is named["end_seconds"] is None:
@@ -139,13 +145,16 @@ def _gold_row(place: str, row: dict[str, Any], tasks: list[str], base: str) -> G
         uri=redact_uri(item.uri) if has_uri else None,
         start_seconds=item.start_seconds,
         end_seconds=item.end_seconds,
-        answers={task: _answer(task, row[task]) for task in tasks if row.get(task) is not None},
-        columns={key: value for key, value in row.items() if key not in tasks},
+        answers={
+            task: _answer(task, row[task], metric)
+            for task, metric in metrics.items()
+            if row.get(task) is not None
+        },
+        columns={key: value for key, value in row.items() if key not in metrics},
     )
 
 
-def _answer(task: str, value: Any) -> Any:
-    metric = METRICS[task]
+def _answer(task: str, value: Any, metric: Metric) -> Any:
     try:
         column: pa.Array[Any] = pa.array([value], metric.gold_type)
         answer = column.to_pylist()[0]

@@ -5,7 +5,7 @@ counting where they can; the extra ``evaluate`` installs them. A figure over sev
 all their elements together (a micro average).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -29,8 +29,9 @@ from jobs.evaluate.figures import (
     precision_recall,
     share,
 )
+from pipeline.tasks.columns import questions_by_name
 from pipeline.tasks.registry import TASKS
-from schemas.task import MetricKind, box_type
+from schemas.task import MetricKind, Question, box_type
 
 LIBRARIES = ("jiwer", "sacrebleu", "pycocotools")
 """Packages that the metrics need; each has the name of its module."""
@@ -168,10 +169,16 @@ _KINDS: dict[MetricKind, Metric] = {
         example='a list of {"start_seconds": 1.0, "end_seconds": 2.5}',
     ),
 }
-METRICS: dict[str, Metric] = {
-    name: _KINDS[task.metric] for name, task in TASKS.items() if task.metric is not None
-}
-"""By name, the tasks that gold can judge."""
+
+
+def metrics_of(questions: Mapping[str, Question]) -> dict[str, Metric]:
+    """Return the metrics of the questions that gold can judge, by name."""
+    kinds = {name: TASKS[question.task].metric for name, question in questions.items()}
+    return {name: _KINDS[kind] for name, kind in kinds.items() if kind is not None}
+
+
+METRICS = metrics_of(questions_by_name())
+"""Of all tasks, by name."""
 
 
 def library_versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ from jobs.evaluate.evaluate import check_libraries, evaluate, pts_seconds
 from jobs.evaluate.figures import ERROR_RATES, OUT_OF_100, Case
 from jobs.evaluate.gold import read_gold
 from jobs.evaluate.match import match_rows
-from jobs.evaluate.metrics import METRICS
+from jobs.evaluate.metrics import Metric, metrics_of
 from jobs.evaluate.report import Report
 from jobs.results.read import Annotations
 from pipeline.storage.errors import redact_uri
@@ -38,7 +38,7 @@ def score_units(
         UserError: gold cannot be used, or the libraries are not installed.
     """
     check_libraries()
-    gold = read_gold(gold_uri, storage)
+    gold = read_gold(gold_uri, storage, metrics_of(table.questions))
     report = evaluate(table, gold, (name, redact_uri(gold_uri)))
     units: dict[str, Scored] = {}
     for pair in match_rows(gold.rows, table, redact_uri(gold_uri)):
@@ -51,13 +51,13 @@ def score_units(
                 case = Case(
                     gold=answer, predicted=pair.row.get(task), pts_seconds=pts_seconds(pair.row)
                 )
-                scored.by_task[task] = round(_score(task, case), 4)
+                scored.by_task[task] = round(_score(gold.metrics[task], case), 4)
     return units, report
 
 
-def _score(task: str, case: Case) -> float:
-    primary = METRICS[task].primary
-    figures = {figure.name: figure.value for figure in METRICS[task].figures([case])}
+def _score(metric: Metric, case: Case) -> float:
+    primary = metric.primary
+    figures = {figure.name: figure.value for figure in metric.figures([case])}
     value = figures[primary]
     if value is None:  # gold has nothing to find
         return 0.0 if case.predicted else 1.0

@@ -65,8 +65,13 @@ def run(selection: Selection, form: str, output: str, storage: Storage, console:
         table.rows,
         key=lambda row: (row["uri"], (row.get("sampling") or {}).get("start_seconds") or 0.0),
     )
-    planned = planned_sources(selection, table.run_ids, storage)
-    source = Source(rows=rows, recipe_id=table.recipe_id, planned=planned, storage=storage)
+    source = Source(
+        rows=rows,
+        recipe_id=table.recipe_id,
+        planned=planned_sources(selection, table.run_ids, storage),
+        storage=storage,
+        named=list(table.named.values()),
+    )
     num_files = 0
     for name, content in FORMATS[form](source):
         storage.write_bytes(join(folder, name), content)

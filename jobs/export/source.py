@@ -1,8 +1,10 @@
 """The rows to export, and their drawings: the input of all formats."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import pyarrow as pa
 
 from jobs.results.read import Row
 from pipeline.storage.storage import Storage
@@ -18,6 +20,7 @@ class Source:
     """The rows to export.
 
     planned: unit id -> the unit's row of the plan, as ``jobs.results.frames`` returns it.
+    named: the columns of questions with names of their own.
     skipped: (name, reason) of each row that the format cannot hold or read; the format adds them.
     remarks: lines about the files, which the command prints; the format adds them.
     """
@@ -26,6 +29,7 @@ class Source:
     recipe_id: str
     planned: dict[str, dict[str, Any]]
     storage: Storage
+    named: "Sequence[pa.Field[Any]]" = ()
     skipped: list[tuple[str, str]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 

@@ -14,7 +14,8 @@ from jobs.export.boxed_frames import file_name
 from jobs.export.source import Files, Source, caption_of
 from jobs.results.frames import decode_again, seen_parts
 from jobs.results.read import Row
-from pipeline.output.rows import ANNOTATION
+from pipeline.output.rows import table_schema
+from pipeline.tasks.columns import questions_by_name
 from pipeline.tasks.registry import TASKS
 from schemas.errors import StorageError, UnitError
 from schemas.tables.columns import from_row
@@ -32,7 +33,7 @@ def conversations(source: Source) -> Files:
     The questions are the rows' prompts; the answers are the typed values in the model's format. The
     format names whole files, so units that are a part of a video are left out.
     """
-    lines = []
+    lines, questions = [], questions_by_name(source.named)
     for row in source.rows:
         if not row.get("media") or not row.get("sampling"):
             source.skipped.append((row["uri"], "failed" if row["error"] else "a conversation"))
@@ -42,7 +43,11 @@ def conversations(source: Source) -> Files:
             continue
         for answer in row["responses"]:
             if answer["status"] in _READ and row.get(answer["task"]) is not None:
-                lines.append(json.dumps(_conversation(row, answer), ensure_ascii=False))
+                if (question := questions.get(answer["task"])) is None:
+                    source.skipped.append((row["uri"], f"{answer['task']} is no known task"))
+                    continue
+                written = _conversation(row, answer, question)
+                lines.append(json.dumps(written, ensure_ascii=False))
     if lines:
         yield "conversations.jsonl", "".join(f"{line}\n" for line in lines).encode()
 
@@ -55,7 +60,7 @@ def _is_whole(row: Row) -> bool:
     return bool(seconds >= media["duration_seconds"] - _WHOLE_SECONDS)
 
 
-def _conversation(row: Row, answer: dict[str, Any]) -> dict[str, Any]:
+def _conversation(row: Row, answer: dict[str, Any], question: Question) -> dict[str, Any]:
     part = from_row(row, Part)
     kind, sampling = part.media.media_type, part.sampling
     view = View(
@@ -67,10 +72,9 @@ def _conversation(row: Row, answer: dict[str, Any]) -> dict[str, Any]:
         end_seconds=sampling.end_seconds,
         intrinsics=part.media.intrinsics,
     )
-    task = answer["task"]
-    text = TASKS[task].write(row[task], Question(task=task), view)
+    text = TASKS[question.task].write(row[question.name], question, view)
     return {
-        "id": f"{row['unit_id']}/{task}",
+        "id": f"{row['unit_id']}/{question.name}",
         kind: row["uri"],
         "conversations": [
             {"from": "human", "value": f"<{kind}>\n{answer['prompt']}"},
@@ -116,7 +120,8 @@ def huggingface(source: Source) -> Files:
     A row is a unit: the table's columns, and ``frames``, a list of images. Maps, which the library
     does not know, become JSON text.
     """
-    maps = [field.name for field in ANNOTATION if pa.types.is_map(field.type)]
+    columns = table_schema(source.named)
+    maps = [field.name for field in columns if pa.types.is_map(field.type)]
     rows, names = [], []
     for key, row, frames in _units(source):
         names.append([f"frames/{key}-{k:03}.jpg" for k in range(len(frames))])
@@ -125,8 +130,8 @@ def huggingface(source: Source) -> Files:
         rows.append(row | {name: json.dumps(dict(row[name] or ())) for name in maps})
     if not rows:
         return
-    columns = [field for field in ANNOTATION if field.name not in maps]
-    schema = pa.schema([*columns, *(pa.field(name, pa.string()) for name in maps)])
+    others = [field for field in columns if field.name not in maps]
+    schema = pa.schema([*others, *(pa.field(name, pa.string()) for name in maps)])
     table = pa.Table.from_pylist(rows, schema=schema)
     table = table.append_column("frames_file_names", pa.array(names, pa.list_(pa.string())))
     buffer = io.BytesIO()

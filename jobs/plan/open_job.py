@@ -16,6 +16,8 @@ from pipeline.manifest.select import select
 from pipeline.media.shots import check_shots
 from pipeline.model.checkpoint import Checkpoint, inspect_checkpoint, with_generation_defaults
 from pipeline.model.prompter import Prompter
+from pipeline.output.rows import schema_of_questions
+from pipeline.output.table import check_columns
 from pipeline.plan.recipe import recipe, recipe_id
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError
@@ -76,6 +78,7 @@ def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
         )
     _check_tasks(job, selection.items)
     with waiting_for("the runs in the output", job.output):
+        check_columns(schema_of_questions(job.questions()), job.output, storage)
         run, changes = open_run(job, selection.digest, job_recipe, storage)
     context = JobContext(
         job=job,

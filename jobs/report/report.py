@@ -8,7 +8,7 @@ The page loads details and frames when it needs them, and fetches nothing from e
 
 import base64
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from rich.text import Text
 
 from jobs.console.output_path import absolute_uri, check_output
 from jobs.console.progress import Progress
-from jobs.evaluate.metrics import METRICS
+from jobs.evaluate.metrics import Metric, metrics_of
 from jobs.evaluate.report import Report
 from jobs.evaluate.unit_scores import Scored, score_units
 from jobs.report.runs import run_values
@@ -47,6 +47,9 @@ UNITS_PER_PIECE = 20
 
 MAX_SINGLE_PAGE = 300
 """Maximum number of units of a one-file report, if no output is given."""
+
+_Details = Callable[[Row, list[dict[str, Any]]], dict[str, Any]]
+"""Takes a row and its pictures; returns the details of the unit."""
 
 _SCRIPTS = ("page.js", "picture.js", "unit.js", "list.js", "videos.js", "runs.js", "charts.js")
 
@@ -94,11 +97,17 @@ def run(selection: Selection, options: ReportOptions, storage: Storage, console:
         folder=None if is_single else folder,
         storage=storage,
     )
-    units = _units(rows, scored, pictures, console)
+    questions = table.questions
+
+    def details(row: Row, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        return unit_values(row, parts, scored.get(row["unit_id"]), questions)
+
+    units = _units(rows, details, pictures, console)
     runs = [run_values(source, name, storage) for name in table.run_ids]
     created = {run["run_id"]: str(run.get("created_at", "")) for run in runs}
-    videos, details = video_values(rows, read_items(source, table.recipe_id, storage), created)
-    pieces = {"units": _pieces(units), "videos": _pieces(details)}
+    items = read_items(source, table.recipe_id, storage)
+    videos, whole = video_values(rows, items, created, questions)
+    pieces = {"units": _pieces(units), "videos": _pieces(whole)}
     if not is_single:
         for kind, found in pieces.items():
             for number, piece in enumerate(found):
@@ -110,9 +119,9 @@ def run(selection: Selection, options: ReportOptions, storage: Storage, console:
         "recipe": table.recipe_id,
         "runs": runs,
         "units_per_piece": UNITS_PER_PIECE,
-        "units": [index_entry(row, scored.get(row["unit_id"])) for row in rows],
+        "units": [index_entry(row, scored.get(row["unit_id"]), questions) for row in rows],
         "videos": videos,
-        "evaluation": _evaluation(evaluation),
+        "evaluation": _evaluation(evaluation, metrics_of(questions)),
         "version": version("reelscribe"),
     }
     page = render_page(data, pieces if is_single else None)
@@ -219,13 +228,13 @@ class _Pictures:
 
 
 def _units(
-    rows: Sequence[Row], scored: dict[str, Scored], pictures: _Pictures, console: Console
+    rows: Sequence[Row], details: _Details, pictures: _Pictures, console: Console
 ) -> list[dict[str, Any]]:
     """Return the details of each unit, with progress on the console."""
 
     def unit(number: int) -> dict[str, Any]:
         row = rows[number]
-        return unit_values(row, pictures.parts(number, row), scored.get(row["unit_id"]))
+        return details(row, pictures.parts(number, row))
 
     values = []
     with (
@@ -242,13 +251,13 @@ def _order(row: Row) -> tuple[str, float]:
     return row["uri"], (row.get("sampling") or {}).get("start_seconds") or 0.0
 
 
-def _evaluation(report: Report | None) -> dict[str, Any] | None:
+def _evaluation(report: Report | None, metrics: Mapping[str, Metric]) -> dict[str, Any] | None:
     """Return the figures of each task, and the name of the figure that scores its answers."""
     if report is None:
         return None
     return {
         "gold": report.gold,
-        "primary": {task: metric.primary for task, metric in METRICS.items()},
+        "primary": {task: metric.primary for task, metric in metrics.items()},
         "tasks": {
             task: [[figure.name, figure.value] for figure in found.whole.figures]
             for task, found in report.tasks.items()

@@ -13,19 +13,25 @@ from urllib.parse import quote
 from jobs.evaluate.unit_scores import Scored
 from jobs.results.read import Row, attributes_of
 from pipeline.storage.errors import redact_uri
+from pipeline.tasks.columns import draw, questions_by_name
 from pipeline.tasks.registry import TASKS
 from schemas.errors import ErrorType
-from schemas.task import Drawing
+from schemas.task import Drawing, Question
 
 _SEARCHED_CHARS = 1000
 _SHOWN_CHARS = 20_000
 _ADVICE = {kind.value: kind.advice for kind in ErrorType}
 
 
-def index_entry(row: Row, scored: Scored | None) -> dict[str, Any]:
-    """Return the index entry of a unit. ``text`` is searched; missing numbers are None."""
+def index_entry(
+    row: Row, scored: Scored | None, questions: Mapping[str, Question]
+) -> dict[str, Any]:
+    """Return the index entry of a unit. ``text`` is searched; missing numbers are None.
+
+    questions: those of the table, by name.
+    """
     answers = row.get("responses") or []
-    drawings = _drawings(row)
+    drawings = _drawings(row, questions)
     marks = _marks(drawings)
     seconds = row.get("timings") or {}
     sampling = row.get("sampling") or {}
@@ -53,10 +59,16 @@ def index_entry(row: Row, scored: Scored | None) -> dict[str, Any]:
     }
 
 
-def unit_values(row: Row, parts: list[dict[str, Any]], scored: Scored | None) -> dict[str, Any]:
+def unit_values(
+    row: Row,
+    parts: list[dict[str, Any]],
+    scored: Scored | None,
+    questions: Mapping[str, Question],
+) -> dict[str, Any]:
     """Return the details of a unit. parts: its pictures, as ``report`` makes them."""
     error = row.get("error")
-    drawings, gold = _drawings(row), _drawings(scored.answers if scored else {})
+    drawings = _drawings(row, questions)
+    gold = _drawings(scored.answers if scored else {}, questions)
     return {
         "id": row["unit_id"],
         "uri": row["uri"],
@@ -136,16 +148,18 @@ def mark_times(row: Row) -> list[float]:
     """Return the PTS in seconds of all marks."""
     return [
         mark.pts_seconds
-        for drawing in _drawings(row).values()
+        for drawing in _drawings(row, questions_by_name()).values()
         for mark in drawing.marks
         if mark.pts_seconds is not None
     ]
 
 
-def _drawings(values: Mapping[str, Any]) -> dict[str, Drawing]:
-    """Return task -> drawing of each task that has a value, in a row or in gold's answers."""
-    found = {name: values.get(name) for name in TASKS}
-    return {name: TASKS[name].draw(value) for name, value in found.items() if value is not None}
+def _drawings(values: Mapping[str, Any], questions: Mapping[str, Question]) -> dict[str, Drawing]:
+    """Return name -> drawing of each task that has a value, in a row or in gold's answers."""
+    found = {name: values.get(name) for name in questions}
+    return {
+        name: draw(value, questions[name]) for name, value in found.items() if value is not None
+    }
 
 
 def _headlines(drawings: Mapping[str, Drawing]) -> list[tuple[str, str]]:
@@ -153,9 +167,9 @@ def _headlines(drawings: Mapping[str, Drawing]) -> list[tuple[str, str]]:
     return [(task, drawing.headline) for task, drawing in drawings.items() if drawing.headline]
 
 
-def headline_of(row: Row) -> str:
+def headline_of(row: Row, questions: Mapping[str, Question]) -> str:
     """Return the first headline of a row; else its first text; else an empty text."""
-    drawings = _drawings(row)
+    drawings = _drawings(row, questions)
     texts = [text for _, text in _headlines(drawings)]
     return next(iter([*texts, *filter(None, (d.text for d in drawings.values()))]), "")
 
@@ -202,7 +216,7 @@ def _marks(drawings: Mapping[str, Drawing]) -> list[dict[str, Any]]:
         for mark in drawing.marks:
             label = f"{mark.label} {mark.track_id}" if mark.track_id else mark.label
             place = {"box": list(mark.box)} if mark.box else {"point": list(mark.point or ())}
-            kind = TASKS[task].mark_kind
+            kind = TASKS[task].mark_kind  # questions with their own names have no marks
             marks.append({"kind": kind, "label": label[:200], "pts": mark.pts_seconds, **place})
     return marks
 

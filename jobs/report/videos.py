@@ -14,6 +14,7 @@ from jobs.results.read import Row, parquet_files
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.storage import Storage, join
 from schemas.tables.item import item_id
+from schemas.task import Question
 
 _EXCERPT_CHARS = 240
 _SEARCHED_CHARS = 2000
@@ -33,12 +34,15 @@ def read_items(output: str, recipe_id: str, storage: Storage) -> dict[str, list[
 
 
 def video_values(
-    rows: Sequence[Row], items: Mapping[str, Sequence[Row]], created: Mapping[str, str]
+    rows: Sequence[Row],
+    items: Mapping[str, Sequence[Row]],
+    created: Mapping[str, str],
+    questions: Mapping[str, Question],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the index entries and the details of the videos, in the order of their first unit.
 
     rows: units, as the page numbers them. items: as ``read_items`` returns them. created: when
-    each run was created.
+    each run was created. questions: those of the table, by name.
     """
     numbers: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
@@ -49,7 +53,7 @@ def video_values(
         units = [rows[number] for number in found]
         item = _item_of(units, items.get(media_id, ()), created)
         entries.append(_entry(units, found, item))
-        details.append(_details(units, item))
+        details.append(_details(units, item, questions))
     return entries, details
 
 
@@ -82,7 +86,9 @@ def _entry(units: Sequence[Row], numbers: list[int], item: Row | None) -> dict[s
     }
 
 
-def _details(units: Sequence[Row], item: Row | None) -> dict[str, Any]:
+def _details(
+    units: Sequence[Row], item: Row | None, questions: Mapping[str, Question]
+) -> dict[str, Any]:
     events = (item or {}).get("events") or []
     return {
         "uri": units[0]["uri"],
@@ -93,11 +99,11 @@ def _details(units: Sequence[Row], item: Row | None) -> dict[str, Any]:
             {"start": e["start_seconds"], "end": e["end_seconds"], "caption": e["caption"]}
             for e in events
         ],
-        "excerpts": [_excerpt(unit) for unit in units],
+        "excerpts": [_excerpt(unit, questions) for unit in units],
     }
 
 
-def _excerpt(row: Row) -> str:
+def _excerpt(row: Row, questions: Mapping[str, Question]) -> str:
     if row.get("error"):
         return f"{row['error']['type']}: {row['error']['message']}"[:_EXCERPT_CHARS]
-    return " ".join(headline_of(row).split())[:_EXCERPT_CHARS]
+    return " ".join(headline_of(row, questions).split())[:_EXCERPT_CHARS]

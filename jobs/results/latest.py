@@ -5,6 +5,9 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
+
+from jobs.results.media_roots import MediaRoots
 from pipeline.output.duplicates import STATUS_RANKS
 from pipeline.output.table import read_files
 from pipeline.storage.ids import digest
@@ -33,6 +36,19 @@ def listed_under(listed: Sequence[Row], recipe_id: str) -> dict[str, Row]:
     """
     found = (row for row in listed if row["is_gone"] or row["recipe_id"] == recipe_id)
     return {row["media_id"]: row for row in found}
+
+
+def names_to_read(
+    media: tuple[Collection[str], Collection[str]], listed: list[Row], roots: MediaRoots
+) -> "tuple[pa.Array[Any], ...]":
+    """Return the media_ids and uris to read: the wanted ones, and those that have their answers."""
+    ids, uris = map(set, media)
+    shared = {
+        row["answers_of"]
+        for row in listed
+        if row["answers_of"] and (row["media_id"] in ids or roots.move(row["uri"]) in uris)
+    }
+    return tuple(pa.array(sorted(names), pa.string()) for names in ({*ids, *shared}, uris))
 
 
 def latest_rows(

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -12,14 +13,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.results.latest import latest_rows, listed_under, read_listed
+from jobs.results.latest import latest_rows, listed_under, names_to_read, read_listed
 from jobs.results.media_roots import MediaRoots
-from pipeline.output.table import ids_in
+from pipeline.output.table import a_file_of_each_recipe, ids_in
 from pipeline.storage.errors import redact_uri
-from pipeline.storage.parquet import read_parquet
+from pipeline.storage.parquet import read_parquet, read_schema
 from pipeline.storage.storage import Storage, join
+from pipeline.tasks.columns import named_columns, questions_by_name
 from pipeline.tasks.registry import TASKS
 from schemas.errors import StorageError, UserError
+from schemas.task import Question
 
 Row = dict[str, Any]
 
@@ -64,6 +67,7 @@ class Annotations:
     num_superseded: number of rows left out, because another row is of the same unit, or of later
         content of the same media, or because the media are gone.
     examples: (media_id, uri) of some media of the table.
+    named: the columns of questions with names of their own, by name.
     """
 
     rows: list[Row]
@@ -73,6 +77,12 @@ class Annotations:
     num_rows: int
     num_superseded: int
     examples: list[tuple[str, str]]
+    named: "dict[str, pa.Field[Any]]"
+
+    @property
+    def questions(self) -> dict[str, Question]:
+        """The questions whose answers the rows may have, by name."""
+        return questions_by_name(self.named.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +97,12 @@ def read_annotations(
     storage: Storage,
     *,
     media: tuple[Collection[str], Collection[str]] | None = None,
+    judged: Collection[str] = (),
 ) -> Annotations:
     """Read the rows of one recipe, with all columns.
 
     media: (media_ids, uris); only the rows of these media are read, and only the columns that a
-        comparison with gold needs.
+        comparison with gold needs. judged: further columns that it needs.
 
     Raises:
         UserError: there is no such table, recipe or run, or it is unclear which run is the newest.
@@ -106,9 +117,10 @@ def read_annotations(
         )
     listed = read_listed(re.sub(r"/annotations/?$", "", uri), storage)
     roots = selection.media_roots
-    wanted = media and _with_sources(media, listed, roots)
+    wanted = media and names_to_read(media, listed, roots)
     with ThreadPoolExecutor(16) as pool:
-        read = partial(_read_part, wanted=wanted, roots=roots, storage=storage)
+        columns = [*_GOLD_COLUMNS, *judged] if media else None
+        read = partial(_read_part, columns=columns, wanted=wanted, roots=roots, storage=storage)
         parts = list(pool.map(read, files))
     counts: Counter[tuple[str, str]] = Counter()
     for part in parts:
@@ -141,20 +153,27 @@ def read_annotations(
         num_rows=sum(count for (_, of), count in counts.items() if of == recipe) + num_copied,
         num_superseded=len(found) - (len(rows) - num_copied),
         examples=[example for part in parts for example in part.examples][:3],
+        named={
+            field.name: field
+            for part in parts
+            if any(of == recipe for _, of in part.counts)
+            for field in named_columns(part.table.schema)
+        },
     )
 
 
-def _with_sources(
-    media: tuple[Collection[str], Collection[str]], listed: list[Row], roots: MediaRoots
-) -> "tuple[pa.Array[Any], ...]":
-    """The media_ids and uris to read: the wanted ones, and those that have their answers."""
-    ids, uris = map(set, media)
-    shared = {
-        row["answers_of"]
-        for row in listed
-        if row["answers_of"] and (row["media_id"] in ids or roots.move(row["uri"]) in uris)
-    }
-    return tuple(pa.array(sorted(names), pa.string()) for names in ({*ids, *shared}, uris))
+def read_questions(selection: Selection, storage: Storage) -> dict[str, Question]:
+    """Return the questions whose answers a table may have, by name; reads one file a recipe.
+
+    Raises:
+        StorageError: the storage refused or failed, or a file is damaged.
+    """
+    files = a_file_of_each_recipe(parquet_files(output_and_run(selection.uri)[0], storage))
+    found: dict[str, Question] = {}
+    for file in files:
+        with suppress(FileNotFoundError):
+            found |= questions_by_name(named_columns(read_schema(file, storage)))
+    return found or questions_by_name()
 
 
 def output_and_run(uri: str) -> tuple[str, str | None]:
@@ -190,10 +209,14 @@ def parquet_files(uri: str, storage: Storage) -> list[str]:
 
 
 def _read_part(
-    file: str, wanted: "tuple[pa.Array[Any], ...] | None", roots: MediaRoots, storage: Storage
+    file: str,
+    columns: list[str] | None,
+    wanted: "tuple[pa.Array[Any], ...] | None",
+    roots: MediaRoots,
+    storage: Storage,
 ) -> _Part:
     try:
-        table = read_parquet(file, storage, _GOLD_COLUMNS if wanted else None)
+        table = read_parquet(file, storage, columns)
     except FileNotFoundError:
         raise UserError(f"there is no file {redact_uri(file)}") from None
     missing = [name for name in _KEYS if name not in table.column_names]

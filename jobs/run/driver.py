@@ -82,6 +82,7 @@ def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table) -> Run:
         finished_at=None,
         num_units=0,
         num_output_tokens=0,
+        left_out=list(context.left_out),
     )
     run.save(job, context.storage)
     if units.num_rows:

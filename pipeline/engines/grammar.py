@@ -46,7 +46,7 @@ def check_grammars(job: Job) -> None:
         grammar = grammar_of(question) if job.generation.constrained else None
         if grammar is not None and (problem := LLMatcher.validate_grammar(grammar)):
             raise JobFileError(
-                f"tasks.{question.task}: answers cannot be constrained to its json_schema: "
+                f"tasks.{question.name}: answers cannot be constrained to its json_schema: "
                 f"{problem.strip().splitlines()[0]}; change it, or set generation.constrained to "
                 "false: answers are then only checked against it"
             )
@@ -65,7 +65,7 @@ class Grammars:
         """
         end_of_reasoning = tokenizer.convert_tokens_to_ids(END_OF_REASONING)
         self._end_of_reasoning = int(end_of_reasoning) if has_reasoning else None
-        optional = {question.task: grammar_of(question) for question in questions}
+        optional = {question.name: grammar_of(question) for question in questions}
         grammars = {task: grammar for task, grammar in optional.items() if grammar is not None}
         self._end_id = int(tokenizer.eos_token_id)
         self._matchers: dict[str, LLMatcher] = {}

@@ -5,7 +5,6 @@ reader of the plain files may see rows twice; the view ``latest`` never shows th
 that is killed in between leaves both; the next ``compact`` or ``annotate`` removes the duplicates.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.output.duplicates import find_superfluous_rows
 from pipeline.output.rows import ANNOTATION
-from pipeline.output.table import file_name, ids_in, read_files, with_file_column
+from pipeline.output.table import FILE_NAME, file_name, ids_in, read_files, with_file_column
 from pipeline.output.views import connect
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.storage import Storage, join
@@ -24,8 +23,6 @@ from schemas.tables.listing import LISTING
 
 COMPACTED = "compacted"
 """Replaces the run's id in the name of a joined file."""
-
-_NAME = re.compile(r"(.*)/part-(.+)-([0-9a-f]+)-[0-9a-f]{16}\.parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +46,7 @@ def find_bins(output: str, storage: Storage, target_bytes: int) -> Iterator[Bin]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for page in storage.list_pages(join(output, "annotations"), "*/part-*.parquet"):
         for file in page:
-            found = _NAME.fullmatch(file["uri"])
+            found = FILE_NAME.fullmatch(file["uri"])
             if found and file["size"] < target_bytes / 2:
                 groups[found[1], found[3]].append(file)
     for (folder, recipe_id), files in sorted(groups.items()):

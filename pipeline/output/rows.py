@@ -1,11 +1,14 @@
 """Turn answered units into annotation rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.storage.errors import redact_uri
+from pipeline.tasks.columns import column_of
 from pipeline.tasks.parse import Answer, parse_raw
 from pipeline.tasks.registry import TASKS
 from schemas.tables.annotation import annotation_schema
@@ -14,8 +17,14 @@ from schemas.tables.item import item_schema
 from schemas.tables.unit import AnsweredUnit, RawAnswer, UnitStatus
 from schemas.task import AnswerStatus, Question
 
-ANNOTATION = annotation_schema([task.column for task in TASKS.values()])
-"""The schema of the output table."""
+
+def table_schema(named: "Iterable[pa.Field[Any]]" = ()) -> pa.Schema:
+    """Return the schema of the output table. named: the columns of questions with their names."""
+    return annotation_schema([*(task.column for task in TASKS.values()), *named])
+
+
+ANNOTATION = table_schema()
+"""The schema of the output table of a job whose questions have no names of their own."""
 
 ITEM = item_schema(TASKS["events"].column)
 """The schema of the table ``items``."""
@@ -30,12 +39,17 @@ class RunKey:
     run_date: str
 
 
+def schema_of_questions(questions: Iterable[Question]) -> pa.Schema:
+    """Return the schema of a job's rows: one for all jobs, and the columns of named questions."""
+    return table_schema(column_of(question) for question in questions if question.has_own_name)
+
+
 def annotation_row(
     unit: AnsweredUnit, questions: dict[str, Question], key: RunKey
 ) -> dict[str, Any]:
-    """Make one row of ANNOTATION from one unit, failed units included.
+    """Make one row of the table from one unit, failed units included.
 
-    questions: by task.
+    questions: by name.
     """
     answers = [(raw, parse_raw(unit, raw, questions)) for raw in unit.answers]
     columns: dict[str, Any] = dict.fromkeys(TASKS)
@@ -88,7 +102,8 @@ def _responses(
     media_type = unit.media.media_type if unit.media else "image"
 
     def response(task: str) -> dict[str, Any]:
-        prompt = unit.messages or TASKS[task].prompt(questions[task], media_type)
+        question = questions[task]
+        prompt = unit.messages or TASKS[question.task].prompt(question, media_type)
         return {"task": task, "prompt": prompt}
 
     if not answers:

@@ -45,7 +45,7 @@ class _Video:
 
 def summary_job(job: Job, summary: Summary) -> Job:
     """The job of the engine that writes summaries: the same job with one task."""
-    task = TaskSpec(name=TASK, prompt=summary.prompt, max_new_tokens=summary.max_new_tokens)
+    task = TaskSpec(task=TASK, prompt=summary.prompt, max_new_tokens=summary.max_new_tokens)
     return job.model_copy(update={"tasks": (task,)})
 
 

@@ -8,6 +8,7 @@ which units are done.
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,21 +19,25 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.output.rows import ANNOTATION, RunKey
-from pipeline.storage.parquet import read_parquet, write_parquet
+from pipeline.storage.parquet import read_parquet, read_schema, write_parquet
 from pipeline.storage.storage import Storage, join
-from schemas.errors import ErrorType
+from schemas.errors import ErrorType, JobFileError
 
 
 def commit_rows(
-    rows: Iterable[dict[str, Any]], output: str, key: RunKey, storage: Storage
+    rows: Iterable[dict[str, Any]],
+    output: str,
+    key: RunKey,
+    storage: Storage,
+    schema: pa.Schema = ANNOTATION,
 ) -> pa.Table:
-    """Commit rows as one Parquet file; returns them as a table.
+    """Commit rows as one Parquet file; returns them as a table of this schema.
 
     Raises:
         StorageError: the file could not be written; no part of it is visible.
     """
     ordered = sorted(rows, key=_reading_order)
-    table = pa.Table.from_pylist(ordered, schema=ANNOTATION)
+    table = pa.Table.from_pylist(ordered, schema=schema)
     folder = join(output, "annotations", f"run_date={key.run_date}")
     name = file_name(ids_in(table, "unit_id"), key.run_id, key.recipe_id)
     write_parquet(table, join(folder, name), storage)
@@ -42,6 +47,10 @@ def commit_rows(
 def file_name(ids: Sequence[str], run_id: str, recipe_id: str) -> str:
     """Name of the file of these rows; the same rows of the same run give the same name."""
     return f"part-{run_id}-{recipe_id}-{digest_of_ids(ids)}.parquet"
+
+
+FILE_NAME = re.compile(r"(.*)/part-(.+)-([0-9a-f]+)-[0-9a-f]{16}\.parquet")
+"""The uri of a file of the table: folder, run and recipe."""
 
 
 def digest_of_ids(ids: Sequence[str]) -> str:
@@ -137,6 +146,47 @@ def read_files(
         with suppress(FileNotFoundError):
             return read_all(storage.list_files(folder, f"*/part-*-{recipe_id}-*.parquet"))
     return read_all(storage.list_files(folder, f"*/part-*-{recipe_id}-*.parquet"))
+
+
+def a_file_of_each_recipe(files: Iterable[str]) -> list[str]:
+    """Return one file of each recipe, by their names; files with other names are all returned."""
+    named = {((found := FILE_NAME.fullmatch(file)) and found[3]) or file: file for file in files}
+    return list(named.values())
+
+
+def check_columns(named: Iterable["pa.Field[Any]"], output: str, storage: Storage) -> None:
+    """Check that the table has no other columns of these names: SQL could not read both as one.
+
+    named: the columns of a job's questions with names of their own.
+
+    Raises:
+        JobFileError: it has such a column.
+        StorageError: the storage refused or failed.
+    """
+    columns = {field.name: field.type for field in named}
+    if not columns:
+        return
+    files = storage.list_files(join(output, "annotations"), "*/part-*.parquet")
+    for file in a_file_of_each_recipe(file["uri"] for file in files):
+        with suppress(FileNotFoundError):
+            for field in read_schema(file, storage):
+                type_ = columns.get(field.name, field.type)
+                if not _fit(field.type, type_):
+                    raise JobFileError(
+                        f"the task {field.name} has answers of type {type_}, but the table in "
+                        f"{output} has a column {field.name} of type {field.type} from an earlier "
+                        "job: choose another name, or another output"
+                    )
+
+
+def _fit(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether SQL can read columns of both types as one, as it does with ``union_by_name``."""
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        shared = {field.name for field in one} & {field.name for field in other}
+        return all(_fit(one.field(name).type, other.field(name).type) for name in shared)
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        return _fit(one.value_type, other.value_type)
+    return one == other or not (pa.types.is_nested(one) or pa.types.is_nested(other))
 
 
 def with_file_column(table: pa.Table, uri: str) -> pa.Table:

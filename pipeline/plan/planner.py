@@ -225,7 +225,7 @@ class Planner:
                 length = self._prompter.length(visions[0], text, question.tools)
             prompts.append(
                 Prompt(
-                    task=question.task,
+                    task=question.name,
                     num_prompt_tokens=length.num_tokens,
                     num_own_tokens=length.num_own_tokens,
                 )
@@ -247,7 +247,7 @@ class Planner:
             if total > self._max_model_len:
                 error = UnitError(
                     ErrorType.OVER_CONTEXT,
-                    f"{question.task}: {prompt.num_prompt_tokens} prompt tokens "
+                    f"{question.name}: {prompt.num_prompt_tokens} prompt tokens "
                     f"({num_vision_tokens} of them vision) and {question.max_new_tokens} "
                     f"for the answer are over the context of {self._max_model_len} tokens; lower "
                     "budget.unit_tokens, frame_tokens or sampling.max_frames, or use windows",
@@ -265,10 +265,10 @@ class Planner:
             question
             for question in self._questions
             if kind in TASKS[question.task].media_types
-            and (not item.tasks or question.task in item.tasks)
+            and (not item.tasks or question.name in item.tasks)
         ]
         if not questions:
-            names = [question.task for question in self._questions]
+            names = [question.name for question in self._questions]
             hint = "add the task chat" if kind == "messages" else "add a task for it"
             raise UnitError(
                 ErrorType.BAD_REQUEST,

@@ -24,7 +24,8 @@ def recipe(job: Job, model_identity: str) -> dict[str, Any]:
             **_engine_settings(job),
         },
         "tasks": {
-            question.task: {
+            question.name: {
+                **({"task": question.task} if question.has_own_name else {}),
                 "version": TASKS[question.task].version,
                 "prompts": {
                     media_type: TASKS[question.task].prompt(question, media_type)

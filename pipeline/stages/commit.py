@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.output.rows import RunKey, annotation_row
+from pipeline.output.rows import RunKey, annotation_row, schema_of_questions
 from pipeline.output.table import commit_rows
 from pipeline.storage.storage import Storage
 from pipeline.workers.code_version import check_code
@@ -42,7 +42,8 @@ class Commit:
     def __init__(self, job: Job, key: RunKey, storage: Storage, code: str) -> None:
         check_code(code)
         self._output = job.output
-        self._questions = {question.task: question for question in job.questions()}
+        self._questions = {question.name: question for question in job.questions()}
+        self._schema = schema_of_questions(job.questions())
         self._key = key
         self._storage = storage
         self._num_storage_failures = 0
@@ -71,7 +72,7 @@ class Commit:
                 "command again when the storage answers"
             )
         rows = [annotation_row(unit, self._questions, self._key) for unit in units]
-        commit_rows(rows, self._output, self._key, self._storage)
+        commit_rows(rows, self._output, self._key, self._storage, self._schema)
         summary = [
             {
                 "unit_id": unit.unit_id,

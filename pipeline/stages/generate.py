@@ -28,7 +28,7 @@ class Generate:
         """Load the engine. cpus: of the actor, the number of threads of an engine without a GPU."""
         check_code(code)
         self._num_threads = max(1, int(cpus))
-        self._questions = {question.task: question for question in job.questions()}
+        self._questions = {question.name: question for question in job.questions()}
         self._generation = job.generation
         self._guard = Guard(deaths, job.resources, self.calls_at_once(job))
         with self._guard.start():

@@ -38,7 +38,7 @@ class Prepare:
         self._isolated = Isolated("pipeline.media.decode")
         self._job = job
         self._storage = storage
-        self._questions = {question.task: question for question in job.questions()}
+        self._questions = {question.name: question for question in job.questions()}
         self._prompter = Prompter(job.model.source, job.model.revision)
         self._num_threads = max(1, int(job.resources.cpus_per_decoder))
 
@@ -128,6 +128,6 @@ class Prepare:
                 unit.messages, visions, add_vision_id=question.add_vision_id
             )
         else:
-            text = TASKS[prompt.task].prompt(question, visions[0].media_type)
+            text = TASKS[question.task].prompt(question, visions[0].media_type)
             ids = self._prompter.input_ids(visions[0], text, question.tools)
         return dataclasses.replace(prompt, input_ids=tuple(ids))

@@ -2,6 +2,8 @@
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -39,11 +41,28 @@ def read_parquet(
         FileNotFoundError: there is none.
         StorageError: the storage refused or failed, or the file is damaged.
     """
-    try:
+    with _readable(uri):
         if columns is None or size is None or size < _RANGED_BYTES:
             return pq.ParquetFile(io.BytesIO(storage.read_bytes(uri))).read(columns=columns)
         with storage.open_ranges(uri) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
             return parquet.read(columns=columns)
+
+
+def read_schema(uri: str, storage: Storage) -> pa.Schema:
+    """Read the schema of one Parquet object, by its last bytes.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: the storage refused or failed, or the file is damaged.
+    """
+    with storage.open_ranges(uri) as file, _readable(uri):
+        return pq.read_schema(file)
+
+
+@contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    try:
+        yield
     except pa.ArrowInvalid as error:
         raise StorageError(
             f"{redact_uri(uri)} is not a readable Parquet file: {error}; for a damaged file of an "

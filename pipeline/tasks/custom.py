@@ -1,4 +1,8 @@
-"""Custom: the job's own question; the answer is text or, with a JSON Schema, validated JSON."""
+"""Custom: the job's own question; the answer is text or, with a JSON Schema, validated JSON.
+
+The column ``custom`` has JSON as text, so that all jobs have one table. A question with a name has
+a column of its own, typed by its schema.
+"""
 
 import functools
 import json
@@ -8,11 +12,12 @@ from typing import Any
 import jsonschema
 import pyarrow as pa
 
+from pipeline.tasks.answers.json_columns import from_arrow, json_type, to_arrow
 from pipeline.tasks.answers.read_json import clean_text, fenced, read_json
 from pipeline.tasks.answers.simulate import fenced_json, random_instance, random_sentence
-from pipeline.tasks.answers.text import draw_text, read_text
+from pipeline.tasks.answers.text import read_text
 from schemas.tables.columns import described
-from schemas.task import AnswerStatus, Parsed, Question, Task, View
+from schemas.task import AnswerStatus, Drawing, Parsed, Question, Task, View
 
 _MAX_ERROR_CHARS = 160
 
@@ -26,6 +31,7 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
     if question.json_schema is None:
         return read_text(answer, question, view)
     reading = read_json(answer)
+    notes = [reading.note] if reading.note else []
     if reading.value is None:
         return Parsed(value=None, status=AnswerStatus.UNPARSED, note=reading.note)
     error = jsonschema.exceptions.best_match(
@@ -33,16 +39,27 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
     )
     if error is not None:
         what = clean_text(f"{error.json_path}: {error.message}")[:_MAX_ERROR_CHARS]
-        note = f"{reading.note}; " if reading.note else ""
-        return Parsed(
-            value=None, status=AnswerStatus.UNPARSED, note=f"{note}violates the schema: {what}"
-        )
-    value = clean_text(json.dumps(reading.value, ensure_ascii=False))
-    status = AnswerStatus.REPAIRED if reading.note else AnswerStatus.OK
-    return Parsed(value=value, status=status, note=reading.note)
+        return _unparsed([*notes, f"violates the schema: {what}"])
+    if not question.has_own_name:
+        value = clean_text(json.dumps(reading.value, ensure_ascii=False))
+    else:
+        try:
+            value, left_out = to_arrow(reading.value, json_type(question.json_schema))
+        except OverflowError as problem:
+            what = clean_text(str(problem))[:_MAX_ERROR_CHARS]
+            return _unparsed([*notes, f"does not fit the column: {what}"])
+        if left_out:
+            what = ", ".join(left_out)[:_MAX_ERROR_CHARS]
+            notes.append(f"left out, since the schema's properties do not have it: {what}")
+    status = AnswerStatus.REPAIRED if notes else AnswerStatus.OK
+    return Parsed(value=value, status=status, note="; ".join(notes) or None)
 
 
-@functools.lru_cache(maxsize=8)
+def _unparsed(notes: list[str]) -> Parsed:
+    return Parsed(value=None, status=AnswerStatus.UNPARSED, note="; ".join(notes))
+
+
+@functools.lru_cache(maxsize=64)
 def _validator(schema: str) -> Any:
     loaded = json.loads(schema)
     return jsonschema.validators.validator_for(loaded)(loaded)
@@ -52,8 +69,26 @@ def _json_schema(question: Question) -> dict[str, Any] | None:
     return json.loads(question.json_schema) if question.json_schema else None
 
 
-def _write(value: str, question: Question, view: View) -> str:
-    return value if question.json_schema is None else fenced(value)
+def _write(value: Any, question: Question, view: View) -> str:
+    if question.json_schema is None:
+        return str(value)
+    type_ = json_type(question.json_schema)
+    # A table from elsewhere may have JSON text where the pipeline writes a struct.
+    if not question.has_own_name or (isinstance(value, str) and type_.arrow != pa.string()):
+        return fenced(value)
+    return fenced(json.dumps(from_arrow(value, type_), ensure_ascii=False))
+
+
+def _draw(value: Any) -> Drawing:
+    """Show text as it is, an object as a line for each of its members that is not null."""
+    if isinstance(value, dict):
+        members = {key: part for key, part in value.items() if part is not None}
+        return Drawing(text="\n".join(f"{key}: {_text(part)}" for key, part in members.items()))
+    return Drawing(text=_text(value))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _simulate(question: Question, view: View, chance: Random) -> str:
@@ -73,7 +108,7 @@ TASK = Task(
     parse=_parse,
     write=_write,
     simulate=_simulate,
-    draw=draw_text,
+    draw=_draw,
     mark_kind=None,
     metric=None,
     subtitles=None,

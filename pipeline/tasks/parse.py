@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.tasks.answers.read_json import clean_text
+from pipeline.tasks.columns import column_of
 from pipeline.tasks.registry import TASKS
 from schemas.tables.unit import RawAnswer, Unit
 from schemas.task import AnswerStatus, Parsed, Question, View
@@ -68,9 +69,9 @@ def parse_answer(
     try:
         parsed = task.parse(text, question, view)
         # One value that does not fit its column would fail the whole batch later on.
-        pa.array([parsed.value], task.column.type)
+        pa.array([parsed.value], column_of(question).type)
     except Exception as error:  # the isolation boundary of this stage
-        logger.warning("the %s parser failed on one answer", task.name, exc_info=True)
+        logger.warning("the %s parser failed on one answer", question.name, exc_info=True)
         failure = f"the parser failed: {type(error).__name__}: {clean_text(str(error))[:200]}"
         parsed = Parsed(value=None, status=AnswerStatus.UNPARSED, note=failure)
     status, note = parsed.status, parsed.note

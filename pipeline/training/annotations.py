@@ -104,7 +104,7 @@ def _parquet_files(uri: str, storage: Storage) -> list[str]:
 def _conversation(row: dict[str, Any], task: TaskSpec, base: str, origin: str) -> Conversation:
     frames = tuple(media_uri(frame, base) for frame in row.get("frames") or ())
     view = _view(row, has_frames=bool(frames))
-    definition = TASKS[task.name]
+    definition = TASKS[task.task]
     if view.media_type not in definition.media_types:
         kinds = " or ".join(sorted(definition.media_types))
         raise RowError(ProblemType.BAD_ROW, f"{task.name} is a task for {kinds} only")

@@ -10,7 +10,7 @@ from schemas.job.load import check, read_spec
 from schemas.job.model import Yarn
 from schemas.job.sampling import Budget, SamplingSpec
 from schemas.job.section import Section
-from schemas.job.task_spec import TaskSpec, as_task
+from schemas.job.task_spec import TaskSpec, as_task, check_distinct
 
 
 class TrainedModel(Section):
@@ -73,6 +73,7 @@ class DataSpec(Section):
             raise ValueError("`annotations` needs `tasks`, whose columns are the answers")
         if self.conversations is not None and (self.tasks or self.where):
             raise ValueError("`tasks` and `where` belong to `annotations`")
+        check_distinct(self.tasks)
         if any(task.name == "tool_calls" for task in self.tasks):
             raise ValueError("tool_calls are trained with `conversations` that have a system turn")
         return self

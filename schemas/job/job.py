@@ -15,7 +15,7 @@ from schemas.job.model import Model
 from schemas.job.resources import Resources
 from schemas.job.sampling import Budget, SamplingSpec
 from schemas.job.section import Section
-from schemas.job.task_spec import TaskSpec, as_task, task_questions
+from schemas.job.task_spec import TaskSpec, as_task, check_distinct, task_questions
 from schemas.task import Question
 
 ANY_FILE = "**/*"
@@ -107,8 +107,9 @@ class Job(Section):
         default_factory=Generation, description="How answers are generated."
     )
     tasks: tuple[Annotated[TaskSpec, BeforeValidator(as_task)], ...] = Field(
-        (TaskSpec(name="caption"),),
-        description="The tasks: names, or a name with settings, `{objects: {labels: [car]}}`.",
+        (TaskSpec(task="caption"),),
+        description="The tasks: names, or a name with settings, `{objects: {labels: [car]}}`; "
+        "several custom, fields or moments have names of their own.",
     )
     summary: Summary | None = Field(
         None,
@@ -136,8 +137,7 @@ class Job(Section):
         names = [task.name for task in self.tasks]
         if not names:
             raise ValueError("tasks must name at least one task")
-        if len(set(names)) != len(names):
-            raise ValueError(f"each task may be named once, got {names}")
+        check_distinct(self.tasks)
         if self.summary is not None and "caption" not in names:
             raise ValueError("summary needs captions: add the task caption")
         gpus = self.resources.gpus_per_replica

@@ -5,7 +5,7 @@ from typing import Any
 
 from schemas.job.finetune import FinetuneJob
 from schemas.job.job import Job
-from schemas.job.task_spec import TASK_NAMES
+from schemas.job.task_spec import NAME, TASK_NAMES
 
 
 def job_schema() -> dict[str, Any]:
@@ -32,9 +32,12 @@ def finetune_schema() -> dict[str, Any]:
 def _short_tasks(schema: dict[str, Any]) -> dict[str, Any]:
     """Schema of a task: a name, a name with settings, or the long form."""
     sections = schema["$defs"]
+    sections["TaskSpec"].pop("required")
     settings = json.loads(json.dumps(sections["TaskSpec"]))
-    del settings["properties"]["name"], settings["required"]
     sections["TaskSettings"] = settings | {"title": "TaskSettings"}
+    kind = {"required": ["name"], "properties": {"name": {"enum": list(TASK_NAMES)}}}
+    sections["TaskSpec"]["anyOf"] = [{"required": ["task"]}, kind]
+    named = {"allOf": [{"$ref": "#/$defs/TaskSettings"}, {"required": ["task"]}]}
     short = {"anyOf": [{"$ref": "#/$defs/TaskSettings"}, {"type": "null"}]}
     return {
         "anyOf": [
@@ -42,7 +45,8 @@ def _short_tasks(schema: dict[str, Any]) -> dict[str, Any]:
             {
                 "type": "object",
                 "properties": dict.fromkeys(TASK_NAMES, short),
-                "additionalProperties": False,
+                "propertyNames": {"pattern": f"^{NAME.pattern}$"},
+                "additionalProperties": named,
                 "minProperties": 1,
                 "maxProperties": 1,
             },

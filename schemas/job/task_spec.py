@@ -1,12 +1,16 @@
 """The section ``tasks`` of a job file: names, with the settings of each."""
 
+import difflib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from schemas.job.section import Section
+from schemas.tables.annotation import annotation_schema
+from schemas.tables.manifest import MANIFEST
 from schemas.task import Question
 
 TaskName = Literal[
@@ -26,6 +30,19 @@ TaskName = Literal[
     "chat",
 ]
 TASK_NAMES: tuple[str, ...] = get_args(TaskName)
+NAMED_TASKS = ("custom", "fields", "moments")
+"""The tasks that a job may have several times, each time with another name."""
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_OTHER_COLUMNS = frozenset(
+    {
+        *annotation_schema([]).names,
+        *MANIFEST.names,
+        *("run_date", "file", "filename", "file_row_number"),  # of partitions and views
+        *("width", "height", "reelscribe_row"),  # of tables to train from
+        "frames_file_names",  # of an export
+    }
+)
 
 # The tasks that use a setting. All tasks use max_new_tokens; all but chat use prompt.
 _USED_BY = {
@@ -58,7 +75,12 @@ Text = Annotated[str, Field(min_length=1)]
 class TaskSpec(Section):
     """One task of the job, with its settings."""
 
-    name: TaskName = Field(description="Name of the task.")
+    task: TaskName = Field(description="Kind of task.")
+    name: str = Field(
+        "",
+        description="Name of the task and of its column; with it a job has several custom, fields "
+        "or moments: lower-case letters, digits and underscores.",
+    )
     labels: tuple[Text, ...] = Field(
         (), description="objects, points, tracks, objects_3d: the categories to look for."
     )
@@ -90,19 +112,34 @@ class TaskSpec(Section):
         None, ge=1, description="Instead of the value in `generation`."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_and_task(cls, value: Any) -> Any:
+        """Let one of ``name`` and ``task`` stand for both."""
+        if not isinstance(value, dict):
+            return value
+        name, task = value.get("name"), value.get("task")
+        if task is None and name is not None:
+            if name not in TASK_NAMES:
+                raise ValueError(_unknown(str(name)))
+            return value | {"task": name}
+        return value | {"name": task} if task is not None and name is None else value
+
     @model_validator(mode="after")
     def _settings_fit(self) -> "TaskSpec":
+        if self.name != self.task:
+            _check_name(self.name, self.task)
         for setting, tasks in _USED_BY.items():
-            if getattr(self, setting) and self.name not in tasks:
-                raise ValueError(f"{self.name} has no {setting}: only {', '.join(tasks)}")
-        if self.name == "chat" and self.prompt is not None:
+            if getattr(self, setting) and self.task not in tasks:
+                raise ValueError(f"{self.task} has no {setting}: only {', '.join(tasks)}")
+        if self.task == "chat" and self.prompt is not None:
             raise ValueError("chat has no prompt: it answers the `messages` of the manifest")
-        needed = _NEEDED.get(self.name, ())
+        needed = _NEEDED.get(self.task, ())
         if needed and not any(getattr(self, setting) for setting in needed):
-            raise ValueError(f"{self.name} needs {' or '.join(needed)}")
-        styles = _STYLES.get(self.name, ())
+            raise ValueError(f"{self.task} needs {' or '.join(needed)}")
+        styles = _STYLES.get(self.task, ())
         if self.style is not None and self.style not in styles:
-            raise ValueError(f"style of {self.name} must be {' or '.join(styles)}")
+            raise ValueError(f"style of {self.task} must be {' or '.join(styles)}")
         if self.strict_labels and not self.labels:
             raise ValueError("strict_labels needs labels")
         if self.json_schema is not None:
@@ -114,7 +151,8 @@ def task_questions(tasks: Iterable[TaskSpec], max_new_tokens: int = 512) -> tupl
     """Return the questions of a job's tasks. max_new_tokens: for tasks that do not set it."""
     return tuple(
         Question(
-            task=task.name,
+            task=task.task,
+            name=task.name,
             labels=task.labels,
             strict_labels=task.strict_labels,
             query=task.query,
@@ -127,6 +165,45 @@ def task_questions(tasks: Iterable[TaskSpec], max_new_tokens: int = 512) -> tupl
             max_new_tokens=task.max_new_tokens or max_new_tokens,
         )
         for task in tasks
+    )
+
+
+def check_distinct(tasks: Sequence[TaskSpec]) -> None:
+    """Check that no two tasks have one name.
+
+    Raises:
+        ValueError: two have.
+    """
+    names = [task.name for task in tasks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is None:
+        return
+    hint = f"; name the others: {{name: other, task: {twice}}}" if twice in NAMED_TASKS else ""
+    raise ValueError(f"each task may be named once, got {names}{hint}")
+
+
+def _check_name(name: str, task: str) -> None:
+    if name in TASK_NAMES:
+        raise ValueError(f"{name} is the name of another task: give this {task} its own name")
+    if task not in NAMED_TASKS:
+        raise ValueError(
+            f"{task} has no name of its own ({name!r}): only {', '.join(NAMED_TASKS)} have"
+        )
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"name {name!r} must be lower-case letters, digits and underscores, begin with a "
+            "letter and have at most 63 characters: it is a column's name"
+        )
+    if name in _OTHER_COLUMNS:
+        raise ValueError(f"{name!r} is another column of the table: choose another name")
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, TASK_NAMES, n=1, cutoff=0.7)
+    meant = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(TASK_NAMES)}"
+    return (
+        f"unknown task {name!r}, {meant}; a question with a name of its own also says its kind: "
+        f"{{name: {name}, task: custom, prompt: ...}}"
     )
 
 
@@ -143,12 +220,18 @@ def as_task(value: Any) -> Any:
     """Let a task be a name, or a name with settings: ``{objects: {labels: [car]}}``."""
     if isinstance(value, str):
         return {"name": value}
-    if isinstance(value, dict) and len(value) == 1 and "name" not in value:
+    if not isinstance(value, dict) or value.keys() & {"name", "task"}:
+        return value
+    if len(value) == 1:
         ((name, settings),) = value.items()
         if not isinstance(settings, dict | None):
             raise ValueError(f"settings must be a mapping, such as {{{name}: {{labels: [car]}}}}")
-        return {"name": name, **(settings or {})}
-    if isinstance(value, dict) and "name" not in value and None in value.values():
+        settings = settings or {}
+        given = settings.keys() & {"name", "task"}
+        if len(given) == 2:
+            raise ValueError(f"{name} is given another name: leave out `name: {settings['name']}`")
+        return {"task" if "name" in given else "name": name, **settings}
+    if None in value.values():
         name = next(key for key, settings in value.items() if settings is None)
         raise ValueError(f"indent the settings of {name} below it: {{{name}: {{labels: [car]}}}}")
     return value

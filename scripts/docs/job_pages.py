@@ -145,6 +145,8 @@ def _definition(model: type[BaseModel], schema: Mapping[str, Any]) -> dict[str, 
 def _default(model: type[BaseModel], name: str, value: Mapping[str, Any]) -> str:
     if model is Job and name == "tasks":
         return "[caption]"
+    if model is TaskSpec and name == "name":
+        return "the task"
     default = {} if name in ("storage_options", "trainer") else value.get("default")
     return default if isinstance(default, str) else json.dumps(default)
 

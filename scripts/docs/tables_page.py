@@ -28,6 +28,23 @@ ANSWER_STATUS = {
     AnswerStatus.LOOPED: "Stopped where it repeated itself over and over; what was read is kept.",
     AnswerStatus.FAILED: "The unit failed before or in the engine.",
 }
+JSON_TYPES = {
+    "`type: string`, with any `format`": "string",
+    "`type: integer`": "int64; JSON text if the schema's limits are beyond 64 bits",
+    "`type: number`, `type: [integer, number]`": "float64",
+    "`type: boolean`": "bool",
+    "`enum` or `const` of one type": "that type",
+    "`type: object` with `properties`": (
+        "struct of them; JSON text if two names differ in case only"
+    ),
+    "`type: array` with one schema of `items`": "list of its type",
+    "`type: [string, 'null']`, and `anyOf` of a schema and `type: 'null'`": "that type",
+    "`$ref` into the schema itself": "the type there; where it comes back to itself, JSON text",
+    "anything else: several types, no type, `anyOf`, `oneOf`, `allOf`, `if`, `patternProperties`, "
+    "`prefixItems`, objects with other keys than `properties` (`additionalProperties`)": (
+        "JSON text, of this part alone"
+    ),
+}
 _ARROW_NAMES = {"double": "float64", "float": "float32"}
 
 
@@ -47,6 +64,15 @@ def output_page() -> str:
             "one of each element of a list. The Parquet files carry these descriptions, and their "
             f"`schema_version`, {(output.metadata or {})[b'schema_version'].decode()}.\n",
             *_columns(output),
+            "## Questions with names of their own\n",
+            "A question that the job file gives a `name` has a further column of that name, before "
+            "`responses`; `fields` and `moments` have the types above. Without a schema, `custom` "
+            "is text. The field's metadata in the Parquet file have `task`, and `json_schema` "
+            "where there is one. All members may be null: a member that was missing is null.\n",
+            "| JSON Schema | type |\n|---|---|",
+            *(f"| {schema} | {type_} |" for schema, type_ in JSON_TYPES.items()),
+            "\nWhat is left out, because the schema's `properties` do not have it, is in the note; "
+            "the raw text has it.\n",
             "## Status of a row\n",
             *_meanings(("status", "meaning"), {s: (UNIT_STATUS[s],) for s in UnitStatus}),
             "## Status of an answer\n",

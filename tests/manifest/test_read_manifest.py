@@ -122,7 +122,10 @@ def test_media_ids_of_a_database_are_numbers(read):
         ({"start_seconds": float("inf")}, "start_seconds must be a finite number, got inf"),
         ({"start_seconds": float("nan")}, "start_seconds must be a finite number, got nan"),
         ({"sample_fps": 0.0}, "sample_fps must be positive, got 0.0"),
-        ({"tasks": ["captoin"]}, "tasks has an unknown name 'captoin'; known are caption, events"),
+        (
+            {"tasks": ["Caption!"]},
+            "tasks has 'Caption!', which is no name of a task, such as captio",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_its_row(read, row, message):

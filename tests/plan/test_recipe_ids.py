@@ -56,6 +56,16 @@ JOBS = {
             }
         ],
     },
+    "names of its own": {
+        "input": {"manifest": "m.jsonl"},
+        "output": "out",
+        "tasks": [
+            "caption",
+            {"name": "defects", "task": "custom", "prompt": "Which defects?"},
+            {"name": "invoice", "task": "fields", "keys": ["total"]},
+            {"name": "arrival", "task": "moments", "query": "A train arrives."},
+        ],
+    },
     "simulated, shots": {
         "input": {"manifest": "m.jsonl"},
         "output": "out",
@@ -70,6 +80,7 @@ IDS = {
     "every task": "98af641f488b617d",
     "long video, sampled answers": "cb68b573b736558c",
     "vLLM, schema": "8764a17de499131a",
+    "names of its own": "eb062ffce225ee12",
     "simulated, shots": "608e2f45a17ab217",
 }
 SPEC_IDS = {"demo.yaml": "fed497ee8b49a227", "archive.yaml": "baa1ca9f604d0823"}

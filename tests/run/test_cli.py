@@ -184,7 +184,7 @@ def test_options_replace_the_file(started, job_file):
             ["plan", "-i", "a", "--set", "sampling.fps.x=1"],
             "  sampling.fps: must be a valid number",
         ),
-        (["plan", "-i", "a", "-o", "b", "-t", "captoin"], "  tasks.0.name: must be 'caption', "),
+        (["plan", "-i", "a", "-o", "b", "-t", "captoin"], "  tasks.0: unknown task 'captoin', did"),
         (["scan", "/nope"], "error: /nope does not exist"),
         (["scan", "/nope", "-o", "m.xlsx"], "error: a manifest is written as .parquet or .jsonl"),
         (["scan", "/no\x1b[2Jpe"], "error: /no\\x1b[2Jpe does not exist"),

@@ -28,6 +28,10 @@ def job_file(tmp_path, text):
     return path
 
 
+def own(name):
+    return {"name": name, "task": "custom", "prompt": "?"}
+
+
 def test_input_and_output_are_enough(tmp_path):
     job = load_job(job_file(tmp_path, "input: {scan: clips/}\noutput: out\n"))
     assert job == check_job(LEAST, "test")
@@ -73,6 +77,35 @@ storage_options:
     ]
 
 
+def test_questions_with_names_of_their_own(tmp_path):
+    text = """
+input: {scan: clips/}
+output: out
+tasks:
+  - custom: {prompt: Is it sharp}
+  - name: defects
+    task: custom
+    prompt: Which defects
+    json_schema: {type: array, items: {type: string}}
+  - season: {task: custom, prompt: Which season}
+  - fields: {name: invoice, keys: [total]}
+  - {task: fields, keys: [date]}
+  - arrival: {task: moments, query: A train arrives}
+"""
+    job = load_job(job_file(tmp_path, text))
+    assert [(q.name, q.task, q.prompt, q.keys, q.query) for q in job.questions()] == [
+        ("custom", "custom", "Is it sharp", (), None),
+        ("defects", "custom", "Which defects", (), None),
+        ("season", "custom", "Which season", (), None),
+        ("invoice", "fields", None, ("total",), None),
+        ("fields", "fields", None, ("date",), None),
+        ("arrival", "moments", None, (), "A train arrives"),
+    ]
+    assert check_job(job.model_dump(), "dumped") == job
+    replaced = load_job(job_file(tmp_path, text), {"tasks": [own("look"), "ocr"]})
+    assert [task.name for task in replaced.tasks] == ["look", "ocr"]
+
+
 def test_task_names_are_one_list():
     assert TaskName.__args__ == TASK_NAMES
 
@@ -103,7 +136,27 @@ def test_task_names_are_one_list():
         ({"tasks": "caption"}, "tasks: must be a list, such as [a, b] (got 'caption')"),
         ({"tasks": []}, "the job: tasks must name at least one task"),
         ({"tasks": ["ocr", "ocr"]}, "the job: each task may be named once, got ['ocr', 'ocr']"),
-        ({"tasks": ["captoin"]}, "tasks.0.name: must be 'caption', 'events', 'moments', 'ocr',"),
+        ({"tasks": ["captoin"]}, "tasks.0: unknown task 'captoin', did you mean 'caption'?"),
+        ({"tasks": ["defects"]}, "tasks.0: unknown task 'defects', known are caption, events, mo"),
+        ({"tasks": [{"defects": {"prompt": "?"}}]}, "tasks.0: unknown task 'defects', known are"),
+        ({"tasks": [{"name": "a", "task": "cstm"}]}, "tasks.0.task: must be 'caption', 'events',"),
+        ({"tasks": [{"prompt": "?", "labels": []}]}, "tasks.0.task: required"),
+        ({"tasks": [own("Defects")]}, "tasks.0: name 'Defects' must be lower-case letters, digit"),
+        ({"tasks": [own("de fects")]}, "tasks.0: name 'de fects' must be lower-case letters, dig"),
+        ({"tasks": [own("1st")]}, "tasks.0: name '1st' must be lower-case letters, digits and un"),
+        ({"tasks": [own("d" * 64)]}, f"tasks.0: name '{'d' * 64}' must be lower-case letters,"),
+        ({"tasks": [own("")]}, "tasks.0: name '' must be lower-case letters, digits and undersco"),
+        ({"tasks": [{"a": own("b")}]}, "tasks.0: a is given another name: leave out `name: b`"),
+        ({"tasks": [own("uri")]}, "tasks.0: 'uri' is another column of the table: choose another"),
+        ({"tasks": [own("run_date")]}, "tasks.0: 'run_date' is another column of the table: choo"),
+        ({"tasks": [own("ocr")]}, "tasks.0: ocr is the name of another task: give this custom it"),
+        ({"tasks": [{"cars": {"task": "objects"}}]}, "tasks.0: objects has no name of its own ('"),
+        ({"tasks": [own("a"), own("a")]}, "the job: each task may be named once, got ['a', 'a']"),
+        (
+            {"tasks": [{"fields": {"keys": ["a"]}}, {"fields": {"keys": ["b"]}}]},
+            "the job: each task may be named once, got ['fields', 'fields']; name the others: "
+            "{name: other, task: fields}",
+        ),
         ({"tasks": [{"objects": ["car"]}]}, "tasks.0: settings must be a mapping, such as {obje"),
         ({"resources": {"replicas": 0}}, "resources.replicas: must be greater than or equal to 1"),
         ({"resources": {"replicas": "all"}}, "resources.replicas: must be a valid integer, unab"),

@@ -25,7 +25,7 @@ class SimulatedEngine:
         """Load nothing."""
         self._spec = job.model.simulated
         self._times = EngineTimes.of(self._spec)
-        self._questions: dict[str, Question] = {q.task: q for q in job.questions()}
+        self._questions: dict[str, Question] = {q.name: q for q in job.questions()}
 
     def generate(
         self, units: Sequence[PreparedUnit], generation: Generation | None = None
@@ -48,7 +48,7 @@ class SimulatedEngine:
         tokens = round(self._spec.output_tokens * chance.uniform(0.25, 1.75))
         return RawAnswer(
             task=prompt.task,
-            raw_text=TASKS[prompt.task].simulate(question, model_view(unit), chance),
+            raw_text=TASKS[question.task].simulate(question, model_view(unit), chance),
             finish_reason="stop",
             num_prompt_tokens=len(prompt.input_ids or ()),
             num_output_tokens=max(1, min(tokens, question.max_new_tokens)),

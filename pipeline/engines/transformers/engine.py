@@ -40,7 +40,7 @@ class TransformersEngine:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self._generation = job.generation
-        self._max_new_tokens = {q.task: q.max_new_tokens for q in job.questions()}
+        self._max_new_tokens = {q.name: q.max_new_tokens for q in job.questions()}
         self._max_batch_tokens = job.resources.max_batch_tokens
         self.generator = Generator(job)
 

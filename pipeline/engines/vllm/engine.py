@@ -58,11 +58,11 @@ class VllmEngine:
             ModelError: vLLM cannot load it.
         """
         self._generation = job.generation
-        self._questions: dict[str, Question] = {q.task: q for q in job.questions()}
+        self._questions: dict[str, Question] = {q.name: q for q in job.questions()}
         self._prompter = Prompter(job.model.source, job.model.revision)
         self._opens_reasoning = self._prompter.opens_reasoning
         constrained = job.questions() if job.generation.constrained else ()
-        self._grammars = {question.task: grammar_of(question) for question in constrained}
+        self._grammars = {question.name: grammar_of(question) for question in constrained}
         self._adapter = adapter_request(job.model)
         self._numbers = itertools.count()
         self._loop = asyncio.new_event_loop()
