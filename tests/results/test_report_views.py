@@ -208,7 +208,7 @@ def test_a_video_has_the_row_of_exactly_its_units():
     for given, found in (
         (items, "new"), (items[::-1], "new"), (items[:1], "old"), (items[2:], "less"), ([], None),
     ):  # fmt: skip
-        (entry,), (details,) = video_values(units, {"m": given}, created)
+        (entry,), (details,) = video_values(units, {"m": given}, created, {})
         assert details["summary"] == found
         assert entry["units"] == [0, 1, 2] and (entry["start"], entry["end"]) == (0, 15)
 
