@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from jobs.export.source import Source, drawings
+from jobs.export.source import Source, drawings, draws_boxes
 from jobs.results.frames import seen_parts
 from jobs.results.read import Row
 from pipeline.media.decode import decode_unit
@@ -48,9 +48,7 @@ def boxed_frames(source: Source) -> Iterator[BoxedFrame]:
 
     Nothing if no row has a box. Media that cannot be read now are added to ``source.skipped``.
     """
-    drawn = [
-        drawings(row, lambda task: task.mark_kind in ("object", "track")) for row in source.rows
-    ]
+    drawn = [drawings(row, draws_boxes) for row in source.rows]
     if not any(drawing.marks for found in drawn for drawing in found):
         return
     for number, (row, found) in enumerate(zip(source.rows, drawn, strict=True)):

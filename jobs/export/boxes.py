@@ -13,11 +13,12 @@ from jobs.export.source import Files, Source
 def coco(source: Source) -> Files:
     """COCO's detection format: ``images/`` and ``annotations.json``.
 
-    For videos, each frame with boxes is an image; its ``pts_seconds`` is the frame's.
+    Categories are the job's labels in the job's order, then others as they appear. For videos, each
+    frame with boxes is an image; its ``pts_seconds`` is the frame's.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    categories: dict[str, int] = {}
+    categories = {label: k for k, label in enumerate(source.labels, 1)}
     for frame in boxed_frames(source):
         yield f"images/{frame.name}.jpg", frame.jpeg()
         images.append(
@@ -56,9 +57,10 @@ def coco(source: Source) -> Files:
 def yolo(source: Source) -> Files:
     """YOLO's detection format: ``images/train/``, ``labels/train/`` and ``data.yaml``.
 
-    Each box is a line: class, centre and size, as shares of the picture's sides.
+    Classes are the job's labels in the job's order, then others as they appear. Each box
+    is a line: class, centre and size, as shares of the picture's sides.
     """
-    classes: dict[str, int] = {}
+    classes = {label: k for k, label in enumerate(source.labels)}
     num_images = 0
     for frame in boxed_frames(source):
         num_images += 1

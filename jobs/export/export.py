@@ -12,11 +12,11 @@ from jobs.console.output_path import absolute_uri, check_output
 from jobs.console.text import printable
 from jobs.export.boxes import coco, yolo
 from jobs.export.label_studio import gold_rows, label_studio
-from jobs.export.source import Files, Source
+from jobs.export.source import Files, Source, requested_labels
 from jobs.export.subtitles import subtitles
 from jobs.export.training import conversations, huggingface, webdataset
 from jobs.results.frames import planned_sources
-from jobs.results.read import Selection, read_annotations
+from jobs.results.read import Selection, output_and_run, read_annotations
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage, join
 from pipeline.tasks.registry import TASKS
@@ -70,6 +70,7 @@ def run(selection: Selection, form: str, output: str, storage: Storage, console:
         recipe_id=table.recipe_id,
         planned=planned_sources(selection, table.run_ids, storage),
         storage=storage,
+        labels=requested_labels(output_and_run(selection.uri)[0], table.run_ids, storage),
         named=list(table.named.values()),
     )
     num_files = 0

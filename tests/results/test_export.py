@@ -3,9 +3,11 @@
 import io
 import json
 import math
+import shutil
 import tarfile
 from pathlib import Path
 
+import duckdb
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -21,6 +23,7 @@ from pipeline.storage.storage import Storage
 from pipeline.training.read import read_data
 from schemas.conversation import Conversation
 from schemas.job.finetune import DataSpec
+from schemas.job.job import check_job
 from tests.support.clips import write_clip
 from tests.support.units import (
     RED,
@@ -126,6 +129,26 @@ def test_yolo_follows_its_stated_rules(output: Path, tmp_path: Path):
     by_name = {data["names"][int(kind)]: list(map(float, rest)) for kind, *rest in lines}
     assert by_name["red box"] == [0.375, 0.5, 0.25, 0.5]
     assert by_name["right half"] == [0.75, 0.5, 0.5, 1.0]
+
+
+def test_classes_have_the_numbers_of_the_jobs_labels(output: Path, tmp_path: Path):
+    """As Ultralytics and COCO number them: by position, also for labels without a box."""
+    table = tmp_path / "out"
+    shutil.copytree(output, table)
+    files = f"{table}/annotations/*/*.parquet"
+    ((run,),) = duckdb.sql(f"SELECT DISTINCT run_id FROM '{files}'").fetchall()
+    tasks = ["caption", {"points": {"labels": ["a point"]}}]
+    tasks.append({"objects": {"labels": ["right half", "unused", "red box"]}})
+    job = check_job({"input": {"scan": "x"}, "output": "y", "tasks": tasks}, "test")
+    content = {"created_at": "2026-01-01", "job": job.public_dict()}
+    (table / "runs" / run).mkdir(parents=True)
+    (table / "runs" / run / "run.json").write_text(json.dumps(content))
+    names = ["right half", "unused", "red box", "left half"]
+    folder = export(table, "yolo", tmp_path / "yolo")
+    assert yaml.safe_load((folder / "data.yaml").read_text())["names"] == dict(enumerate(names))
+    folder = export(table, "coco", tmp_path / "coco")
+    found = json.loads((folder / "annotations.json").read_text())["categories"]
+    assert found == [{"id": k, "name": name} for k, name in enumerate(names, 1)]
 
 
 def test_webvtt(output: Path, tmp_path: Path):
