@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 from _reelscribe import PACKAGES, ROOT
 from schemas.errors import ResourceError
 
+_LATE = "timed out during startup"
+"""What Ray says when a node of its own is not up after 30 s, which is no setting of Ray."""
 _CLUSTER_SECONDS = 30.0
 """How long a cluster may take to answer."""
 
@@ -42,18 +44,23 @@ def start_ray(**options: Any) -> None:
     else:
         _check_answers(os.environ["RAY_ADDRESS"])
     _check_python_path()
-    try:
-        with _without_stderr(), _in_folder_without_user_files():
-            ray.init(
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                # Only for a Ray that is started here: a running cluster has its own setting.
-                include_dashboard=False if own else None,
-                **options,
-            )
-    except Exception as error:  # Ray raises a plain Exception when a node starts late
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ResourceError(f"cannot start or join Ray: {reason}") from None
+    for is_last in (False, True):
+        try:
+            with _without_stderr(), _in_folder_without_user_files():
+                ray.init(
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    # Only for a Ray that is started here: a running cluster has its own setting.
+                    include_dashboard=False if own else None,
+                    **options,
+                )
+        except Exception as error:  # Ray raises a plain Exception when a node starts late
+            if _LATE in str(error) and not is_last:
+                continue  # a busy machine: the files are in memory now, and Ray's 30 s may suffice
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ResourceError(f"cannot start or join Ray: {reason}") from None
+        else:
+            return
 
 
 def _check_python_path() -> None:
