@@ -18,7 +18,7 @@ from jobs.console.progress import Progress, print_summary
 from jobs.train.box_units import BoxUnit, add_problems
 from jobs.train.check_report import DataSet, print_report, write_lines, write_report
 from jobs.train.job_checks import check_model, with_absolute_paths
-from pipeline.manifest.uris import resolve_uri
+from pipeline.manifest.uris import resolve_uri, without_slash
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
 from pipeline.training.answer_boxes import pixels_to_1000
@@ -214,7 +214,8 @@ def _convert_boxes(row: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]
 
 def _with_absolute_media(row: dict[str, Any], base: str) -> dict[str, Any]:
     """The row for a file in another folder: relative media paths would not be valid there."""
-    base = resolve_uri(row["data_path"], base) if isinstance(row.get("data_path"), str) else base
+    if isinstance(row.get("data_path"), str):
+        base = without_slash(resolve_uri(row["data_path"], base))
 
     def resolved(value: Any) -> Any:
         if isinstance(value, list):

@@ -40,10 +40,15 @@ def resolve_uri(uri: str, base: str) -> str:
     return protocol + "/".join(parts)
 
 
+def without_slash(folder: str) -> str:
+    """Return a folder's uri as ``resolve_uri`` takes it: without one slash at its end."""
+    return folder.removesuffix("/") or folder
+
+
 def base_uri(uri: str, storage: Storage) -> str:
     """Make the uri of a file or folder absolute, for ``resolve_uri``; local files become paths."""
     if _protocol_prefix(uri) not in ("", "file://", "local://"):
-        return uri.removesuffix("/")
+        return without_slash(uri)
     return str(storage.filesystem(uri)[1])
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.manifest.uris import without_slash
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
 from pipeline.training.examples import Example, RowError, media_base, media_uri
@@ -87,7 +88,8 @@ def _conversation(row: Any, base: str, origin: str) -> Conversation:
         raise RowError(ProblemType.BAD_ROW, f"not valid JSON: {row}")
     if not isinstance(row, dict) or not isinstance(row.get("conversations"), list):
         raise RowError(ProblemType.BAD_ROW, "needs `conversations`, a list of turns")
-    base = media_uri(row["data_path"], base) if isinstance(row.get("data_path"), str) else base
+    if isinstance(row.get("data_path"), str):
+        base = without_slash(media_uri(row["data_path"], base))
     unused = {
         f"<{kind}>": [_item(path, kind, base) for path in _paths(row, kind)]
         for kind in ("image", "video")

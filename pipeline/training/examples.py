@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.manifest.uris import parent_folder, resolve_uri
+from pipeline.manifest.uris import parent_folder, resolve_uri, without_slash
 from schemas.conversation import Conversation, DataProblem, ProblemType
 from schemas.job.finetune import DataSpec
 
@@ -21,7 +21,7 @@ class RowError(Exception):
 def media_base(spec: DataSpec) -> str:
     """The folder that relative media paths of a data set start from."""
     if spec.media_folder:
-        return spec.media_folder
+        return without_slash(spec.media_folder)
     uri = spec.conversations or spec.annotations or ""
     is_folder = spec.annotations is not None and not uri.lower().endswith(".parquet")
     return uri.rstrip("/") if is_folder else parent_folder(uri)

@@ -91,6 +91,7 @@ def test_where_media_paths_start(tmp_path: Path):
         str(tmp_path / "sub/folder/pics/a.jpg")
     ]
     assert uris(read_row(tmp_path, row | {"data_path": "/else"})) == ["/else/pics/a.jpg"]
+    assert uris(read_row(tmp_path, row | {"data_path": "s3://b/m/"})) == ["s3://b/m/pics/a.jpg"]
     for uri in ("/abs/a.jpg", "s3://b/a.jpg", "https://host/a.jpg", "data:image/png;base64,AA=="):
         assert uris(read_row(tmp_path, row | {"image": uri})) == [uri]
 
