@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from rich.console import Console
 
+from jobs.results.latest import COPIED_FROM
 from jobs.results.read import Selection, read_annotations
 from pipeline.output.rows import table_schema
 from pipeline.storage.storage import Storage
@@ -107,7 +108,8 @@ def read(
         found.rows,
         key=lambda row: (row["uri"], (row.get("sampling") or {}).get("start_seconds") or 0.0),
     )
-    table = pa.Table.from_pylist(rows, schema=table_schema(found.named.values()))
+    schema = table_schema(found.named.values()).append(COPIED_FROM)
+    table = pa.Table.from_pylist(rows, schema=schema)
     return Results(table=table, recipe_id=found.recipe_id, run_ids=found.run_ids)
 
 

@@ -10,7 +10,7 @@ RUN apt-get update \
 
 ARG PIP_EXTRA_INDEX_URL=
 WORKDIR /opt/reelscribe
-COPY pyproject.toml constraints-cpu.txt README.md LICENSE ./
+COPY pyproject.toml constraints-cpu.txt README.md LICENSE _reelscribe.py ./
 COPY schemas schemas
 COPY pipeline pipeline
 COPY jobs jobs

@@ -7,7 +7,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/reelscribe
-COPY pyproject.toml constraints-cpu.txt README.md LICENSE ./
+COPY pyproject.toml constraints-cpu.txt README.md LICENSE _reelscribe.py ./
 COPY schemas schemas
 COPY pipeline pipeline
 COPY jobs jobs

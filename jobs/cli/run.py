@@ -220,7 +220,9 @@ def _load(
         overrides["input.manifest"] = input_ if is_manifest else None
         overrides["input.scan"] = None if is_manifest else input_
         if is_manifest:
-            overrides["input.glob"] = ANY_FILE  # the file's own belongs to the folder it scans
+            # The job file's own belong to the folder that it scans.
+            overrides["input.glob"] = ANY_FILE
+            overrides.setdefault("input.mark_gone", None)
     if options["tasks"]:
         options["tasks"] = names(options["tasks"])
     overrides |= {

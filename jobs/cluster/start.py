@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -37,6 +37,7 @@ def start_ray(**options: Any) -> None:
     # OpenMP's idle threads would spin on cores that other actors need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import ray
+    from ray.job_config import JobConfig
 
     own = on_this_machine()
     if own:  # a busy machine takes longer than the default of 5 s to start Ray's control service
@@ -46,8 +47,12 @@ def start_ray(**options: Any) -> None:
     _check_python_path()
     for is_last in (False, True):
         try:
-            with _without_stderr(), _in_folder_without_user_files():
+            job_config = JobConfig()
+            installed = ROOT.name in ("site-packages", "dist-packages")  # these must not come first
+            job_config._py_driver_sys_path = _OwnFolders([] if installed else [str(ROOT)])
+            with _without_stderr():
                 ray.init(
+                    job_config=job_config,
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                     # Only for a Ray that is started here: a running cluster has its own setting.
@@ -116,22 +121,15 @@ def _no_answer(address: str, error: Exception) -> ResourceError:
     )
 
 
-@contextmanager
-def _in_folder_without_user_files() -> Iterator[None]:
-    """Leave the current folder and the script's name while Ray starts.
+class _OwnFolders(list[str]):
+    """The folders that Ray puts first on its workers' path.
 
-    Ray puts both folders first on its workers' path, where a user's ``schemas.py`` would take the
-    place of our package.
+    Ray would add the driver's folder and that of its script, where a user's ``schemas.py`` would
+    take the place of our package.
     """
-    folder, script = Path.cwd(), sys.argv[0]
-    installed = ROOT.name in ("site-packages", "dist-packages")  # these must not come first
-    os.chdir("/" if installed else ROOT)
-    sys.argv[0] = ""
-    try:
-        yield
-    finally:
-        os.chdir(folder)
-        sys.argv[0] = script
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Leave out the folders that Ray adds."""
 
 
 @contextmanager

@@ -87,7 +87,8 @@ def run(selection: Selection, form: str, output: str, storage: Storage, console:
 
 def _nothing_to_export(form: str, source: Source) -> str:
     """Say what the format holds, what the rows have instead, and what was left out."""
-    tasks = [name for name in TASKS if any(row.get(name) is not None for row in source.rows)]
+    columns = [*TASKS, *(field.name for field in source.named)]
+    tasks = [name for name in columns if any(row.get(name) is not None for row in source.rows)]
     text = (
         f"there is nothing to export: {form} holds {_HOLDS[form]}, and these "
         f"{len(source.rows):,} rows give no file; they answer {', '.join(tasks) or 'no task'}"

@@ -1,12 +1,14 @@
 """File names for exports that mirror the media: the media's own folders and names, made safe."""
 
+import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
+from pipeline.storage.protocols import is_utf8
 from schemas.tables.manifest import guess_media_type
 
 _REFUSED = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
@@ -55,25 +57,27 @@ def _folders(uri: str) -> list[str]:
     """Split the part of a uri before its name; ``//`` of ``s3://`` gives an empty part."""
     if uri.startswith("data:"):
         return []
-    folders = _without_query(uri).split("/")[:-1]
-    return [unquote(part) for part in folders] if _is_url(uri) else folders
+    return _path(uri).split("/")[:-1]
 
 
 def _name(uri: str) -> str:
     """Return the name of a uri; nothing for a data: uri, which has none."""
     if uri.startswith("data:"):
         return "data"
-    name = _without_query(uri).rpartition("/")[2]
-    return unquote(name) if _is_url(uri) else name
+    return _path(uri).rpartition("/")[2]
 
 
 def _is_url(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-def _without_query(uri: str) -> str:
+def _path(uri: str) -> str:
+    if _is_url(uri):
+        return unquote(re.split(r"[?#]", uri, maxsplit=1)[0])
     # In an object key or a file name, ? and # are plain characters.
-    return re.split(r"[?#]", uri, maxsplit=1)[0] if _is_url(uri) else uri
+    path = uri.removeprefix("file://")
+    is_encoded = path != uri and not is_utf8(os.fsdecode(unquote_to_bytes(path)))
+    return unquote(path) if is_encoded else path
 
 
 def _stem(name: str) -> str:

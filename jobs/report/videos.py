@@ -49,23 +49,33 @@ def video_values(
         if (row.get("media") or {}).get("media_type") == "video" and row.get("sampling"):
             numbers[row["media_id"]].append(number)
     entries, details = [], []
-    for media_id, found in numbers.items():
+    for found in numbers.values():
         units = [rows[number] for number in found]
-        item = _item_of(units, items.get(media_id, ()), created)
+        item = _item_of(units, items, created)
         entries.append(_entry(units, found, item))
         details.append(_details(units, item, questions))
     return entries, details
 
 
-def _item_of(units: Sequence[Row], items: Sequence[Row], created: Mapping[str, str]) -> Row | None:
-    """Return the newest row about exactly these units, else the newest about the video."""
-    ids = [unit["unit_id"] for unit in units]
+def _item_of(
+    units: Sequence[Row], items: Mapping[str, Sequence[Row]], created: Mapping[str, str]
+) -> Row | None:
+    """Return the newest row about exactly these units, else the newest about the same content.
 
-    def order(item: Row) -> tuple[bool, str]:
-        is_exact = item["item_id"] == item_id(item["items_id"], ids)
-        return is_exact, created.get(item["run_id"], "")
+    Units that are copied from another name have the row of that name.
+    """
+    sources = [unit.get("copied_from") or unit for unit in units]
+    ids = [source["unit_id"] for source in sources]
+    contents = {unit["media"].get("content_version") for unit in units}
 
-    return max(items, key=order, default=None)
+    def is_exact(item: Row) -> bool:
+        return bool(item["item_id"] == item_id(item["items_id"], ids))
+
+    def is_same(item: Row) -> bool:
+        return is_exact(item) or (item.get("media") or {}).get("content_version") in contents
+
+    found = filter(is_same, items.get(sources[0]["media_id"], ()))
+    return max(found, key=lambda i: (is_exact(i), created.get(i["run_id"], "")), default=None)
 
 
 def _entry(units: Sequence[Row], numbers: list[int], item: Row | None) -> dict[str, Any]:

@@ -12,9 +12,15 @@ from pipeline.output.duplicates import STATUS_RANKS
 from pipeline.output.table import read_files
 from pipeline.storage.ids import digest
 from pipeline.storage.storage import Storage, join
+from schemas.errors import ErrorType
 from schemas.tables.listing import LISTING
 
 Row = dict[str, Any]
+
+COPIED_FROM = pa.field(
+    "copied_from", pa.struct([(name, pa.string()) for name in ("unit_id", "media_id", "uri")])
+)
+"""The column that the rows of ``latest`` have beside those of the table."""
 
 _START = datetime.min.replace(tzinfo=UTC)
 
@@ -32,10 +38,14 @@ def read_listed(output: str, storage: Storage) -> list[Row]:
 def listed_under(listed: Sequence[Row], recipe_id: str) -> dict[str, Row]:
     """Return the newest row of each name, by media_id.
 
-    Rows of other recipes count only where they say that the media are gone.
+    Rows of other recipes count only where they say that the media are gone, or there again.
+
+    listed: in order of time.
     """
-    found = (row for row in listed if row["is_gone"] or row["recipe_id"] == recipe_id)
-    return {row["media_id"]: row for row in found}
+    own = {row["media_id"]: row for row in listed if row["recipe_id"] == recipe_id}
+    found = {media_id: row for media_id, row in own.items() if not row["is_gone"]}
+    last = {row["media_id"]: row for row in listed}
+    return found | {media_id: row for media_id, row in last.items() if row["is_gone"]}
 
 
 def names_to_read(
@@ -70,12 +80,13 @@ def latest_rows(
     latest: list[Row] = []
     for media_id in dict.fromkeys([*by_media, *listed]):
         found, mark = by_media.get(media_id, []), listed.get(media_id)
-        # A row of media that could not be read may have no version: it says nothing of the content.
-        telling = [row for row in found if _is_read(row) or _content(row)] or found
+        # A row of media that could not be read may have no version, or its object was not there.
+        known = [row for row in found if _is_read(row) or _content(row)] or found
+        telling = [row for row in known if not _is_missing(row)] or known
         newest = max(telling, key=lambda row: (_time(row), created(row["run_id"])), default=None)
         if mark is None or (newest is not None and _time(newest) > mark["listed_at"]):
             content = _content(newest) if newest else None
-            same = [row for row in telling if _content(row) == content]
+            same = [row for row in known if _content(row) == content]
             latest += [row for row in same if _is_read(row)] or same
         elif not mark["is_gone"]:
             answers = [
@@ -106,6 +117,10 @@ def _is_read(row: Row) -> bool:
 def _content(row: Row) -> str | None:
     version: str | None = row.get("content_version")
     return version or (row["media"] or {}).get("content_version")
+
+
+def _is_missing(row: Row) -> bool:
+    return (row.get("error") or {}).get("type") == ErrorType.MEDIA_MISSING
 
 
 def _time(row: Row) -> datetime:

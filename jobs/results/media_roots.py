@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.storage.errors import redact_uri
@@ -20,8 +21,9 @@ class MediaRoots:
     def move(self, uri: str) -> str:
         """Return the uri at which a media object is now."""
         for old, new in sorted(self.pairs, key=lambda pair: -len(pair[0])):
-            if _is_below(uri, old):
-                return new.rstrip("/") + uri[len(old.rstrip("/")) :]
+            for form in (str, _file_uri):
+                if _is_below(uri, form(old)):
+                    return form(new).rstrip("/") + uri[len(form(old).rstrip("/")) :]
         return uri
 
     def move_rows(self, rows: list[dict[str, Any]], *, must_match: bool) -> list[dict[str, Any]]:
@@ -60,12 +62,17 @@ class MediaRoots:
     def _check_old(self, uris: Iterable[str]) -> None:
         known = sorted(uris)
         for old, new in self.pairs:
-            if not any(_is_below(uri, old) for uri in known):
+            if not any(_is_below(uri, old) or _is_below(uri, _file_uri(old)) for uri in known):
                 some = ", ".join(redact_uri(uri) for uri in known[:3])
                 raise UserError(
                     f"--media-root {old}={new}: none of the media is below {old}; they are such as "
                     f"{some}"
                 )
+
+
+def _file_uri(root: str) -> str:
+    """Return a folder as it is in the uris of names that are not UTF-8; other roots as they are."""
+    return PurePosixPath(root).as_uri() if root.startswith("/") else root
 
 
 def _is_below(uri: str, root: str) -> bool:

@@ -31,6 +31,7 @@ _GOLD_COLUMNS = [
     *_KEYS,
     "content_version",
     "timings.finished_at",
+    "error.type",
     "media",
     "sampling",
     "responses.list.element.task",
@@ -115,7 +116,7 @@ def read_annotations(
             f"there are no annotations in {redact_uri(uri)}: give the output folder of "
             "`reelscribe annotate`, or a Parquet file"
         )
-    listed = read_listed(re.sub(r"/annotations/?$", "", uri), storage)
+    listed = read_listed(re.sub(r"(^|/)annotations/?$", "", uri) or ".", storage)
     roots = selection.media_roots
     wanted = media and names_to_read(media, listed, roots)
     with ThreadPoolExecutor(16) as pool:

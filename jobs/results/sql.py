@@ -14,7 +14,7 @@ from pipeline.output.views import connect
 from pipeline.storage.storage import Storage, join
 from schemas.errors import UserError
 
-_VIEWS = ("annotations", "items", "latest")
+_VIEWS = ("annotations", "items", "latest", "listing")
 _NAMES = re.compile(r'"([^"]+)"')
 _MISSING = re.compile(r'(?:column|named|key|table|alias) "([^"]+)"|with name (\S+) does not exist')
 _IS_MISSING = re.compile(r"not found|does not exist|does not have|Could not find")

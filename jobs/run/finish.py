@@ -15,10 +15,11 @@ from jobs.plan.runs import Run
 from jobs.run.items import write_items
 from jobs.run.units import read_rows
 from pipeline.output.duplicates import remove_duplicates, remove_rows
-from pipeline.output.table import read_committed
+from pipeline.output.table import read_committed, read_files
 from pipeline.output.views import write_views
 from pipeline.storage.storage import Storage, join
 from schemas.errors import TRANSIENT, ResourceError
+from schemas.tables.listing import LISTING
 
 
 def finish(context: JobContext, run: Run, plan: pa.Table, seconds: float, console: Console) -> Run:
@@ -79,6 +80,7 @@ def _find_changed_rows(rows: pa.Table, plan: pa.Table, context: JobContext) -> p
     """Find rows of earlier content of media that a retry planned with other content.
 
     rows: of the run, of units that its plan does not have. Returns ``unit_id`` first, and ``file``.
+    Rows that ``latest`` shows under another name stay.
     """
     if not rows.num_rows:
         return rows.select(["unit_id", "file"])
@@ -90,13 +92,19 @@ def _find_changed_rows(rows: pa.Table, plan: pa.Table, context: JobContext) -> p
     # Read again: removing duplicates may have just moved these rows into other files.
     found = read_committed(output, recipe_id, context.storage, columns, media_ids)
     found = found.filter(pc.is_in(found["unit_id"], rows["unit_id"]))
+    listed = read_files(join(output, "listing"), "*", context.storage, _LISTED, LISTING)
+    names = listed.to_pylist()
+    shared = {row["answers_of"] for row in names if row["answers_of"] != row["media_id"]}
     is_changed = [
-        bool(versions := _versions(row)) and (row["media_id"], *versions) not in content
+        bool(versions := _versions(row))
+        and (row["media_id"], *versions) not in content
+        and row["media_id"] not in shared
         for row in found.to_pylist()
     ]
     return found.filter(pa.array(is_changed, pa.bool_()))
 
 
+_LISTED = ["media_id", "answers_of"]
 _CONTENT = {
     "media": "media.content_version",
     "parts": "parts.list.element.media.content_version",

@@ -13,7 +13,7 @@ beside what is new.
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -60,13 +60,15 @@ FROM batch WHERE recipe_id = $recipe_id AND content_version IS NOT NULL
 """
 
 # A row says which content its name had when it was written. A row of media that could not be read
-# does so only if the listing gave it a version.
+# does so only if the listing gave it a version, and not if the object was not there.
 _INSERT_SEEN = f"""
 INSERT INTO seen
 SELECT {_NAME}, media_id, uri, {_KEY}, recipe_id = $recipe_id, {_NAME}, false,
-    CASE WHEN content_version IS NULL AND media_type IS NULL THEN -1
+    CASE WHEN error_type IS NOT DISTINCT FROM 'media_missing'
+            OR (content_version IS NULL AND media_type IS NULL) THEN -1
         ELSE coalesce(epoch_us(finished_at), 0) END AS seen_at
-FROM batch QUALIFY row_number() OVER (PARTITION BY media_id ORDER BY seen_at DESC) = 1
+FROM batch
+QUALIFY row_number() OVER (PARTITION BY media_id, recipe_id = $recipe_id ORDER BY seen_at DESC) = 1
 """
 
 _INSERT_LISTING = f"""
@@ -76,8 +78,8 @@ SELECT {_NAME}, media_id, uri, {_KEY}, recipe_id = $recipe_id, md5_number(answer
 """
 
 # `whole`: content that a name has whole: the spans of a video leave no gap from the first frame to
-# the last. `holder`: one of the names of a content. `claim`: names that got its answers.
-# `state`: what each name has by its newest row.
+# the last. `holder`: one of the names of a content. `state`: what each name has by its
+# newest row. `mine`: the same by the rows that readers of this recipe use: its own, and gone marks.
 _CREATE_WHOLE = f"""
 CREATE TABLE whole AS
     SELECT DISTINCT key, name FROM span WHERE is_simple AND is_whole
@@ -90,23 +92,24 @@ CREATE TABLE whole AS
         AND max(end_seconds) >= max(last) - {_EPS_SECONDS}
         AND bool_and(reached IS NULL OR start_seconds <= reached + {_EPS_SECONDS});
 CREATE TABLE holder AS SELECT key, min(name) AS source FROM whole GROUP BY key;
-CREATE TABLE claim AS
-    SELECT DISTINCT name, key FROM seen WHERE is_mine AND source <> name;
 CREATE TABLE state AS
     FROM seen QUALIFY row_number() OVER (PARTITION BY name ORDER BY seen_at DESC) = 1;
+CREATE TABLE mine AS
+    FROM seen WHERE is_mine OR is_gone
+    QUALIFY row_number() OVER (PARTITION BY name ORDER BY seen_at DESC) = 1;
 DROP TABLE seen;
 """
 
-# Rows of `found` whose name has another content in `state`, or one without answers; `id` names a
-# row, `source` is the name that has the answers.
+# Rows of `found` whose name has another content in `state` or `mine`, or one without answers; `id`
+# names a row, `source` is the name that has the answers.
 _CHANGED = """
 SELECT id, origin.media_id FROM found LEFT JOIN state USING (name)
-    LEFT JOIN whole AS shown ON shown.key = state.key AND shown.name = state.source
+    LEFT JOIN mine ON mine.name = found.name
+    LEFT JOIN whole AS shown ON shown.key = mine.key AND shown.name = mine.source
     LEFT JOIN state AS origin ON origin.name = found.source
-    LEFT JOIN claim ON claim.name = found.name AND claim.key = found.key
 WHERE state.name IS NULL OR state.is_gone OR state.key IS DISTINCT FROM found.key
-    OR (state.is_mine AND state.source <> found.source AND shown.key IS NULL)
-    OR (NOT state.is_mine AND found.source <> found.name AND claim.key IS NULL)
+    OR mine.name IS NULL OR mine.is_gone OR mine.key IS DISTINCT FROM found.key
+    OR (mine.source <> found.source AND shown.key IS NULL)
 """
 
 
@@ -235,16 +238,16 @@ class ExistingMedia:
         rows = [self._listed(**row, answers_of=changed[name]) for name, row in by_media.items()]
         return units.filter(pc.invert(is_known)), _to_table(rows)
 
-    def gone(self, prefix: str, is_in_scope: Callable[[str, str], bool]) -> pa.Table:
+    def gone(self, begins: Sequence[str], is_in_scope: Callable[[str, str], bool]) -> pa.Table:
         """Return LISTING rows of the names that ``new_items`` did not get, and that are not gone.
 
-        prefix: only names whose uri begins with it. is_in_scope: whether the listing would have a
-        name, by its media_id and uri.
+        begins: only names whose uri begins with one of these. is_in_scope: whether the listing
+        would have a name, by its media_id and uri.
         """
         self._db.execute(
             "SELECT media_id, uri FROM state ANTI JOIN listed USING (name) "
-            "WHERE NOT is_gone AND starts_with(uri, $prefix)",
-            {"prefix": prefix},
+            "WHERE NOT is_gone AND list_bool_or([starts_with(uri, b) FOR b IN $begins])",
+            {"begins": list(begins)},
         )
         rows = []
         while some := self._db.fetchmany(10_000):

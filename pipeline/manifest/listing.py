@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
+from urllib.parse import unquote_to_bytes
 
 from fsspec.utils import glob_translate
 
 from pipeline.storage.errors import redact_uri
-from pipeline.storage.listing import PassedOver, listed_root
-from pipeline.storage.protocols import is_local
+from pipeline.storage.listing import PassedOver, is_missing, listed_root
+from pipeline.storage.protocols import is_local, is_utf8, uri_of_path
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError
 from schemas.tables.manifest import MediaItem, default_media_id, guess_media_type
@@ -43,14 +44,10 @@ class LeftOut:
 
     def add(self, name: str, reason: str) -> None:
         """Count a file or folder; ``name`` is its path below the listed folder."""
+        name = os.fsencode(name).decode("utf-8", "backslashreplace")  # for prints and run.json
         found = self._extensions.setdefault(reason, Counter())
         found[_extension(name)] += 1
         self._example.setdefault(reason, name)
-
-    @property
-    def has_denied_folders(self) -> bool:
-        """Whether media may be in folders that could not be listed."""
-        return PassedOver.DENIED_FOLDER in self._extensions
 
     def lines(self) -> list[str]:
         """Describe each reason in a line: number, extensions, and a name for an example."""
@@ -138,23 +135,35 @@ def is_hidden(name: str, marks: tuple[str, ...]) -> bool:
     return any(part.startswith(marks) and part.strip(".") for part in name.split("/"))
 
 
-def scope(prefix: str, glob: str, storage: Storage) -> tuple[str, Callable[[str, str], bool]]:
-    """What ``media_pages`` would list: the beginning of the uris, and a test of a name.
+def scope(
+    prefix: str, glob: str, storage: Storage
+) -> tuple[tuple[str, ...], Callable[[str, str], bool]]:
+    """What ``media_pages`` would list: the beginnings of the uris, and a test of a missing name.
 
-    The test gets a media_id and a uri. A name of a manifest that has its own media_id is outside.
+    The test gets the media_id and uri of a name that was not listed. A name of a manifest that has
+    its own media_id is outside; so is a local file that is there, or that cannot be looked at:
+    behind a link to a folder, on a disk that is not mounted, in a folder that may not be entered.
     """
     fs, root = storage.filesystem(prefix)
     root = listed_root(prefix, fs, root)
-    begin = root if is_local(fs) else fs.unstrip_protocol(root)
     matches = re.compile(glob_translate(glob)).match
+    begin = root if is_local(fs) else fs.unstrip_protocol(root)
+    begins: tuple[str, ...] = (begin,) if is_utf8(begin) else ()
+    if is_local(fs):
+        begins += (f"{PurePosixPath(root).as_uri().rstrip('/')}/",)
 
     def is_in_scope(media_id: str, uri: str) -> bool:
-        name = uri.removeprefix(begin)
+        name, path = uri.removeprefix(begin), uri
+        if is_local(fs) and uri.startswith("file://"):
+            path = os.fsdecode(unquote_to_bytes(uri.removeprefix("file://")))
+            name = path.removeprefix(root)
         is_media = guess_media_type(uri) is not None and not is_hidden(name, (".",))
-        matched = matches(name.lstrip("/")) is not None
-        return is_media and matched and media_id == default_media_id([uri])
+        is_named = media_id == default_media_id([uri])
+        if not (is_media and is_named and matches(name.lstrip("/"))):
+            return False
+        return not is_local(fs) or (uri_of_path(path) == uri and is_missing(path))
 
-    return begin, is_in_scope
+    return begins, is_in_scope
 
 
 def _extension(name: str) -> str:

@@ -68,8 +68,7 @@ def select(spec: Input, storage: Storage, open_existing: Callable[[], ExistingMe
             room = len(new) if spec.limit is None else spec.limit - len(items)
             items += new[:room]
             changes.append(changed)
-        # The listing ended without an error, so it is whole, but for folders that were denied.
-        if spec.marks_gone and not left_out.has_denied_folders:
+        if spec.marks_gone:  # the listing ended without an error
             changes.append(existing.gone(*_scope(spec, storage)))
     rule = f"{digest.hexdigest()} only_new {spec.limit}"
     return Selection(
@@ -81,11 +80,11 @@ def select(spec: Input, storage: Storage, open_existing: Callable[[], ExistingMe
     )
 
 
-def _scope(spec: Input, storage: Storage) -> tuple[str, Callable[[str, str], bool]]:
+def _scope(spec: Input, storage: Storage) -> tuple[tuple[str, ...], Callable[[str, str], bool]]:
     """Which names a source has all of: those of the scan; of a manifest all of the output."""
     if spec.scan is not None:
         return scope(spec.scan, spec.glob, storage)
-    return "", lambda media_id, uri: True
+    return ("",), lambda media_id, uri: True
 
 
 def _listed(spec: Input, storage: Storage, left_out: LeftOut) -> Iterator[MediaItem]:

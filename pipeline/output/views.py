@@ -25,19 +25,21 @@ WITH keys AS (
     SELECT unit_id, media_id, uri, recipe_id, content_version, status, filename, file_row_number,
         timings.finished_at AS finished_at, run_date, coalesce(error.attempts, 0) AS attempts,
         error IS NOT NULL AND media IS NULL AND len(parts) = 0 AS is_unread,
+        coalesce(error.type = 'media_missing', false) OR (error IS NOT NULL AND media IS NULL
+            AND len(parts) = 0 AND content_version IS NULL) AS is_mute,
         sampling IS NOT NULL AS is_span, sampling.start_seconds AS start_seconds,
         sampling.end_seconds AS end_seconds
     FROM read_parquet({annotations}, hive_partitioning = true, union_by_name = true,
         filename = true, file_row_number = true)
 ), seen AS (
     SELECT media_id, uri, recipe_id, content_version, media_id AS answers_of, false AS is_gone,
-        is_unread, finished_at AS seen_at, run_date, filename FROM keys
+        is_unread, is_mute, finished_at AS seen_at, run_date, filename FROM keys
     UNION ALL
     SELECT media_id, uri, recipe_id, content_version, answers_of, is_gone,
-        false, listed_at, run_date, run_id FROM listing
+        false, false, listed_at, run_date, run_id FROM listing
 ), content AS (
     SELECT *, first_value((is_gone, content_version)) OVER (PARTITION BY media_id
-        ORDER BY is_unread AND content_version IS NULL, seen_at DESC NULLS LAST, run_date DESC,
+        ORDER BY is_mute, seen_at DESC NULLS LAST, run_date DESC,
         filename) AS newest
     FROM seen
 ), wanted AS (
@@ -52,17 +54,18 @@ WITH keys AS (
     QUALIFY row_number() OVER (PARTITION BY name, unit_id ORDER BY {rank}, attempts DESC,
         filename, file_row_number) = 1
 ), best AS (
-    SELECT name, CASE WHEN name <> media_id THEN name_uri END AS copy_uri, filename,
+    SELECT name AS _name, CASE WHEN name <> media_id THEN name_uri END AS _copy_uri, filename,
         file_row_number FROM units
     QUALIFY NOT is_span OR row_number() OVER (PARTITION BY is_span, name, start_seconds,
         end_seconds ORDER BY finished_at DESC NULLS LAST, run_date DESC, filename) = 1
 )
 SELECT rows.* EXCLUDE (filename, file_row_number) REPLACE (
-        name AS media_id,
-        coalesce(copy_uri, uri) AS uri,
-        CASE WHEN name = media_id THEN unit_id
-            ELSE left(sha256(concat(name, chr(31), unit_id)), 24) END AS unit_id),
-    CASE WHEN name <> media_id THEN {{'unit_id': unit_id, 'media_id': media_id, 'uri': uri}}
+        _name AS media_id,
+        coalesce(_copy_uri, rows.uri) AS uri,
+        CASE WHEN _name = rows.media_id THEN rows.unit_id
+            ELSE left(sha256(concat(_name, chr(31), rows.unit_id)), 24) END AS unit_id),
+    CASE WHEN _name <> rows.media_id THEN
+        {{'unit_id': rows.unit_id, 'media_id': rows.media_id, 'uri': rows.uri}}
         END AS copied_from
 FROM read_parquet({annotations}, hive_partitioning = true, union_by_name = true,
     filename = true, file_row_number = true) AS rows

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -113,13 +114,30 @@ def _walk(root: str, report: PassOver, *, is_strict: bool) -> Iterator[list[str]
         files = []
         for name in names:
             path = os.path.join(folder, name)
-            if os.path.isfile(path):
-                files.append(below + name)
-            elif os.path.lexists(path):
-                is_link = os.path.islink(path) and not os.path.exists(path)
-                reason = PassedOver.DANGLING_LINK if is_link else PassedOver.SPECIAL_FILE
-                report(below + name, reason)
+            try:
+                if stat.S_ISREG(os.stat(path).st_mode):
+                    files.append(below + name)
+                else:
+                    report(below + name, PassedOver.SPECIAL_FILE)
+            except OSError as error:
+                if os.path.islink(path):
+                    report(below + name, PassedOver.DANGLING_LINK)
+                elif not isinstance(error, FileNotFoundError | NotADirectoryError):
+                    error.filename = folder  # which may be listed, but not entered
+                    refuse(error)
+                    break
         yield files
+
+
+def is_missing(path: str) -> bool:
+    """Whether there is no such file; False if it cannot be known, as in a denied folder."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _s3_pages(fs: Any, root: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
@@ -147,13 +165,13 @@ def _local_file(root: str, name: str) -> dict[str, Any]:
 
     These are its name below ``root``, uri, size in bytes, version and time of modification.
     """
-    stat = os.stat(root + name)
+    facts = os.stat(root + name)
     return {
         "name": name,
         "uri": uri_of_path(root + name),
-        "size": stat.st_size,
-        "version": local_version(stat),
-        "modified": datetime.fromtimestamp(stat.st_mtime, UTC),
+        "size": facts.st_size,
+        "version": local_version(facts),
+        "modified": datetime.fromtimestamp(facts.st_mtime, UTC),
     }
 
 

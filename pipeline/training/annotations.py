@@ -69,8 +69,13 @@ def _query(spec: DataSpec, storage: Storage) -> tuple[list[dict[str, Any]], list
     fs, path = storage.filesystem(spec.annotations)
     files = [storage.filesystem(file)[1] for file in _parquet_files(spec.annotations, storage)]
     try:
-        data = ds.dataset(files or [path], filesystem=fs, format="parquet", partitioning="hive")
-        annotations = data.to_table()
+        data: Any = ds.dataset(
+            files or [path], filesystem=fs, format="parquet", partitioning="hive"
+        )
+        # Later files may have more columns, and more members in a column: named questions do.
+        schemas = [data.schema, *(part.physical_schema for part in data.get_fragments())]
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+        annotations = data.replace_schema(schema).to_table()
     except FileNotFoundError:
         raise ManifestError(f"{name} does not exist, or holds no Parquet files") from None
     except (OSError, ValueError) as error:

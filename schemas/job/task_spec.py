@@ -38,7 +38,7 @@ _OTHER_COLUMNS = frozenset(
     {
         *annotation_schema([]).names,
         *MANIFEST.names,
-        *("run_date", "file", "filename", "file_row_number"),  # of partitions and views
+        *("run_date", "file", "filename", "file_row_number", "copied_from"),  # of files and views
         *("width", "height", "reelscribe_row"),  # of tables to train from
         "frames_file_names",  # of an export
     }

@@ -1,6 +1,7 @@
 """`latest` follows the listing, night after night; DuckDB and a dictionary are the oracles."""
 
 import io
+import os
 import random
 from pathlib import Path
 
@@ -9,9 +10,16 @@ from rich.console import Console
 
 from jobs.results import compact
 from jobs.results.read import Selection, read_annotations
+from pipeline.manifest.existing import ExistingMedia
+from pipeline.manifest.listing import scope
+from pipeline.manifest.select import select
 from pipeline.output.rows import RunKey
+from pipeline.output.table import commit_rows
+from pipeline.storage.protocols import uri_of_path
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError, StorageError
+from schemas.job.job import Input
+from schemas.tables.manifest import default_media_id
 from tests.support.annotation_rows import row as any_row
 from tests.support.nights import PREFIX, Archive, etag, media_id
 
@@ -24,10 +32,15 @@ def archive(tmp_path: Path) -> Archive:
 def check(archive: Archive, recipe: str = "abc") -> None:
     expected = archive.expected(recipe)
     assert archive.latest() == expected
+    assert captions(archive, recipe) == expected
+
+
+def captions(archive: Archive, recipe: str) -> dict[str, list[str]]:
+    """What readers of one recipe get, by name."""
     found: dict[str, list[str]] = {}
     for row in read_annotations(Selection(uri=archive.output, recipe_id=recipe), Storage()).rows:
         found.setdefault(row["uri"].removeprefix(f"{PREFIX}/"), []).append(row["caption"])
-    assert found == expected
+    return found
 
 
 def test_content_that_is_back_is_the_latest_again(archive: Archive):
@@ -115,17 +128,6 @@ def test_a_listing_that_fails_marks_nothing(archive: Archive):
     with pytest.raises(ManifestError, match="no files below"):
         archive.night()
     archive.bucket.names = {f"{k}.jpg": str(k) for k in range(9)}
-    check(archive)
-
-
-def test_a_folder_that_may_not_be_read_marks_nothing(archive: Archive):
-    """Media that are not listed may be in it."""
-    archive.bucket.names = {"a.jpg": "A", "b.jpg": "B"}
-    archive.night()
-    names, archive.bucket.names = archive.bucket.names, {"a.jpg": "A"}
-    archive.bucket.denied = ["private"]
-    assert archive.night().listing.num_rows == 0
-    archive.bucket.names = names
     check(archive)
 
 
@@ -312,3 +314,102 @@ def test_any_series_of_nights(archive: Archive, seed: int):
         check(archive, f"r{version}")
         assert archive.night(f"r{version}").listing.num_rows == 0
         assert archive.query("SELECT unit_id FROM latest GROUP BY ALL HAVING count(*) > 1") == []
+
+
+def test_two_recipes_see_what_is_gone_and_back(archive: Archive):
+    """Readers of one recipe do not wait for a row of the other."""
+    archive.bucket.names = {"x.jpg": "A", "y.jpg": "B"}
+    for recipe in ("aaa", "bbb"):
+        archive.night(recipe)
+    del archive.bucket.names["x.jpg"]
+    for recipe in ("aaa", "bbb"):
+        archive.night(recipe)
+    archive.bucket.names["x.jpg"] = "A"
+    archive.night("aaa")
+    assert captions(archive, "bbb") == archive.expected("bbb")  # before its own night, too
+    archive.night("bbb")
+    for recipe in ("aaa", "bbb"):
+        assert captions(archive, recipe) == archive.expected(recipe)
+
+
+def test_content_that_is_back_under_another_recipe_first(archive: Archive):
+    archive.bucket.names = {"x.jpg": "A"}
+    archive.night("aaa")
+    archive.bucket.names = {"x.jpg": "B"}
+    archive.night("aaa")
+    archive.bucket.names = {"x.jpg": "A"}
+    archive.night("bbb")
+    assert archive.night("aaa").items == []
+    assert captions(archive, "aaa") == {"x.jpg": ["aaa: A"]}
+
+
+def test_a_retry_of_what_is_gone_does_not_bring_it_back(archive: Archive):
+    """A unit that had failed is tried again, and the object is not there."""
+    archive.bucket.names = {"x.mp4": "A", "y.jpg": "B"}
+    archive.night()
+    del archive.bucket.names["x.mp4"]
+    archive.night()
+    unit = any_row(
+        "u4", media_id("x.mp4"), etag("A"), video=(0.0, 9.0, 6.0, 9.0), error="media_missing"
+    )
+    key = RunKey(run_id="r1", recipe_id="abc", run_date="2026-01-01")
+    archive.commit([unit | {"uri": f"{PREFIX}/x.mp4"}], key)
+    check(archive)
+    assert archive.night().listing.num_rows == 0
+
+
+def test_local_files_that_are_there_are_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Behind a link to a folder, on a disk that is away, in a folder that may not be entered."""
+    folder, elsewhere, disk = tmp_path / "media", tmp_path / "elsewhere", tmp_path / "disk"
+    for path in (folder / "in", folder / "closed", elsewhere, disk):
+        path.mkdir(parents=True)
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "far.jpg").symlink_to(disk / "far.jpg")
+    bytes_name = os.fsdecode(b"Z\xfcrich.jpg")
+    names = ["in/a.jpg", "closed/b.jpg", "link/c.jpg", "far.jpg", "away.jpg", bytes_name]
+    for name in names:
+        (folder / name).write_bytes(b"1")
+    (folder / "stays.jpg").write_bytes(b"1")
+    storage, output = Storage(), str(tmp_path / "out")
+
+    def night(scan: Path) -> list[str]:
+        spec = Input(scan=str(scan), only_new=True)
+        chosen = select(spec, storage, lambda: ExistingMedia(output, "abc", storage))
+        rows = [
+            any_row(f"u{item.media_id}", item.media_id, item.content_version) | {"uri": item.uri}
+            for item in chosen.items
+        ]
+        number = len(list(tmp_path.glob("out/annotations/*/*")))
+        key = RunKey(run_id=f"r{number}", recipe_id="abc", run_date="2026-01-01")
+        commit_rows([row | {"run_id": key.run_id} for row in rows], output, key, storage)
+        return sorted(row["uri"] for row in chosen.listing.to_pylist() if row["is_gone"])
+
+    assert night(folder / "link") == night(folder) == []
+    (disk / "far.jpg").unlink()
+    (folder / "away.jpg").unlink()
+    (folder / bytes_name).unlink()
+    stat, lstat = os.stat, os.lstat
+
+    def denies(call):  # not by chmod: root may enter every folder
+        def asked(path, *args, **options):
+            if "closed/" in os.fsdecode(path):
+                raise PermissionError(13, "Permission denied", path)
+            return call(path, *args, **options)
+
+        return asked
+
+    monkeypatch.setattr(os, "stat", denies(stat))
+    monkeypatch.setattr(os, "lstat", denies(lstat))
+    assert night(folder) == [f"{folder}/away.jpg", f"file://{folder}/Z%FCrich.jpg"]
+
+
+def test_a_root_that_is_not_utf8(tmp_path: Path):
+    root = tmp_path / os.fsdecode(b"Z\xfcrich")
+    root.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (root / name).write_bytes(b"1")
+    begins, is_in_scope = scope(uri_of_path(str(root)), "**/*", Storage())
+    (root / "b.jpg").unlink()
+    uris = [uri_of_path(str(root / name)) for name in ("a.jpg", "b.jpg")]
+    assert all(uri.startswith(begins) for uri in uris)
+    assert [is_in_scope(default_media_id([uri]), uri) for uri in uris] == [False, True]

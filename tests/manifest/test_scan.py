@@ -362,3 +362,16 @@ def test_attributes_that_do_not_fit_into_parquet(tmp_path):
         write_manifest(empty, f"{tmp_path}/m.parquet", STORAGE)
     with pytest.raises(ManifestError, match=r"written as \.parquet or \.jsonl, got .*m\.csv"):
         write_manifest(items, f"{tmp_path}/m.csv", STORAGE)
+
+
+def test_what_is_left_out_can_be_written_down(tmp_path):
+    """Also a name that is not UTF-8, in a place where only text fits: run.json."""
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    (tmp_path / os.fsdecode(b"Z\xfcrich.t\xfct")).write_bytes(b"1")
+    left_out = LeftOut()
+    list_media(str(tmp_path), "**/*", STORAGE, left_out)
+    (line,) = left_out.lines()
+    assert json.loads(json.dumps(line).encode()) == (
+        "files of another kind: 1 (1 x .t\\xfct), such as Z\\xfcrich.t\\xfct"
+    )
+    line.encode()

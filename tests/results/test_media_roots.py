@@ -126,3 +126,10 @@ def test_folders_are_whole_and_the_longest_root_counts():
     row = {"uri": "", "media": None, "parts": [{"uri": "/a/1.png", "frames": [], "media": {}}]}
     (found,) = roots.move_rows([row], must_match=False)
     assert found["parts"][0]["uri"] == "/x/1.png"
+
+
+def test_names_that_are_not_utf8_move_with_the_others():
+    roots = MediaRoots(pairs=(("/data/Ä b", "/new"),))
+    assert roots.move("/data/Ä b/x.mp4") == "/new/x.mp4"
+    assert roots.move("file:///data/%C3%84%20b/Z%FC.mp4") == "file:///new/Z%FC.mp4"
+    assert roots.move("file:///data/other/Z%FC.mp4") == "file:///data/other/Z%FC.mp4"

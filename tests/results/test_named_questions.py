@@ -39,7 +39,7 @@ from schemas.tables.unit import ANSWERED, AnsweredUnit
 from tests.support.clips import numbered_frames, write_clip
 from tests.support.job_files import SIMULATED, SMALL, make_job
 from tests.support.prepared import prepare_units
-from tests.support.units import answer, clip_unit
+from tests.support.units import answer, clip_unit, unit
 
 SCENE = {
     "type": "object",
@@ -344,3 +344,15 @@ def test_a_table_that_lost_what_it_says_is_read_without_names(output: Path, tmp_
     command("export", file, "conversations", "--output", tmp_path / "out")
     lines = (tmp_path / "out" / "conversations.jsonl").read_text().splitlines()
     assert {json.loads(line)["id"].rpartition("/")[2] for line in lines} == {"caption", "custom"}
+
+
+@pytest.mark.parametrize("name", ["name", "copy_uri", "is_unread", "is_mute", "newest", "order"])
+def test_no_name_of_a_question_meets_those_of_the_views(tmp_path: Path, name: str):
+    output, storage = str(tmp_path / "out"), Storage()
+    job = make_job(tasks=[{"name": name, "task": "custom", "prompt": "What?"}])
+    questions = {question.name: question for question in job.questions()}
+    key = RunKey(run_id="t-20261129-abc", recipe_id="r1", run_date="2026-11-29")
+    row = annotation_row(unit(answer(name, "Bob")), questions, key)
+    commit_rows([row], output, key, storage, schema_of_questions(job.questions()))
+    with connect(output, storage) as db:
+        assert db.execute(f'SELECT "{name}" FROM latest').fetchall() == [("Bob",)]

@@ -211,6 +211,16 @@ def test_a_video_has_the_row_of_exactly_its_units():
         (entry,), (details,) = video_values(units, {"m": given}, created, {})
         assert details["summary"] == found
         assert entry["units"] == [0, 1, 2] and (entry["start"], entry["end"]) == (0, 15)
+    copies = [
+        unit | {"unit_id": f"copy-{k}", "media_id": "other"}
+        | {"copied_from": {name: unit[name] for name in ("unit_id", "media_id", "uri")}}
+        for k, unit in enumerate(units)
+    ]  # fmt: skip
+    _, (details,) = video_values(copies, {"m": items, "other": items[2:]}, created, {})
+    assert details["summary"] == "new"
+    replaced = [u | {"media": u["media"] | {"content_version": "later"}} for u in units]
+    _, (details,) = video_values(replaced[:1], {"m": items}, created, {})
+    assert details["summary"] is None
 
 
 @needs_browser

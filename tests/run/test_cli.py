@@ -136,6 +136,15 @@ def test_a_folder_named_as_a_video_is_scanned(started, tmp_path):
     assert started[0].input.scan == str(tmp_path / "clips.mov")
 
 
+def test_a_file_instead_of_the_jobs_folder_marks_nothing_as_gone(started, tmp_path):
+    (tmp_path / "job.yaml").write_text(
+        "input: {scan: media, only_new: true, mark_gone: true}\noutput: out\n"
+    )
+    assert call("annotate", tmp_path / "job.yaml", "-i", "media/a.jpg").exit_code == 0
+    assert call("annotate", tmp_path / "job.yaml").exit_code == 0
+    assert [job.input.marks_gone for job in started] == [False, True]
+
+
 HOOK = "on_finish: {webhook_env: REELSCRIBE_TEST_HOOK}\n"
 
 

@@ -20,7 +20,7 @@ from pipeline.output.rows import ANNOTATION, RunKey
 from pipeline.output.table import file_name
 from pipeline.output.views import write_views
 from pipeline.storage.ids import digest
-from pipeline.storage.listing import PassedOver, PassOver
+from pipeline.storage.listing import PassOver
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import Storage
 from schemas.errors import StorageError
@@ -47,7 +47,6 @@ class Bucket(Storage):
         super().__init__()
         self.names: dict[str, str] = {}
         self.fails = False
-        self.denied: list[str] = []  # folders
 
     def list_pages(
         self, uri: str, pattern: str = "*", pass_over: PassOver | None = None
@@ -55,8 +54,6 @@ class Bucket(Storage):
         if not uri.startswith("s3://"):
             yield from super().list_pages(uri, pattern, pass_over)
             return
-        for folder in self.denied:
-            pass_over(folder, PassedOver.DENIED_FOLDER)
         info = {"size": 1, "modified": None}
         files = [
             {"uri": f"{PREFIX}/{name}", "name": name, "version": etag(content)} | info

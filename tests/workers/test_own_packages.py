@@ -34,6 +34,8 @@ found = dict(
     worker=ray.get(ray.remote(lambda: eval(where)).remote()),
     child=Isolated("pipeline.media.decode").call(eval, where, limits=limits),
 )
+cwd = ray.get(ray.remote(lambda: __import__("os").getcwd()).remote())
+assert cwd == __import__("os").getcwd(), cwd  # where relative paths of settings start
 print(json.dumps(found))
 """
 
