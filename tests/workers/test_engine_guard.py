@@ -178,9 +178,13 @@ def test_the_actor_ends_with_its_run():
     with running_deaths() as deaths:
         pickled = ray.cloudpickle.dumps(deaths)
         assert ray.get(ray.cloudpickle.loads(pickled).count.remote(["a"])) == [0]
-    with pytest.raises(ray.exceptions.RayActorError):
+
+    def ask_on() -> None:
         while True:  # Ray ends it in the background; what came before is still answered
             ray.get(ray.cloudpickle.loads(pickled).count.remote(["a"]))
+
+    with pytest.raises(ray.exceptions.RayActorError):
+        ask_on()
 
 
 def test_units_at_which_an_engine_may_have_died_have_it_to_themselves():
