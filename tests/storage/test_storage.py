@@ -229,15 +229,15 @@ def test_links_to_files_are_files_and_loops_end(tmp_path):
 def test_a_file_that_goes_while_its_folder_is_listed_is_left_out(tmp_path, monkeypatch):
     for name in ("arriving.tmp", "there.mp4"):
         (tmp_path / name).write_bytes(b"abc")
-    isfile = os.path.isfile
+    stat = os.stat
 
-    def then_goes(path):
-        found = isfile(path)
-        if path.endswith(".tmp"):
+    def then_goes(path, *args, **options):
+        found = stat(path, *args, **options)
+        if str(path).endswith(".tmp"):
             os.remove(path)
         return found
 
-    monkeypatch.setattr(os.path, "isfile", then_goes)
+    monkeypatch.setattr(os, "stat", then_goes)
     found = Storage().list_files(str(tmp_path), "**/*")
     assert [file["uri"] for file in found] == [f"{tmp_path}/there.mp4"]
 
