@@ -192,7 +192,7 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
             names = {"run_id": [self.key.run_id] * n, "recipe_id": [self.key.recipe_id] * n}
             table = copies(row, ANNOTATION, **ids_of(batch), **names)
             place = f"{self.job.output}/annotations/run_date={self.key.run_date}/"
-            name = file_name(ids, self.key.run_id, self.key.recipe_id)
+            name = file_name(self.key.run_id, self.key.recipe_id)
             write_parquet(table, place + name, self.storage)
             numbers = {f.name: 1 for f in COMMITTED if pa.types.is_primitive(f.type)}
             same = numbers | {"status": "ok", "responses": [], "timings": {"decode_seconds": 0.001}}

@@ -115,11 +115,16 @@ def write_plan(draft: Draft, context: JobContext, *, dry_run: bool = False) -> p
     """
     if draft.is_written:
         return draft.units
-    plan = draft.units.sort_by([("predicted_cost", "descending"), ("unit_id", "ascending")])
+    plan = in_order(draft.units)
     _check_distinct(plan)
     if not dry_run:
         write_parquet(remove_secrets(plan), _plan_uri(context), context.storage)
     return plan
+
+
+def in_order(units: pa.Table) -> pa.Table:
+    """Sort units as a plan has them: highest predicted cost first, then by ``unit_id``."""
+    return units.sort_by([("predicted_cost", "descending"), ("unit_id", "ascending")])
 
 
 def _without_media(units: pa.Table, media_ids: set[str]) -> pa.Table:

@@ -21,7 +21,7 @@ from jobs.run.units import read_rows
 from pipeline.output.duplicates import remove_duplicates, remove_rows
 from pipeline.output.rows import ITEM
 from pipeline.output.stitch import UnitEvents, stitch
-from pipeline.output.table import file_name, ids_in, read_files
+from pipeline.output.table import file_name, level_of, read_files
 from pipeline.stages.graph import build_summaries
 from pipeline.stages.summarise import UNSUMMARISED
 from pipeline.storage.parquet import write_parquet
@@ -73,7 +73,10 @@ def write_items(context: JobContext, plan: pa.Table, console: Console) -> int:
     }
     written = read_files(folder, items_id, storage, _ITEM_COLUMNS, ITEM).to_pylist()
     stale = _find_stale(written, videos, ids, key.run_id)
-    done = {row["item_id"] for row in written} - {row["item_id"] for row in stale}
+    stale_files = {(row["item_id"], row["file"]) for row in stale}
+    done = {
+        row["item_id"] for row in written if (row["item_id"], row["file"]) not in stale_files
+    }
     todo = [media_id for media_id in sorted(videos) if ids[media_id] not in done]
     names = {"run_id": key.run_id, "recipe_id": key.recipe_id, "items_id": items_id}
     blocks = [
@@ -83,10 +86,8 @@ def write_items(context: JobContext, plan: pa.Table, console: Console) -> int:
     notes = {ids[media_id]: caption_notes(videos[media_id]) for media_id in todo}
     for block in _summarise(blocks, notes, context, console) if job.summary else blocks:
         table = pa.Table.from_pylist(block, schema=ITEM)
-        name = file_name(ids_in(table, "item_id"), key.run_id, items_id)
-        file = join(folder, f"run_date={key.run_date}", name)
-        write_parquet(table, file, storage)
-        stale = [row for row in stale if row["file"] != file]  # the write has replaced them
+        name = file_name(key.run_id, items_id)
+        write_parquet(table, join(folder, f"run_date={key.run_date}", name), storage)
     stale_rows = {name: [row[name] for row in stale] for name in ("item_id", "file")}
     remove_rows(pa.table(stale_rows), storage)
     return len(todo)
@@ -110,16 +111,22 @@ def _find_stale(
 ) -> list[Row]:
     """Find rows that a retry has outdated.
 
-    These are rows that count a unit as failed that has an answer now, and rows of this run about
-    earlier content of the media. ids: the item_id of each video.
+    These are rows that count a unit as failed that has an answer now, rows of this run about
+    earlier content of the media, and all but one row of the same units, as two drivers write.
+    ids: the item_id of each video.
     """
     num_failed = {ids[media_id]: _num_failed(units) for media_id, units in videos.items()}
-    return [
-        row
-        for row in written
-        if row["num_failed_units"] != num_failed.get(row["item_id"], row["num_failed_units"])
-        or (row["run_id"] == run_id and row["item_id"] != ids.get(row["media_id"]))
-    ]
+    stale, kept = [], set()
+    for row in sorted(written, key=lambda row: (-level_of(row["file"]), row["file"])):
+        if (
+            row["num_failed_units"] != num_failed.get(row["item_id"], row["num_failed_units"])
+            or (row["run_id"] == run_id and row["item_id"] != ids.get(row["media_id"]))
+            or row["item_id"] in kept
+        ):
+            stale.append(row)
+        else:
+            kept.add(row["item_id"])
+    return stale
 
 
 def item_row(units: Sequence[Row], names: dict[str, str]) -> Row:

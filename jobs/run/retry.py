@@ -14,14 +14,12 @@ from jobs.plan.open_job import JobContext, open_job
 from jobs.plan.plan_file import draft_again, draft_plan, write_plan
 from jobs.plan.runs import Run, all_runs, find_run
 from jobs.run.driver import annotate_and_finish, drive
-from jobs.run.units import read_rows
+from jobs.run.units import read_rows, with_attempts
 from pipeline.output.duplicates import remove_duplicates
 from pipeline.output.table import ids_in, read_committed
 from pipeline.plan.recipe import recipe
 from schemas.errors import TRANSIENT, ErrorType, JobFileError
 from schemas.job.job import Job
-from schemas.tables.columns import from_table, to_table
-from schemas.tables.unit import UNIT, Unit
 
 
 def run(
@@ -53,7 +51,8 @@ def run(
         rows = rows.filter(pc.is_in(rows["unit_id"], plan["unit_id"]))
         errors = pc.struct_field(rows["error"], "type")
         is_failed = pc.is_in(errors, pa.array(sorted(kinds), pa.string()))
-        failed = rows.filter(is_failed).select(["unit_id", "media_id", "error"]).to_pylist()
+        failed_rows = rows.filter(is_failed).select(["unit_id", "media_id", "error"])
+        failed = failed_rows.to_pylist()
         if not failed and rows.num_rows == plan.num_rows:
             earlier = _earlier_run(context, kinds)
             console.print(Text(_nothing_to_do(found, errors, kinds) + earlier), soft_wrap=True)
@@ -64,9 +63,9 @@ def run(
         # Before the plan changes: after a kill, the run must not count as complete.
         dataclasses.replace(found, status="running").save(context.job, context.storage)
         plan = write_plan(draft, context)
-        done = set(ids_in(rows, "unit_id")) - {row["unit_id"] for row in failed}
-        attempts = {row["unit_id"]: row["error"]["attempts"] for row in failed}
-        units = _units_to_do(plan, done, attempts)
+        done = rows["unit_id"].filter(pc.invert(pc.fill_null(is_failed, False)))
+        units = plan.filter(pc.invert(pc.is_in(plan["unit_id"], done)))
+        units = with_attempts(units, failed_rows)
         del items, draft, rows  # large, and not needed while units are annotated
         return annotate_and_finish(driver, plan, units)
 
@@ -105,14 +104,3 @@ def _earlier_run(context: JobContext, kinds: frozenset[ErrorType]) -> str:
         return ""
     newest = max(earlier, key=lambda other: other.created_at).run_id
     return f"; the earlier run {newest} has {counts[newest]:,}: retry it with --run {newest}"
-
-
-def _units_to_do(plan: pa.Table, done: set[str], attempts: dict[str, int]) -> pa.Table:
-    """The units that are not done, in the plan's order, with their number of earlier attempts."""
-    units = [unit for unit in from_table(plan, Unit) if unit.unit_id not in done]
-    return to_table([_with_attempts(unit, attempts.get(unit.unit_id, 0)) for unit in units], UNIT)
-
-
-def _with_attempts(unit: Unit, attempts: int) -> Unit:
-    unit = dataclasses.replace(unit, attempts=attempts)
-    return unit if unit.error is None else unit.failed(unit.error)

@@ -1,14 +1,18 @@
 """Find the units of a plan that are left to do. Nothing here writes."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.plan.open_job import JobContext
+from jobs.plan.plan_file import in_order
 from jobs.plan.runs import Run
 from pipeline.output.table import COUNTED, ids_in, read_committed
 from schemas.errors import TRANSIENT, ErrorType
+from schemas.tables.columns import from_table, to_table
+from schemas.tables.unit import UNIT, Unit
 
 
 def read_rows(context: JobContext, plan: pa.Table, columns: Sequence[str] = COUNTED) -> pa.Table:
@@ -37,7 +41,27 @@ def units_to_do(plan: pa.Table, rows: pa.Table, run: Run) -> pa.Table:
     of_other_run = pc.not_equal(rows["run_id"], pa.scalar(run.run_id))
     is_done = pc.invert(pc.or_(is_storage, pc.and_(is_transient, of_other_run)))
     done = rows["unit_id"].filter(is_done)
-    return plan.filter(pc.invert(pc.is_in(plan["unit_id"], done))) if len(done) else plan
+    units = plan.filter(pc.invert(pc.is_in(plan["unit_id"], done))) if len(done) else plan
+    return with_attempts(units, rows.filter(pc.invert(is_done)))
+
+
+def with_attempts(units: pa.Table, failed: pa.Table) -> pa.Table:
+    """Give units the attempts of their failed rows, so that the row of the next attempt stays.
+
+    units: UNIT rows, in the plan's order. failed: ``unit_id`` and ``error`` of committed rows.
+    """
+    attempts = {
+        row["unit_id"]: row["error"]["attempts"]
+        for row in failed.select(["unit_id", "error"]).to_pylist()
+    }
+    is_again = pc.is_in(units["unit_id"], pa.array(list(attempts), pa.string()))
+    again = []
+    for unit in from_table(units.filter(is_again), Unit):
+        unit = dataclasses.replace(unit, attempts=attempts[unit.unit_id])
+        again.append(unit if unit.error is None else unit.failed(unit.error))
+    if not again:
+        return units
+    return in_order(pa.concat_tables([units.filter(pc.invert(is_again)), to_table(again, UNIT)]))
 
 
 def media_without_storage(plan: pa.Table) -> set[str]:

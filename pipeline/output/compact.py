@@ -1,6 +1,7 @@
 """Join the small files of the table into large ones, and find rows that are superseded.
 
-The new file is written before the old ones are deleted, so no row is ever missing. In between, a
+The new file is written before the old ones are deleted, so no row is ever missing; its level is
+higher, so no other process keeps the old ones instead (see ``duplicates``). In between, a
 reader of the plain files may see rows twice; the view ``latest`` never shows them twice. A process
 that is killed in between leaves both; the next ``compact`` or ``annotate`` removes the duplicates.
 """
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.output.duplicates import find_superfluous_rows
 from pipeline.output.rows import ANNOTATION
-from pipeline.output.table import FILE_NAME, file_name, ids_in, read_files, with_file_column
+from pipeline.output.table import FILE_NAME, file_name, level_of, read_files, with_file_column
 from pipeline.output.views import connect
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.storage import Storage, join
@@ -92,13 +93,11 @@ def join_files(group: Bin, storage: Storage) -> int:
         pa.table(sort_columns), sort_keys=[("media_id", "ascending"), ("start", "ascending")]
     )
     rows = rows.take(order)
-    name = file_name(ids_in(rows, "unit_id"), COMPACTED, group.recipe_id)
-    new = f"{group.folder}/{name}"
-    write_parquet(rows, new, storage)
-    old = [uri for uri in uris if uri != new]
-    for uri in old:
+    name = file_name(COMPACTED, group.recipe_id, max(map(level_of, uris)) + 1)
+    write_parquet(rows, join(group.folder, name), storage)
+    for uri in uris:
         storage.remove(uri)
-    return len(old)
+    return len(uris)
 
 
 def _conform(table: pa.Table) -> pa.Table:
@@ -195,18 +194,19 @@ def join_listing(output: str, storage: Storage) -> int:
         if row["is_gone"] and not has_rows:
             newest[row["media_id"]].clear()
     kept = [row for _, of_recipes in sorted(newest.items()) for row in of_recipes.values()]
-    old = set(ids_in(rows, "file"))
-    if len(old) < 2 and len(kept) == rows.num_rows:
-        return 0
-    written = set()
-    for recipe_id in sorted({row["recipe_id"] for row in kept}):
+    num_removed = 0
+    for recipe_id in pc.unique(rows["recipe_id"]).to_pylist():
+        read = rows.filter(pc.equal(rows["recipe_id"], pa.scalar(recipe_id)))
+        old = pc.unique(read["file"]).to_pylist()
         some = [row for row in kept if row["recipe_id"] == recipe_id]
-        day = f"{max(row['listed_at'] for row in some):%Y-%m-%d}"
-        ids = [f"{row['media_id']} {row['listed_at']}" for row in some]
-        name = file_name(ids, COMPACTED, recipe_id)
-        uri = join(output, "listing", f"run_date={day}", name)
-        write_parquet(pa.Table.from_pylist(some, schema=LISTING), uri, storage)
-        written.add(uri)
-    for uri in old - written:
-        storage.remove(uri)
-    return len(old - written)
+        if len(old) == 1 and len(some) == read.num_rows:
+            continue
+        if some:
+            day = f"{max(row['listed_at'] for row in some):%Y-%m-%d}"
+            name = file_name(COMPACTED, recipe_id, max(map(level_of, old)) + 1)
+            uri = join(output, "listing", f"run_date={day}", name)
+            write_parquet(pa.Table.from_pylist(some, schema=LISTING), uri, storage)
+        for uri in old:
+            storage.remove(uri)
+        num_removed += len(old)
+    return num_removed

@@ -1,18 +1,22 @@
 """Keep exactly one row per unit: find superfluous rows, and remove them from their files.
 
-Two drivers of one job, a killed ``reelscribe compact`` or actors that outlive their driver can
-leave several rows of one unit. ``find_superfluous_rows`` only reads its arguments; ``remove_rows``
-rewrites and deletes files; ``remove_duplicates`` calls both.
+A retry, a task that Ray runs twice, two drivers of one job, a killed ``reelscribe compact`` or
+actors that outlive their driver leave several rows of one unit. ``find_superfluous_rows`` only reads
+its arguments; ``remove_rows`` rewrites and deletes files; ``remove_duplicates`` calls both.
+
+Any number of processes may do this at once, and be killed in between. A row is removed only if a
+better one was read, in an order that is the same for all processes; a file only if its other rows
+were written to a new file before, in which they are better by their level. So the best row of a
+unit that was ever written stays, or its copy.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.output.table import digest_of_ids, ids_in, is_readable
+from pipeline.output.table import is_readable, level_of, rewritten
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.storage import Storage
 from schemas.tables.unit import UnitStatus
@@ -25,8 +29,9 @@ def find_superfluous_rows(rows: pa.Table, plan: pa.Table | None = None) -> "pa.C
     """Find the rows to remove so that each unit has one row.
 
     Of several rows of one unit the best is kept: the lowest ``STATUS_RANKS``, then the maximum of
-    attempts, then the first file name. The choice depends on the rows alone: two drivers keep the
-    same row.
+    attempts, then of the file's level, then the first file name. The choice depends on the rows and
+    their files alone: two processes keep the same row. A copy is better than its original, which
+    the process that made it is about to remove.
 
     rows: columns ``unit_id``, ``status``, ``error`` and ``file``; with ``plan`` also ``media_id``,
         ``content_version``, ``media`` and ``parts``.
@@ -48,10 +53,11 @@ def find_superfluous_rows(rows: pa.Table, plan: pa.Table | None = None) -> "pa.C
     # Only these few become Python objects: a million rows would take gigabytes.
     indices = pc.indices_nonzero(pc.or_(pc.is_in(rows["unit_id"], repeated), stale))
     few = rows.select(["unit_id", "status", "error", "file"]).take(indices).to_pylist()
-    best: dict[str, tuple[int, int, str]] = {}
-    for row in few:
-        best[row["unit_id"]] = min(best.get(row["unit_id"], _rank(row)), _rank(row))
     is_stale = stale.take(indices).to_pylist()
+    best: dict[str, tuple[int, int, int, str]] = {}
+    for row, row_is_stale in zip(few, is_stale, strict=True):
+        if not row_is_stale:  # it goes, so another row of the unit must not go because of it
+            best[row["unit_id"]] = min(best.get(row["unit_id"], _rank(row)), _rank(row))
     is_superfluous = np.zeros(rows.num_rows, dtype=bool)
     is_superfluous[indices.to_numpy()] = [
         row_is_stale or best[row["unit_id"]][-1] != row["file"]
@@ -80,10 +86,10 @@ def _of_earlier_content(rows: pa.Table, is_unread: Any, plan: pa.Table) -> "pa.C
     return pa.chunked_array([pa.array(found)])
 
 
-def _rank(row: dict[str, Any]) -> tuple[int, int, str]:
+def _rank(row: dict[str, Any]) -> tuple[int, int, int, str]:
     """Sort key of a unit's rows; the lowest is kept. Of failed rows, more attempts are later."""
     attempts = row["error"]["attempts"] if row["error"] else 0
-    return STATUS_RANKS[row["status"]], -attempts, row["file"]
+    return STATUS_RANKS[row["status"]], -attempts, -level_of(row["file"]), row["file"]
 
 
 def remove_duplicates(rows: pa.Table, storage: Storage, plan: pa.Table | None = None) -> pa.Table:
@@ -116,7 +122,6 @@ def remove_rows(rows: pa.Table, storage: Storage) -> None:
     ids_of_file: dict[str, list[str]] = {}
     for row in rows.select([id_column, "file"]).to_pylist():
         ids_of_file.setdefault(row["file"], []).append(row[id_column])
-    rewritten = {}
     for file, ids in ids_of_file.items():
         try:
             table = read_parquet(file, storage)
@@ -124,15 +129,5 @@ def remove_rows(rows: pa.Table, storage: Storage) -> None:
             continue  # another process replaced it; the next start finds its rows
         kept = table.filter(pc.invert(pc.is_in(table[id_column], pa.array(ids, pa.string()))))
         if kept.num_rows:
-            rewritten[file] = kept
-        else:
-            storage.remove(file)
-    # After all deletions: a rewritten file may get the name of a deleted one.
-    for file, kept in rewritten.items():
-        write_parquet(kept, _renamed(file, ids_in(kept, id_column)), storage)
+            write_parquet(kept, rewritten(file), storage)
         storage.remove(file)
-
-
-def _renamed(file: str, ids: Sequence[str]) -> str:
-    """The uri of a file of the same run with these rows."""
-    return f"{file.rpartition('-')[0]}-{digest_of_ids(ids)}.parquet"

@@ -3,7 +3,7 @@
 import pyarrow as pa
 
 from pipeline.output.rows import RunKey
-from pipeline.output.table import digest_of_ids, ids_in
+from pipeline.output.table import file_name
 from pipeline.output.views import write_views
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import Storage, join
@@ -23,8 +23,6 @@ def write_listing(rows: pa.Table, output: str, key: RunKey, storage: Storage) ->
     run_ids = pa.array([key.run_id] * rows.num_rows, pa.string())
     at = LISTING.get_field_index("run_id")
     rows = rows.set_column(at, LISTING.field("run_id"), run_ids).sort_by("media_id")
-    # The time: a name may have the same content once more, after another, in the same run's id.
-    digest = digest_of_ids([*ids_in(rows, "media_id"), str(rows["listed_at"][0])])
-    name = f"part-{key.run_id}-{key.recipe_id}-{digest}.parquet"
-    write_parquet(rows, join(output, "listing", f"run_date={key.run_date}", name), storage)
+    folder = join(output, "listing", f"run_date={key.run_date}")
+    write_parquet(rows, join(folder, file_name(key.run_id, key.recipe_id)), storage)
     write_views(output, storage)

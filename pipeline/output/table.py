@@ -1,14 +1,15 @@
 """Commit annotation rows as Parquet files, and read what is committed.
 
-One file is one commit: it is written whole or not at all, its name follows from the run, the
-recipe and the units in it, and it holds everything known about them. So a task that Ray runs twice
-writes the same file twice, a killed run leaves only whole files, and the next run reads from them
-which units are done.
+One file is one commit: it is written whole or not at all, and it holds everything known about its
+units. So a killed run leaves only whole files, and the next run reads from them which units are
+done. Each write has a name that no other write has: a file never changes, and whoever removes one
+removes what it has read. A task that Ray runs twice leaves two files, of which ``duplicates`` keeps
+one row a unit.
 """
 
-import hashlib
 import io
 import re
+import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -39,23 +40,37 @@ def commit_rows(
     ordered = sorted(rows, key=_reading_order)
     table = pa.Table.from_pylist(ordered, schema=schema)
     folder = join(output, "annotations", f"run_date={key.run_date}")
-    name = file_name(ids_in(table, "unit_id"), key.run_id, key.recipe_id)
-    write_parquet(table, join(folder, name), storage)
+    write_parquet(table, join(folder, file_name(key.run_id, key.recipe_id)), storage)
     return table
 
 
-def file_name(ids: Sequence[str], run_id: str, recipe_id: str) -> str:
-    """Name of the file of these rows; the same rows of the same run give the same name."""
-    return f"part-{run_id}-{recipe_id}-{digest_of_ids(ids)}.parquet"
+def file_name(run_id: str, recipe_id: str, level: int = 0) -> str:
+    """Return a new name for a file of a table; no other call returns it.
+
+    level: 0 for new rows; for rows of other files, one more than the highest level of these.
+    """
+    return f"part-{run_id}-{recipe_id}{_new_end(level)}"
 
 
-FILE_NAME = re.compile(r"(.*)/part-(.+)-([0-9a-f]+)-[0-9a-f]{16}\.parquet")
-"""The uri of a file of the table: folder, run and recipe."""
+def rewritten(file: str) -> str:
+    """Return a new uri for rows of a file, of the same run and recipe, and of the next level."""
+    return _END.sub("", file).removesuffix(".parquet") + _new_end(level_of(file) + 1)
 
 
-def digest_of_ids(ids: Sequence[str]) -> str:
-    """Hash of the ids of a file's rows, in any order."""
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:16]
+def level_of(file: str) -> int:
+    """Return the level of a file, by its uri; 0 if its name has none."""
+    found = _END.search(file)
+    return int(found[1] or 0) if found else 0
+
+
+def _new_end(level: int) -> str:
+    return f"-{uuid.uuid4().hex}-{level}.parquet"
+
+
+FILE_NAME = re.compile(r"(.*)/part-(.+)-([0-9a-f]+)-[0-9a-f]{16,32}(?:-\d{1,9})?\.parquet")
+"""The uri of a file of the table: folder, run and recipe. Earlier versions wrote no level."""
+
+_END = re.compile(r"-[0-9a-f]{16,32}(?:-(\d{1,9}))?\.parquet$")
 
 
 def _reading_order(row: dict[str, Any]) -> tuple[str, float]:

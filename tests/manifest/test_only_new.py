@@ -41,7 +41,7 @@ def row(media_id, version, *, video=None, **fields):
 
 def new_of(tmp_path, rows, items):
     table = pa.Table.from_pylist(rows, schema=ANNOTATION)
-    name = file_name(table["unit_id"].to_pylist(), "r", "abc")
+    name = file_name("r", "abc")
     write_parquet(table, f"{tmp_path}/annotations/run_date=2026-01-01/{name}", STORAGE)
     with ExistingMedia(str(tmp_path), "abc", STORAGE) as known:
         return [item.media_id for item in known.new_items(items)[0]]
@@ -115,7 +115,7 @@ def probed(tmp_path, rows, units):
     """The media of units that are new, and of other ones whose answers are the newest."""
     folder = f"{tmp_path}/{len(list(tmp_path.iterdir()))}"  # an output of its own
     table = pa.Table.from_pylist(rows, schema=ANNOTATION)
-    name = file_name(table["unit_id"].to_pylist(), "r", "abc")
+    name = file_name("r", "abc")
     write_parquet(table, f"{folder}/annotations/run_date=2026-01-01/{name}", STORAGE)
     with ExistingMedia(folder, "abc", STORAGE) as known:
         new, listing = known.new_units(units)

@@ -35,7 +35,7 @@ def quiet() -> Console:
 def write(output, rows, run_id="r1", day="2026-01-01") -> str:
     rows = [r | {"run_id": run_id} for r in rows]
     table = pa.Table.from_pylist(rows, schema=ANNOTATION)
-    name = file_name(table["unit_id"].to_pylist(), run_id, rows[0]["recipe_id"])
+    name = file_name(run_id, rows[0]["recipe_id"])
     uri = f"{output}/annotations/run_date={day}/{name}"
     write_parquet(table, uri, STORAGE)
     return uri

@@ -110,12 +110,15 @@ def rows(*ids: str) -> list[dict]:
     return [annotation_row(unit(answer("caption", i), unit_id=i), QUESTIONS, KEY) for i in ids]
 
 
-def test_writing_the_same_units_again_is_the_same_file(tmp_path: Path):
-    for _ in range(2):
+def test_writing_the_same_units_again_is_another_file_and_one_row_each(tmp_path: Path):
+    """A committer that Ray starts again repeats its file."""
+    for _ in range(3):
         commit_rows(rows("b", "a"), str(tmp_path), KEY, Storage())
-    commit_rows(rows("a", "b"), str(tmp_path), KEY, Storage())
+    assert len(list(tmp_path.glob("annotations/run_date=2026-11-22/*"))) == 3
+    remove_duplicates(read_committed(str(tmp_path), "r1", Storage()), Storage())
     (file,) = tmp_path.glob("annotations/run_date=2026-11-22/*")
     assert file.name.startswith("part-test-20261122-abc-")
+    assert pq.read_table(file)["unit_id"].to_pylist() == ["a", "b"]
     assert pq.read_schema(file).equals(ANNOTATION, check_metadata=False)
 
 

@@ -141,7 +141,7 @@ def test_whole_videos_are_a_view(tmp_path: Path):
     item = names | {"item_id": "1", "media_id": "m1", "uri": "/m1.mp4", "num_units": 2}
     table = pa.Table.from_pylist([item | {"num_failed_units": 0, "summary": "A film."}], ITEM)
     folder = output / "items" / "run_date=2026-01-01"
-    write_parquet(table, f"{folder}/{file_name(['1'], 'r', 'i')}", Storage())
+    write_parquet(table, f"{folder}/{file_name('r', 'i')}", Storage())
     assert "A film." in printed(output, "SELECT summary FROM items", 80)
     write_views(str(output), Storage())
     script = (output / "latest.sql").read_text()

@@ -116,7 +116,7 @@ class Archive:
         if rows:
             finished = {"timings": {"finished_at": datetime.now(UTC)}, "run_id": key.run_id}
             table = pa.Table.from_pylist([one | finished for one in rows], schema=ANNOTATION)
-            name = file_name(table["unit_id"].to_pylist(), key.run_id, key.recipe_id)
+            name = file_name(key.run_id, key.recipe_id)
             folder = f"{self.output}/annotations/run_date={key.run_date}"
             write_parquet(table, f"{folder}/{name}", self.bucket)
             write_views(self.output, self.bucket)
