@@ -1,12 +1,13 @@
 """The file of a calibration: ``calibrate`` writes it, plans and runs read it."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from jobs.cost.rates import Rates
-from pipeline.storage.parquet import write_json
+from pipeline.storage.parquet import read_json, write_json
 from pipeline.storage.storage import Storage, join
 from schemas.errors import JobFileError
 from schemas.job.job import Job
@@ -43,7 +44,7 @@ def read_calibration(job: Job, model: dict[str, Any], storage: Storage) -> Calib
     """
     uri, is_named = calibration_uri(job), job.cost.calibration is not None
     try:
-        content = json.loads(storage.read_bytes(uri))
+        content = read_json(uri, storage)
     except FileNotFoundError:
         if is_named:
             raise JobFileError(
@@ -51,24 +52,27 @@ def read_calibration(job: Job, model: dict[str, Any], storage: Storage) -> Calib
             ) from None
         return None
     except ValueError:
-        content = None
-    names = {field.name for field in dataclasses.fields(Calibration)}
-    rates = Rates.read(content.get("rates")) if isinstance(content, dict) else None
-    if rates is None or set(content) != names:
+        content = {}
+    rates = Rates.read(content.pop("rates", None))
+    try:
+        found = TypeAdapter(Calibration).validate_python(content | {"rates": rates})
+    except ValidationError:
+        found = None
+    if found is None:
         if is_named:
             raise JobFileError(
                 f"cost.calibration: {uri} is not a calibration that this version can read: "
                 "`reelscribe calibrate` writes it again"
             )
         return None
-    if content["model"] != model:
+    if found.model != model:
         if is_named:
             raise JobFileError(
                 f"cost.calibration: {uri} was made with another model, engine or precision: "
                 "`reelscribe calibrate` measures this job's"
             )
         return None
-    return Calibration(**content | {"rates": rates})
+    return found
 
 
 def write_calibration(found: Calibration, uri: str, storage: Storage) -> None:

@@ -5,6 +5,7 @@ the files that it commits, for its remaining time, and stores them for the order
 cost of the next run; a calibration measures them before any run.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import TypeAdapter, ValidationError
 
 FEATURES = ("num_vision_tokens", "num_text_tokens", "num_output_tokens")
 """Tokens that determine the seconds: vision tokens, once for all tasks; other tokens that the
@@ -46,7 +48,13 @@ class Rates:
         """Read rates from JSON; None if there are none, or those of another version."""
         if not isinstance(content, dict) or set(content) != set(cls.__dataclass_fields__):
             return None
-        return cls(**content) if set(content["seconds_each"]) == set(FEATURES) else None
+        try:
+            rates = TypeAdapter(cls).validate_python(content)
+        except ValidationError:
+            return None
+        values = [*rates.seconds_each.values(), *rates.output_tokens.values()]
+        is_valid = all(0 <= value < math.inf for value in values)
+        return rates if is_valid and set(rates.seconds_each) == set(FEATURES) else None
 
     @property
     def weights(self) -> Array:

@@ -1,6 +1,5 @@
 """The rows to export, and their drawings: the input of all formats."""
 
-import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.results.read import Row
-from pipeline.storage.storage import Storage, join
+from pipeline.output.run_file import read_run_file
+from pipeline.storage.storage import Storage
 from pipeline.tasks.registry import TASKS
 from schemas.errors import StorageError
 from schemas.task import Drawing, Task
@@ -65,10 +65,12 @@ def requested_labels(output: str, run_ids: Collection[str], storage: Storage) ->
     """
     for run_id in run_ids:
         try:
-            content = json.loads(storage.read_bytes(join(output, "runs", run_id, "run.json")))
+            content = read_run_file(output, run_id, storage)
             tasks = [task for task in content["job"]["tasks"] if draws_boxes(TASKS[task["task"]])]
             labels = [label for task in tasks for label in task["labels"]]
-        except (FileNotFoundError, StorageError, ValueError, KeyError, TypeError):
+            if not all(isinstance(label, str) for label in labels):
+                continue
+        except (FileNotFoundError, StorageError, KeyError, TypeError):
             continue
         return list(dict.fromkeys(labels))
     return []

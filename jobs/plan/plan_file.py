@@ -17,7 +17,7 @@ from jobs.plan.probe import probe_items
 from jobs.plan.secrets import remove_secrets, restore_secrets
 from pipeline.manifest.existing import is_matchable
 from pipeline.output.table import ids_in, is_readable
-from pipeline.storage.parquet import read_parquet, write_parquet
+from pipeline.storage.parquet import read_parquet, readable, write_parquet
 from pipeline.storage.storage import join
 from schemas.errors import ErrorType, ManifestError, StorageError
 from schemas.tables.listing import LISTING
@@ -45,9 +45,18 @@ def read_plan(context: JobContext, items: Sequence[MediaItem]) -> pa.Table:
 
     Raises:
         FileNotFoundError: there is none yet, or ``reelscribe compact`` has removed it.
-        StorageError: the storage refused or failed.
+        StorageError: the storage refused or failed, or the file is no plan.
     """
-    plan = read_parquet(_plan_uri(context), context.storage).cast(UNIT)
+    uri = _plan_uri(context)
+    plan = read_parquet(uri, context.storage)
+    with readable(uri):
+        plan = plan.cast(UNIT)
+        plan.validate(full=True)
+        is_finite = pc.is_finite(plan["predicted_cost"])
+        if not pc.all(pc.and_(is_finite, pc.greater_equal(plan["predicted_cost"], 0.0))).as_py():
+            raise ValueError("a predicted_cost is not a number from 0")
+        if pc.count_distinct(plan["unit_id"]).as_py() < plan.num_rows:
+            raise ValueError("it has a unit twice")
     return restore_secrets(plan, items)
 
 

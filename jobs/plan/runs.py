@@ -12,21 +12,58 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from jobs.cost.calibration import read_calibration
 from jobs.cost.rates import Rates
 from pipeline.output.rows import RunKey
+from pipeline.output.run_file import is_run_id, not_a_run_file, read_run_file, run_folder
 from pipeline.plan.recipe import differences, recipe_id
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.parquet import write_json
 from pipeline.storage.storage import Storage, join
 from pipeline.workers.code_version import code_digest
-from schemas.errors import JobFileError, StorageError
+from schemas.errors import JobFileError
 from schemas.job.job import Job
 from schemas.tables.annotation import SCHEMA_VERSION
 
 _PACKAGES = ("reelscribe", "ray", "torch", "transformers", "torchcodec", "av", "pillow", "pyarrow")
+
+
+Short = Annotated[str, Field(max_length=256)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fingerprint:
+    """The keys of ``Run.fingerprint``, for their check: the recipe's is in names of files."""
+
+    manifest: str
+    recipe: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
+    schema_version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counts:
+    """The keys of ``Run.counts`` of a complete run, for their check."""
+
+    units: int
+    units_of_earlier_runs: int
+    status: dict[str, int]
+    errors: dict[str, int]
+    answers: dict[str, int]
+    decoders: dict[str, int]
+    prompt_tokens: int
+    output_tokens: int
+    decode_seconds: float
+    engine_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    fingerprint: _Fingerprint
+    counts: _Counts | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +81,12 @@ class Run:
     """
 
     run_id: str
-    name: str
-    run_date: str
-    status: str
-    fingerprint: dict[str, str]
+    name: Short
+    run_date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
+    status: Literal["running", "complete"]
+    fingerprint: dict[str, Short]
     recipe: dict[str, Any]
-    created_at: str
+    created_at: Short
     starts: int = 0
     finished_at: str | None = None
     seconds: float = 0.0
@@ -69,8 +106,12 @@ class Run:
         )
 
     def folder(self, output: str) -> str:
-        """The run's folder."""
-        return join(output, "runs", self.run_id)
+        """The run's folder.
+
+        Raises:
+            StorageError: the run's id is no name of a folder.
+        """
+        return run_folder(output, self.run_id)
 
     def save(self, job: Job, storage: Storage) -> None:
         """Write ``run.json``.
@@ -188,21 +229,29 @@ def all_runs(output: str, storage: Storage) -> list[Run]:
     Raises:
         StorageError: the output cannot be read, or a file is not a run file of this version.
     """
-    names = {field.name for field in dataclasses.fields(Run)}
-
-    def read(file: dict[str, Any]) -> Run:
-        try:
-            content = json.loads(storage.read_bytes(file["uri"]))
-            kept = {k: v for k, v in content.items() if k in names}
-            return Run(**kept | {"cost": Rates.read(content.get("cost"))})
-        except (ValueError, TypeError) as error:
-            raise StorageError(
-                f"{file['uri']} is not a run file that this version can read ({error}): move it "
-                "away or give another output"
-            ) from None
-
+    listed = storage.list_files(join(output, "runs"), "*/run.json")
+    folders = [file["uri"].split("/")[-2] for file in listed]
     with ThreadPoolExecutor(16) as pool:  # a nightly job has hundreds
-        return list(pool.map(read, storage.list_files(join(output, "runs"), "*/run.json")))
+        return list(
+            pool.map(lambda run_id: _read_run(output, run_id, storage), filter(is_run_id, folders))
+        )
+
+
+def _read_run(output: str, run_id: str, storage: Storage) -> Run:
+    """Read and check one ``run.json``; the run's id is the name of its folder, whatever it says."""
+    content = read_run_file(output, run_id, storage)
+    rates = content.pop("cost", None)
+    try:
+        run: Run = TypeAdapter(Run).validate_python(content | {"run_id": run_id})
+        TypeAdapter(_Parts).validate_python(
+            {"fingerprint": run.fingerprint, "counts": run.counts or None}
+        )
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        uri = join(run_folder(output, run_id), "run.json")
+        raise not_a_run_file(uri, f"{where}: {problem['msg']}") from None
+    return dataclasses.replace(run, cost=Rates.read(rates))
 
 
 def redact_uris(value: Any) -> Any:

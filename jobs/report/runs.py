@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.storage.storage import Storage, join
+from pipeline.output.run_file import read_run_file
+from pipeline.storage.storage import Storage
 from schemas.errors import StorageError
 
 _FACTS = (
@@ -19,10 +20,8 @@ def run_values(output: str, run_id: str, storage: Storage) -> dict[str, Any]:
     ``settings``: (section, (key, value) of each setting) of the job. ``raw``: the whole file.
     """
     try:
-        content = json.loads(storage.read_bytes(join(output, "runs", run_id, "run.json")))
-    except (FileNotFoundError, StorageError, ValueError):
-        return {"run_id": run_id}
-    if not isinstance(content, dict):
+        content = read_run_file(output, run_id, storage)
+    except (FileNotFoundError, StorageError):
         return {"run_id": run_id}
     facts = {key: content[key] for key in _FACTS if content.get(key) not in (None, [], {}, "")}
     job = content.get("job")

@@ -12,6 +12,7 @@ from PIL import Image
 from jobs.results.read import Selection, output_and_run
 from pipeline.media.decode import decode_unit
 from pipeline.media.frames import Pixels
+from pipeline.output.run_file import run_folder
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.storage import Storage, join
 from schemas.errors import ErrorType, StorageError, UnitError
@@ -49,9 +50,9 @@ def planned_sources(
     for run_id in run_ids:
         try:
             plan = read_parquet(
-                join(output, "runs", run_id, "plan", "part-0.parquet"), storage, columns
+                join(run_folder(output, run_id), "plan", "part-0.parquet"), storage, columns
             )
-        except (FileNotFoundError, StorageError, ValueError):  # pa.ArrowInvalid is a ValueError
+        except (FileNotFoundError, StorageError):
             continue
         found |= {
             row["unit_id"]: selection.media_roots.move_sources(row) for row in plan.to_pylist()

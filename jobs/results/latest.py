@@ -2,13 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 
 from jobs.results.media_roots import MediaRoots
 from pipeline.output.duplicates import STATUS_RANKS
+from pipeline.output.listing import believed
 from pipeline.output.table import read_files
 from pipeline.storage.ids import digest
 from pipeline.storage.storage import Storage, join
@@ -22,8 +23,6 @@ COPIED_FROM = pa.field(
 )
 """The column that the rows of ``latest`` have beside those of the table."""
 
-_START = datetime.min.replace(tzinfo=UTC)
-
 
 def read_listed(output: str, storage: Storage) -> list[Row]:
     """Read the table ``listing`` of an output, in order of time; empty if there is none.
@@ -32,7 +31,7 @@ def read_listed(output: str, storage: Storage) -> list[Row]:
         StorageError: the storage refused or failed.
     """
     table = read_files(join(output, "listing"), "*", storage, LISTING.names, LISTING)
-    return sorted(table.to_pylist(), key=lambda row: row["listed_at"])
+    return sorted(table.to_pylist(), key=lambda row: believed(row["listed_at"]))
 
 
 def listed_under(listed: Sequence[Row], recipe_id: str) -> dict[str, Row]:
@@ -66,13 +65,14 @@ def latest_rows(
 ) -> list[Row]:
     """Return the best row of each unit, of each name only those of its newest content.
 
-    rows: of one recipe. listed: as ``listed_under`` returns it. created: when a run was created.
+    rows: of one recipe, in order of their files. listed: as ``listed_under`` returns it.
+    created: when a run was created.
 
     A row of another name with the same content is copied, with a ``unit_id`` of its own and the
     column ``copied_from``.
     """
     best: dict[str, Row] = {}
-    for row in sorted(rows, key=lambda row: (STATUS_RANKS.get(row["status"], 3), row["run_id"])):
+    for row in sorted(rows, key=lambda row: (STATUS_RANKS.get(row["status"], 3), -_attempts(row))):
         best.setdefault(row["unit_id"], row)
     by_media: dict[str, list[Row]] = defaultdict(list)
     for row in best.values():
@@ -84,7 +84,7 @@ def latest_rows(
         known = [row for row in found if _is_read(row) or _content(row)] or found
         telling = [row for row in known if not _is_missing(row)] or known
         newest = max(telling, key=lambda row: (_time(row), created(row["run_id"])), default=None)
-        if mark is None or (newest is not None and _time(newest) > mark["listed_at"]):
+        if mark is None or (newest is not None and _time(newest) > believed(mark["listed_at"])):
             content = _content(newest) if newest else None
             same = [row for row in known if _content(row) == content]
             latest += [row for row in same if _is_read(row)] or same
@@ -110,6 +110,10 @@ def _copy(row: Row, mark: Row) -> Row:
     }
 
 
+def _attempts(row: Row) -> int:
+    return (row["error"] or {}).get("attempts") or 0
+
+
 def _is_read(row: Row) -> bool:
     return bool(row["media"] or row.get("parts"))
 
@@ -124,5 +128,4 @@ def _is_missing(row: Row) -> bool:
 
 
 def _time(row: Row) -> datetime:
-    finished: datetime | None = (row.get("timings") or {}).get("finished_at")
-    return finished or _START
+    return believed((row.get("timings") or {}).get("finished_at"))

@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 
 from jobs.results.latest import latest_rows, listed_under, names_to_read, read_listed
 from jobs.results.media_roots import MediaRoots
-from pipeline.output.table import a_file_of_each_recipe, ids_in
+from pipeline.output.rows import ANNOTATION
+from pipeline.output.run_file import read_run_file
+from pipeline.output.table import a_file_of_each_recipe, check_rows, ids_in
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.parquet import read_parquet, read_schema
 from pipeline.storage.storage import Storage, join
@@ -32,6 +34,7 @@ _GOLD_COLUMNS = [
     "content_version",
     "timings.finished_at",
     "error.type",
+    "error.attempts",
     "media",
     "sampling",
     "responses.list.element.task",
@@ -225,6 +228,7 @@ def _read_part(
         raise UserError(
             f"{redact_uri(file)} is not an annotation table: it has no {' and no '.join(missing)}"
         )
+    check_rows(table, ANNOTATION, file)
     groups = table.group_by(["run_id", "recipe_id"]).aggregate([([], "count_all")]).to_pylist()
     first = table.select(["media_id", "uri"]).slice(0, 3).to_pylist()
     if wanted:
@@ -247,9 +251,8 @@ def _creation_time(run_id: str, file: str, storage: Storage) -> str:
     """
     output = file.rpartition("/annotations/")[0]
     try:
-        content = json.loads(storage.read_bytes(join(output, "runs", run_id, "run.json")))
-        return str(content["created_at"])
-    except (FileNotFoundError, StorageError, ValueError, KeyError, TypeError):
+        return str(read_run_file(output, run_id, storage)["created_at"])
+    except (FileNotFoundError, StorageError, KeyError):
         day = re.search(r"-(\d{4})(\d\d)(\d\d)-", run_id)
         return "-".join(day.groups()) if day else ""
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -92,6 +93,7 @@ def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table) -> Run:
                 job.resources.units_per_file, -(-plan.num_rows // _MIN_FILES_PER_RUN)
             )
             run = _annotate(driver, run, units, pools, units_per_file)
+    driver.lease.check()  # a driver that has lost the run must not settle its rows
     return finish(context, run, plan, time.monotonic() - driver.started, driver.console)
 
 
@@ -100,10 +102,11 @@ def _annotate(driver: Driver, run: Run, units: pa.Table, pools: Pools, units_per
     job, storage, started = driver.context.job, driver.context.storage, time.monotonic()
     work = Work(units, run.cost)
     max_tokens, calls_at_once = job.resources.max_batch_tokens, Generate.calls_at_once(job)
+    key = dataclasses.replace(run.key, started_at=datetime.now(UTC))
     blocks = in_blocks(units, work.costs, pools, max_tokens, calls_at_once)
     pools = limit_pools(pools, len(blocks))
     with (
-        build_annotate(blocks, job, run.key, storage, pools, units_per_file) as dataset,
+        build_annotate(blocks, job, key, storage, pools, units_per_file) as dataset,
         RunLog(run.folder(job.output), run.run_id, run.starts, storage) as log,
     ):
         log.write("annotating", units=units.num_rows, **dataclasses.asdict(pools))

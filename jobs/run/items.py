@@ -74,9 +74,7 @@ def write_items(context: JobContext, plan: pa.Table, console: Console) -> int:
     written = read_files(folder, items_id, storage, _ITEM_COLUMNS, ITEM).to_pylist()
     stale = _find_stale(written, videos, ids, key.run_id)
     stale_files = {(row["item_id"], row["file"]) for row in stale}
-    done = {
-        row["item_id"] for row in written if (row["item_id"], row["file"]) not in stale_files
-    }
+    done = {row["item_id"] for row in written if (row["item_id"], row["file"]) not in stale_files}
     todo = [media_id for media_id in sorted(videos) if ids[media_id] not in done]
     names = {"run_id": key.run_id, "recipe_id": key.recipe_id, "items_id": items_id}
     blocks = [

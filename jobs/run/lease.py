@@ -4,7 +4,6 @@ Two drivers would lose no row, since one row per unit is kept, but would do the 
 a lease is still renewed is seen by watching the file, not by comparing clocks of machines.
 """
 
-import json
 import os
 import socket
 import threading
@@ -17,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.storage.parquet import write_json
+from pipeline.storage.parquet import read_json, write_json
 from pipeline.storage.storage import Storage, join
 from schemas.errors import ResourceError, StorageError
 
@@ -32,6 +31,7 @@ class Lease:
     def __init__(self, folder: str, storage: Storage) -> None:
         """Prepare a lease; it is not taken yet. folder: the run's."""
         self.lost_to: str | None = None
+        self.failure: Exception | None = None
         self._uri = join(folder, "lease.json")
         self._storage = storage
         self._token = uuid.uuid4().hex
@@ -42,8 +42,14 @@ class Lease:
         """Check that no other driver has taken over, for example while this machine was suspended.
 
         Raises:
-            ResourceError: another driver has the run.
+            ResourceError: another driver has the run, or the thread that renews the lease failed.
         """
+        if self.failure is not None:
+            kind = type(self.failure).__name__
+            raise ResourceError(
+                f"the lease {self._uri} cannot be renewed ({kind}: {self.failure}); committed rows "
+                "are kept: run the same command again"
+            )
         if self.lost_to is not None:
             raise ResourceError(
                 f"{self.lost_to} has taken over this run, since this driver did not renew its "
@@ -52,12 +58,11 @@ class Lease:
             )
 
     def read(self) -> dict[str, Any] | None:
-        """Read the lease file; None if there is none."""
+        """Read the lease file; None if there is none, or one that no driver wrote."""
         try:
-            content: dict[str, Any] = json.loads(self._storage.read_bytes(self._uri))
+            return read_json(self._uri, self._storage)
         except (FileNotFoundError, ValueError):
             return None
-        return content
 
     def wait(self, console: Console) -> None:
         """Wait until no other living driver has the lease.
@@ -94,6 +99,7 @@ class Lease:
         content = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "pid_namespace": _pid_namespace(),
             "token": self._token,
             "renewed": self._count,
         }
@@ -104,19 +110,22 @@ class Lease:
         while not self._ended.wait(RENEW_SECONDS):
             try:
                 seen = self.read()
-                if seen is not None and seen["token"] != self._token:
+                if seen is not None and seen.get("token") != self._token:
                     self.lost_to = _who(seen)
                     return
                 self.renew()
             except StorageError:
                 continue  # if the storage keeps failing, the run itself ends with the error
+            except Exception as error:  # the thread's boundary: nothing else would see it
+                self.failure = error
+                return
 
     def end(self) -> None:
         """Give the lease back."""
         self._ended.set()
         with suppress(StorageError):  # it would hide the error that ended the run
             seen = self.read()
-            if seen is not None and seen["token"] == self._token:
+            if seen is not None and seen.get("token") == self._token:
                 self._storage.remove(self._uri)
 
 
@@ -145,16 +154,28 @@ def _who(content: dict[str, Any]) -> str:
 
 
 def _is_dead(content: dict[str, Any]) -> bool:
-    """Whether the driver ran on this machine and has ended: then there is no need to wait."""
-    if content.get("host") != socket.gethostname():
+    """Whether the driver ran beside this one and has ended: then there is no need to wait."""
+    pid, namespace = content.get("pid"), _pid_namespace()
+    if namespace is None or content.get("pid_namespace") != namespace or type(pid) is not int:
         return False
-    pid = int(content.get("pid", 0))
-    if pid == os.getpid():  # a restarted container, which numbers its processes from 1
+    if pid == os.getpid():  # an earlier lease of this very process
         return True
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        os.kill(max(pid, 1), 0)
+    except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
         pass
     return False
+
+
+def _pid_namespace() -> str | None:
+    """Return where this process's id is valid: a boot of a machine, and a container on it.
+
+    Containers number their processes from 1, and may share the name of their machine.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return f"{file.read().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return None

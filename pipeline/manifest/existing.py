@@ -25,7 +25,7 @@ from pipeline.manifest.existing_rows import batches, flat, read_listing, read_ro
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
 from schemas.errors import TRANSIENT
-from schemas.tables.listing import LISTING
+from schemas.tables.listing import LISTING, MAX_AHEAD_SECONDS
 from schemas.tables.manifest import MediaItem
 
 MEMORY_LIMIT = "1GB"
@@ -40,6 +40,9 @@ _KEY = r"""md5_number(CASE WHEN regexp_full_match(content_version, '[0-9a-f]{32}
 _IS_SIMPLE = """unit_id = left(sha256(concat_ws(chr(31), media_id, coalesce(media_version, ''),
     coalesce(format('{:.6f}', start_seconds), ''),
     coalesce(format('{:.6f}', end_seconds), ''))), 24)"""
+
+_TIME = f"""CASE WHEN epoch_us({{0}}) <= epoch_us(now()) + {MAX_AHEAD_SECONDS * 1_000_000}
+    THEN epoch_us({{0}}) ELSE 0 END"""
 
 _CREATE = """
 CREATE OR REPLACE TABLE span (key UHUGEINT, name UHUGEINT, unit UHUGEINT, start_seconds DOUBLE,
@@ -66,7 +69,7 @@ INSERT INTO seen
 SELECT {_NAME}, media_id, uri, {_KEY}, recipe_id = $recipe_id, {_NAME}, false,
     CASE WHEN error_type IS NOT DISTINCT FROM 'media_missing'
             OR (content_version IS NULL AND media_type IS NULL) THEN -1
-        ELSE coalesce(epoch_us(finished_at), 0) END AS seen_at
+        ELSE {_TIME.format("finished_at")} END AS seen_at
 FROM batch
 QUALIFY row_number() OVER (PARTITION BY media_id, recipe_id = $recipe_id ORDER BY seen_at DESC) = 1
 """
@@ -74,7 +77,7 @@ QUALIFY row_number() OVER (PARTITION BY media_id, recipe_id = $recipe_id ORDER B
 _INSERT_LISTING = f"""
 INSERT INTO seen
 SELECT {_NAME}, media_id, uri, {_KEY}, recipe_id = $recipe_id, md5_number(answers_of),
-    is_gone, epoch_us(listed_at) FROM batch
+    is_gone, {_TIME.format("listed_at")} FROM batch
 """
 
 # `whole`: content that a name has whole: the spans of a video leave no gap from the first frame to

@@ -15,10 +15,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.output.duplicates import find_superfluous_rows
+from pipeline.output.listing import believed
 from pipeline.output.rows import ANNOTATION
-from pipeline.output.table import FILE_NAME, file_name, level_of, read_files, with_file_column
-from pipeline.output.views import connect
-from pipeline.storage.parquet import read_parquet, write_parquet
+from pipeline.output.table import (
+    FILE_NAME,
+    check_rows,
+    file_name,
+    level_of,
+    read_files,
+    with_file_column,
+)
+from pipeline.output.views import connect, readable_table
+from pipeline.storage.parquet import read_parquet, readable, write_parquet
 from pipeline.storage.storage import Storage, join
 from schemas.tables.listing import LISTING
 
@@ -74,7 +82,7 @@ def join_files(group: Bin, storage: Storage) -> int:
         return 0
     uris = [file["uri"] for file in group.files]
     try:
-        tables = [_conform(read_parquet(uri, storage)) for uri in uris]
+        tables = [_conform(read_parquet(uri, storage), uri) for uri in uris]
     except FileNotFoundError:
         return 0  # a running job has just replaced it: the next `compact` joins it
     rows = pa.concat_tables(tables, promote_options="default")
@@ -100,13 +108,15 @@ def join_files(group: Bin, storage: Storage) -> int:
     return len(uris)
 
 
-def _conform(table: pa.Table) -> pa.Table:
+def _conform(table: pa.Table, uri: str) -> pa.Table:
     """Convert a table of another version to the current schema: missing columns become null.
 
     Columns that this version does not know are kept: a later version may have written them.
     """
-    columns = [_column(table, field) for field in ANNOTATION]
-    known = pa.Table.from_arrays(columns, schema=ANNOTATION)
+    check_rows(table, ANNOTATION, uri)
+    with readable(uri):
+        columns = [_column(table, field) for field in ANNOTATION]
+        known = pa.Table.from_arrays(columns, schema=ANNOTATION)
     for name in table.column_names:
         if name not in ANNOTATION.names:
             known = known.append_column(table.schema.field(name), table[name])
@@ -168,7 +178,7 @@ def find_superseded_items(output: str, before: str, storage: Storage) -> pa.Tabl
 
 def _query(query: str, table: tuple[str, str], before: str, storage: Storage) -> pa.Table:
     """The rows of a query of a table's files, ``$pattern``, and a date. table: output and name."""
-    with connect(table[0], storage) as db:
+    with connect(table[0], storage) as db, readable_table():
         params = {"pattern": join(*table, "*", "part-*.parquet"), "before": before}
         found: pa.Table = db.sql(query, params=params).to_arrow_table()
     return found
@@ -188,7 +198,8 @@ def join_listing(output: str, storage: Storage) -> int:
     table = read_files(join(output, "annotations"), "*", storage, ["media_id"], ANNOTATION)
     known = pc.is_in(rows["media_id"], pc.unique(table["media_id"])).to_pylist()
     newest: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)  # by name and recipe
-    pairs = sorted(zip(rows.to_pylist(), known, strict=True), key=lambda p: p[0]["listed_at"])
+    pairs = list(zip(rows.to_pylist(), known, strict=True))
+    pairs.sort(key=lambda pair: believed(pair[0]["listed_at"]))
     for row, has_rows in pairs:
         newest[row["media_id"]][row["recipe_id"]] = row
         if row["is_gone"] and not has_rows:

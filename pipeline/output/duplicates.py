@@ -1,8 +1,8 @@
 """Keep exactly one row per unit: find superfluous rows, and remove them from their files.
 
 A retry, a task that Ray runs twice, two drivers of one job, a killed ``reelscribe compact`` or
-actors that outlive their driver leave several rows of one unit. ``find_superfluous_rows`` only reads
-its arguments; ``remove_rows`` rewrites and deletes files; ``remove_duplicates`` calls both.
+actors that outlive their driver leave several rows of one unit. ``find_superfluous_rows`` only
+reads its arguments; ``remove_rows`` rewrites and deletes files; ``remove_duplicates`` calls both.
 
 Any number of processes may do this at once, and be killed in between. A row is removed only if a
 better one was read, in an order that is the same for all processes; a file only if its other rows
@@ -88,7 +88,7 @@ def _of_earlier_content(rows: pa.Table, is_unread: Any, plan: pa.Table) -> "pa.C
 
 def _rank(row: dict[str, Any]) -> tuple[int, int, int, str]:
     """Sort key of a unit's rows; the lowest is kept. Of failed rows, more attempts are later."""
-    attempts = row["error"]["attempts"] if row["error"] else 0
+    attempts = (row["error"] or {}).get("attempts") or 0
     return STATUS_RANKS[row["status"]], -attempts, -level_of(row["file"]), row["file"]
 
 

@@ -1,5 +1,7 @@
 """Write the table ``listing``: known content under other names, earlier content, gone media."""
 
+from datetime import UTC, datetime, timedelta
+
 import pyarrow as pa
 
 from pipeline.output.rows import RunKey
@@ -7,7 +9,13 @@ from pipeline.output.table import file_name
 from pipeline.output.views import write_views
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import Storage, join
-from schemas.tables.listing import LISTING
+from schemas.tables.listing import LISTING, MAX_AHEAD_SECONDS
+
+
+def believed(time: datetime | None) -> datetime:
+    """Return a row's time; the earliest of all if it has none, or if it is far in the future."""
+    latest = datetime.now(UTC) + timedelta(seconds=MAX_AHEAD_SECONDS)
+    return time if time is not None and time <= latest else datetime.min.replace(tzinfo=UTC)
 
 
 def write_listing(rows: pa.Table, output: str, key: RunKey, storage: Storage) -> None:

@@ -32,11 +32,16 @@ ITEM = item_schema(TASKS["events"].column)
 
 @dataclass(frozen=True, kw_only=True)
 class RunKey:
-    """The ids of a run's rows and files: run, recipe, and the date of the partition."""
+    """The ids of a run's rows and files: run, recipe, and the date of the partition.
+
+    started_at: when this start of the run began, by the driver's clock. No row is earlier, also if
+        the clock of the committer's machine is slow.
+    """
 
     run_id: str
     recipe_id: str
     run_date: str
+    started_at: datetime | None = None
 
 
 def schema_of_questions(questions: Iterable[Question]) -> pa.Schema:
@@ -51,6 +56,7 @@ def annotation_row(
 
     questions: by name.
     """
+    now = datetime.now(UTC)
     answers = [(raw, parse_raw(unit, raw, questions)) for raw in unit.answers]
     columns: dict[str, Any] = dict.fromkeys(TASKS)
     columns |= {raw.task: answer.value for raw, answer in answers}
@@ -79,7 +85,7 @@ def annotation_row(
             "decode_seconds": unit.decode_seconds,
             "engine_seconds": unit.engine_seconds,
             "bytes_read": unit.bytes_read,
-            "finished_at": datetime.now(UTC),
+            "finished_at": max(now, key.started_at or now),
         },
         "attributes": unit.attributes,
     }

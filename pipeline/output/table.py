@@ -20,9 +20,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.output.rows import ANNOTATION, RunKey
-from pipeline.storage.parquet import read_parquet, read_schema, write_parquet
+from pipeline.storage.errors import redact_uri
+from pipeline.storage.parquet import read_parquet, read_schema, readable, write_parquet
 from pipeline.storage.storage import Storage, join
-from schemas.errors import ErrorType, JobFileError
+from schemas.errors import ErrorType, JobFileError, StorageError
+from schemas.tables.unit import UnitStatus
 
 
 def commit_rows(
@@ -139,6 +141,7 @@ def read_files(
 
     def read(file: dict[str, Any]) -> pa.Table:
         table = read_parquet(file["uri"], storage, list(columns), file["size"])
+        check_rows(table, schema, file["uri"])
         return with_file_column(table, file["uri"])
 
     buffer = io.BytesIO()
@@ -151,7 +154,8 @@ def read_files(
             for start in range(0, len(files), _FILES_PER_BATCH):
                 some = [empty, *pool.map(read, files[start : start + _FILES_PER_BATCH])]
                 # Files of an earlier version may lack a column.
-                table = pa.concat_tables(some, promote_options="default")
+                with readable(folder):
+                    table = pa.concat_tables(some, promote_options="default")
                 if media_ids is not None:
                     table = table.filter(pc.is_in(table["media_id"], media_ids))
                 held.append(table)
@@ -202,6 +206,36 @@ def _fit(one: pa.DataType, other: pa.DataType) -> bool:
     if pa.types.is_list(one) and pa.types.is_list(other):
         return _fit(one.value_type, other.value_type)
     return one == other or not (pa.types.is_nested(one) or pa.types.is_nested(other))
+
+
+def check_rows(table: pa.Table, schema: pa.Schema, uri: str) -> None:
+    """Check that rows of a file have the types of ``schema``, ids and a status.
+
+    table: some columns of the file ``uri``, which another program may have written.
+
+    Raises:
+        StorageError: they have not.
+    """
+    for field in schema:
+        if field.name not in table.column_names:
+            continue
+        found = table[field.name]
+        is_wrong = not _fit(found.type, field.type)
+        if not field.nullable:  # ids and the status; other numbers may have been narrower
+            is_text = pa.types.is_string(field.type)
+            is_wrong |= found.null_count > 0 or (is_text and found.type != field.type)
+        if is_wrong:
+            raise StorageError(
+                f"{redact_uri(uri)} is not a file of the table: its column {field.name} is "
+                f"{found.type} with {found.null_count} nulls, not {field.type}; move it away"
+            )
+        if field.name == "status":
+            known = pa.array([UnitStatus.OK, UnitStatus.PARTIAL, UnitStatus.FAILED], pa.string())
+            if not pc.all(pc.is_in(found, known), min_count=0).as_py():
+                raise StorageError(
+                    f"{redact_uri(uri)} is not a file of the table: it has a status that is none "
+                    f"of {', '.join(known.to_pylist())}; move it away"
+                )
 
 
 def with_file_column(table: pa.Table, uri: str) -> pa.Table:

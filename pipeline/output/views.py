@@ -1,12 +1,17 @@
 """The output as SQL views for DuckDB: all rows, the latest rows, and the rows of whole videos."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline.output.rows import ITEM
 from pipeline.storage.storage import Storage, join
 from schemas.errors import StorageError
+from schemas.tables.listing import MAX_AHEAD_SECONDS
 
 _RANK = "array_position(['ok', 'partial', 'failed'], status)"
+
+_IS_BELIEVED = f"epoch_us({{}}) <= epoch_us(now()) + {MAX_AHEAD_SECONDS * 1_000_000}"
 
 VIEWS = """\
 -- Views of the output of reelscribe, for DuckDB. `annotations` has every row of every run.
@@ -15,7 +20,8 @@ VIEWS = """\
 -- newest content, under the newest recipe that it was annotated with, for each time span only the
 -- newest question. Where the content is known under another name, `copied_from` says from which
 -- row the answers are. Media that could not be read are in it only if no other recipe could read
--- the same content.
+-- the same content. A time that is more than an hour ahead of this computer's clock counts as none,
+-- so that a wrong clock does not win for ever.
 CREATE OR REPLACE VIEW annotations AS
 FROM read_parquet({annotations}, hive_partitioning = true, union_by_name = true);
 CREATE OR REPLACE VIEW listing AS
@@ -23,7 +29,8 @@ FROM {listing};
 CREATE OR REPLACE VIEW latest AS
 WITH keys AS (
     SELECT unit_id, media_id, uri, recipe_id, content_version, status, filename, file_row_number,
-        timings.finished_at AS finished_at, run_date, coalesce(error.attempts, 0) AS attempts,
+        CASE WHEN {is_believed} THEN timings.finished_at END AS finished_at, run_date,
+        coalesce(error.attempts, 0) AS attempts,
         error IS NOT NULL AND media IS NULL AND len(parts) = 0 AS is_unread,
         coalesce(error.type = 'media_missing', false) OR (error IS NOT NULL AND media IS NULL
             AND len(parts) = 0 AND content_version IS NULL) AS is_mute,
@@ -36,7 +43,7 @@ WITH keys AS (
         is_unread, is_mute, finished_at AS seen_at, run_date, filename FROM keys
     UNION ALL
     SELECT media_id, uri, recipe_id, content_version, answers_of, is_gone,
-        false, false, listed_at, run_date, run_id FROM listing
+        false, false, CASE WHEN {is_listed} THEN listed_at END, run_date, run_id FROM listing
 ), content AS (
     SELECT *, first_value((is_gone, content_version)) OVER (PARTITION BY media_id
         ORDER BY is_mute, seen_at DESC NULLS LAST, run_date DESC,
@@ -96,7 +103,13 @@ def views_sql(output: str, storage: Storage) -> str:
     listing = _NO_LISTING
     if _has(output, "listing", storage):
         listing = f"read_parquet({pattern('listing')}, hive_partitioning = true)"
-    sql = VIEWS.format(annotations=pattern("annotations"), listing=listing, rank=_RANK)
+    sql = VIEWS.format(
+        annotations=pattern("annotations"),
+        listing=listing,
+        rank=_RANK,
+        is_believed=_IS_BELIEVED.format("timings.finished_at"),
+        is_listed=_IS_BELIEVED.format("listed_at"),
+    )
     has_items = _has(output, "items", storage)
     return sql + (_ITEMS.format(items=pattern("items")) if has_items else "")
 
@@ -128,13 +141,22 @@ def connect(output: str, storage: Storage) -> Any:
     connection = duckdb.connect()
     if "://" in output:
         connection.register_filesystem(storage.filesystem(output)[0])
-    try:
+    with readable_table():
         connection.execute(views_sql(output, storage))
         if not _has(output, "items", storage):
             connection.register("items", ITEM.empty_table())
+    return connection
+
+
+@contextmanager
+def readable_table() -> Iterator[None]:
+    """Turn what DuckDB raises on damaged files, or on files of other types, into StorageError."""
+    import duckdb
+
+    try:
+        yield
     except duckdb.Error as error:
         raise StorageError(
             f"the table cannot be read: {error}; for a damaged file see disasters in "
             "docs/operations.md"
         ) from None
-    return connection

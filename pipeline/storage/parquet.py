@@ -41,7 +41,7 @@ def read_parquet(
         FileNotFoundError: there is none.
         StorageError: the storage refused or failed, or the file is damaged.
     """
-    with _readable(uri):
+    with readable(uri):
         if columns is None or size is None or size < _RANGED_BYTES:
             return pq.ParquetFile(io.BytesIO(storage.read_bytes(uri))).read(columns=columns)
         with storage.open_ranges(uri) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
@@ -55,19 +55,61 @@ def read_schema(uri: str, storage: Storage) -> pa.Schema:
         FileNotFoundError: there is none.
         StorageError: the storage refused or failed, or the file is damaged.
     """
-    with storage.open_ranges(uri) as file, _readable(uri):
+    with storage.open_ranges(uri) as file, readable(uri):
         return pq.read_schema(file)
 
 
 @contextmanager
-def _readable(uri: str) -> Iterator[None]:
+def readable(uri: str) -> Iterator[None]:
+    """Turn what Arrow raises on a damaged file, or on one of other types, into StorageError."""
     try:
         yield
-    except pa.ArrowInvalid as error:
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(
             f"{redact_uri(uri)} is not a readable Parquet file: {error}; for a damaged file of an "
             "output see disasters in docs/operations.md"
         ) from None
+
+
+MAX_JSON_BYTES = 16 << 20
+MAX_JSON_DEPTH = 64
+
+
+def read_json(uri: str, storage: Storage) -> dict[str, Any]:
+    """Read one JSON object that ``write_json`` wrote, or that is in its place.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not a JSON object of at most ``MAX_JSON_BYTES`` and ``MAX_JSON_DEPTH``.
+        StorageError: the storage refused or failed.
+    """
+    with storage.open_ranges(uri) as file:
+        text = file.read(MAX_JSON_BYTES + 1)
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(f"it is larger than {MAX_JSON_BYTES >> 20} MiB")
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    if _is_deeper(content, MAX_JSON_DEPTH):
+        raise ValueError("it is nested too deeply")
+    return content
+
+
+def _is_deeper(content: Any, depth: int) -> bool:
+    level = [content]
+    for _ in range(depth):
+        level = [
+            part
+            for value in level
+            if isinstance(value, dict | list)
+            for part in (value.values() if isinstance(value, dict) else value)
+        ]
+    return bool(level)
 
 
 def write_json(content: dict[str, Any], uri: str, storage: Storage) -> None:

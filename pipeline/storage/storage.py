@@ -6,6 +6,7 @@ private addresses unless the job allows it (``public_hosts``).
 """
 
 import os
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
@@ -156,11 +157,14 @@ class Storage:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
             except OSError as error:
                 raise StorageError(f"{uri}: cannot create the folder: {error.strerror}") from None
+            # Not the process id: writers in several containers have the same ones.
             pending = os.path.join(
-                os.path.dirname(path), f".{os.path.basename(path)}.pending-{os.getpid()}"
+                os.path.dirname(path), f".{os.path.basename(path)}.pending-{uuid.uuid4().hex}"
             )
             try:
-                with open(pending, "wb") as file:
+                # A file or link that is there already is neither written nor followed.
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+                with open(os.open(pending, flags, 0o666), "wb") as file:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())

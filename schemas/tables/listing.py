@@ -10,6 +10,9 @@ import pyarrow as pa
 from schemas.tables.columns import described
 from schemas.tables.unit import UNIT
 
+MAX_AHEAD_SECONDS = 3600
+"""A row's time that is further ahead of a reader's clock is not believed: it counts as no time."""
+
 LISTING = pa.schema(
     [
         UNIT.field("media_id"),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +9,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.output.duplicates import remove_duplicates, remove_rows
+from pipeline.output.duplicates import remove_duplicates
 from pipeline.output.rows import ANNOTATION, RunKey, annotation_row
 from pipeline.output.table import commit_rows, read_committed
 from pipeline.storage.storage import Storage
@@ -231,21 +230,6 @@ def test_of_two_failed_rows_the_one_that_was_tried_more_often_stays(tmp_path: Pa
         ("a", "later"),
         ("b", None),
     ]
-
-
-def test_what_is_kept_of_a_part_may_take_the_name_of_one_that_goes(tmp_path: Path):
-    """Two drivers of one run: a part without its losers is named like the other's loser."""
-    commit_rows(rows("a", "b"), str(tmp_path), KEY, Storage())
-    commit_rows(rows("a"), str(tmp_path), KEY, Storage())
-    commit_rows(rows("b", "c"), str(tmp_path), KEY, Storage())
-    both = read_committed(str(tmp_path), "r1", Storage()).select(["unit_id", "file"]).to_pylist()
-    sizes = Counter(row["file"] for row in both)
-    of_two, alone = sorted(
-        (r["file"] for r in both if r["unit_id"] == "a"), key=lambda f: -sizes[f]
-    )
-    remove_rows(pa.table({"unit_id": ["b", "a"], "file": [of_two, alone]}), Storage())
-    kept = read_committed(str(tmp_path), "r1", Storage())["unit_id"].to_pylist()
-    assert sorted(kept) == ["a", "b", "c"]
 
 
 def test_a_file_that_is_being_written_is_no_parquet_file_to_others(tmp_path: Path, monkeypatch):

@@ -51,7 +51,9 @@ def test_a_second_driver_learns_who_is_at_work(tmp_path: Path, monkeypatch):
 
 def test_a_driver_killed_on_this_machine_costs_no_wait(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(lease, "LOST_SECONDS", 1e9)
-    left_by(tmp_path, host=lease.socket.gethostname(), pid=ended_process())
+    with leased(str(tmp_path), Storage(), console()):
+        content = json.loads((tmp_path / "lease.json").read_text())
+    left_by(tmp_path, **content | {"pid": ended_process(), "token": "x"})
     with leased(str(tmp_path), Storage(), console()):
         pass
 
@@ -75,3 +77,47 @@ def test_a_driver_taken_for_dead_stops(tmp_path: Path):
         with pytest.raises(ResourceError, match="process 3 on other has taken over this run"):
             mine.check()
     assert json.loads((tmp_path / "lease.json").read_text())["pid"] == 3  # not ours to remove
+
+
+@pytest.mark.parametrize("error", [KeyError("token"), RuntimeError("closed"), RecursionError()])
+def test_a_thread_that_cannot_renew_ends_the_run_with_a_message(tmp_path: Path, error: Exception):
+    """Whatever the storage raises, also what no one thought of."""
+
+    class Failing(Storage):
+        fails = False
+
+        def open_ranges(self, uri: str):
+            if self.fails:
+                raise error
+            return super().open_ranges(uri)
+
+    storage = Failing()
+    with leased(str(tmp_path), storage, console()) as mine:
+        mine.check()
+        storage.fails = True
+        deadline = time.monotonic() + 300
+        while mine.failure is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        storage.fails = False
+        with pytest.raises(ResourceError, match=rf"cannot be renewed \({type(error).__name__}"):
+            mine.check()
+
+
+@pytest.mark.parametrize("content", ["[]", "7", "{", "[" * 100_000, '{"pid": "x"}', '{"token": 3}'])
+def test_a_lease_of_another_form(tmp_path: Path, monkeypatch, content: str):
+    """It is no driver's: the run goes on, or says whose it became."""
+    monkeypatch.setattr(lease, "LOST_SECONDS", 0.0)
+    (tmp_path / "lease.json").write_text(content)
+    with leased(str(tmp_path), Storage(), console()) as mine:
+        mine.check()
+
+
+def test_two_containers_of_one_machine_do_not_take_each_other_for_dead(tmp_path: Path):
+    """Both drivers have the process id 1, and the name of the machine that they share."""
+    with leased(str(tmp_path), Storage(), console()):
+        content = json.loads((tmp_path / "lease.json").read_text())
+    left_by(tmp_path, **content | {"pid_namespace": "boot 4026531836", "token": "x"})
+    output = console()
+    with leased(str(tmp_path), Storage(), output):
+        pass
+    assert "waiting to see whether it renews its lease" in output.file.getvalue()

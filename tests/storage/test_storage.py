@@ -314,3 +314,53 @@ def test_an_unknown_protocol():
 )
 def test_secrets_of_a_url_are_not_shown(uri, safe):
     assert redact_uri(uri) == safe
+
+
+# Writing to a local disk
+
+
+def test_writers_with_one_process_id_do_not_share_a_temporary_file(tmp_path, monkeypatch):
+    """As in two containers, where the first process has the number 1."""
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    names, replace = [], os.replace
+
+    def interrupted(pending: str, path: str) -> None:
+        names.append(pending)
+        if len(names) == 1:  # another container writes the same object meanwhile
+            Storage().write_bytes(path, b"other")
+        replace(pending, path)
+
+    monkeypatch.setattr("os.replace", interrupted)
+    Storage().write_bytes(f"{tmp_path}/a.json", b"mine")
+    assert len(set(names)) == 2
+    assert (tmp_path / "a.json").read_bytes() == b"mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("target", ["file", "folder", "nothing", "pipe"])
+def test_a_planted_link_or_file_is_not_written_through(tmp_path, monkeypatch, target: str):
+    """Names are random; one that was guessed all the same is refused."""
+    victim = tmp_path / "victim"
+    if target == "file":
+        victim.write_text("precious")
+    elif target == "folder":
+        victim.mkdir()
+    elif target == "pipe":
+        os.mkfifo(victim)
+    monkeypatch.setattr("uuid.uuid4", lambda: type("Guessed", (), {"hex": "0"}))
+    (tmp_path / "out").mkdir()
+    planted = tmp_path / "out" / ".a.json.pending-0"
+    planted.symlink_to(victim)
+    with pytest.raises(StorageError, match="File exists"):
+        Storage().write_bytes(f"{tmp_path}/out/a.json", b"mine")
+    assert target != "file" or victim.read_text() == "precious"
+    assert target != "nothing" or not victim.exists()
+    assert not (tmp_path / "out" / "a.json").exists()
+
+
+def test_a_link_in_the_place_of_an_object_is_replaced(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "a.json").symlink_to(tmp_path / "victim")
+    Storage().write_bytes(f"{tmp_path}/a.json", b"mine")
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert (tmp_path / "a.json").read_bytes() == b"mine"
