@@ -221,9 +221,8 @@ def check_rows(table: pa.Table, schema: pa.Schema, uri: str) -> None:
             continue
         found = table[field.name]
         is_wrong = not _fit(found.type, field.type)
-        if not field.nullable:  # ids and the status; other numbers may have been narrower
-            is_text = pa.types.is_string(field.type)
-            is_wrong |= found.null_count > 0 or (is_text and found.type != field.type)
+        if pa.types.is_string(field.type) and not field.nullable:  # ids and the status
+            is_wrong |= found.null_count > 0 or found.type != field.type
         if is_wrong:
             raise StorageError(
                 f"{redact_uri(uri)} is not a file of the table: its column {field.name} is "
