@@ -53,7 +53,9 @@ def read_plan(context: JobContext, items: Sequence[MediaItem]) -> pa.Table:
         plan = plan.cast(UNIT)
         plan.validate(full=True)
         is_finite = pc.is_finite(plan["predicted_cost"])
-        if not pc.all(pc.and_(is_finite, pc.greater_equal(plan["predicted_cost"], 0.0))).as_py():
+        if not pc.all(
+            pc.and_(is_finite, pc.greater_equal(plan["predicted_cost"], pa.scalar(0.0)))
+        ).as_py():
             raise ValueError("a predicted_cost is not a number from 0")
         if pc.count_distinct(plan["unit_id"]).as_py() < plan.num_rows:
             raise ValueError("it has a unit twice")

@@ -21,6 +21,7 @@ from pipeline.output.table import (
     FILE_NAME,
     check_rows,
     file_name,
+    ids_in,
     level_of,
     read_files,
     with_file_column,
@@ -206,9 +207,9 @@ def join_listing(output: str, storage: Storage) -> int:
             newest[row["media_id"]].clear()
     kept = [row for _, of_recipes in sorted(newest.items()) for row in of_recipes.values()]
     num_removed = 0
-    for recipe_id in pc.unique(rows["recipe_id"]).to_pylist():
+    for recipe_id in sorted(set(ids_in(rows, "recipe_id"))):
         read = rows.filter(pc.equal(rows["recipe_id"], pa.scalar(recipe_id)))
-        old = pc.unique(read["file"]).to_pylist()
+        old = sorted(set(ids_in(read, "file")))
         some = [row for row in kept if row["recipe_id"] == recipe_id]
         if len(old) == 1 and len(some) == read.num_rows:
             continue

@@ -229,11 +229,12 @@ def check_rows(table: pa.Table, schema: pa.Schema, uri: str) -> None:
                 f"{found.type} with {found.null_count} nulls, not {field.type}; move it away"
             )
         if field.name == "status":
-            known = pa.array([UnitStatus.OK, UnitStatus.PARTIAL, UnitStatus.FAILED], pa.string())
-            if not pc.all(pc.is_in(found, known), min_count=0).as_py():
+            known = [UnitStatus.OK, UnitStatus.PARTIAL, UnitStatus.FAILED]
+            is_known = pc.is_in(found, pa.array(known, pa.string()))
+            if not pc.all(is_known, min_count=0).as_py():
                 raise StorageError(
                     f"{redact_uri(uri)} is not a file of the table: it has a status that is none "
-                    f"of {', '.join(known.to_pylist())}; move it away"
+                    f"of {', '.join(known)}; move it away"
                 )
 
 
