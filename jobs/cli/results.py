@@ -22,8 +22,14 @@ EXPORTS = (
 
 _selection_options = together(
     click.argument("annotations", metavar="RUN|OUTPUT"),
-    click.option("--recipe", "recipe_id", help="Recipe id of the rows; default: the newest run's."),
-    click.option("--run", "run_id", metavar="RUN_ID", help="Use the recipe of this run."),
+    click.option(
+        "--recipe",
+        "recipe_id",
+        help="Only rows with this recipe id; default: those of the newest run.",
+    ),
+    click.option(
+        "--run", "run_id", metavar="RUN_ID", help="The rows of this run, whichever run wrote them."
+    ),
     click.option(
         "--media-root",
         "media_roots",

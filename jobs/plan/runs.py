@@ -17,7 +17,7 @@ from typing import Any
 from jobs.cost.calibration import read_calibration
 from jobs.cost.rates import Rates
 from pipeline.output.rows import RunKey
-from pipeline.plan.recipe import differences, recipe_id
+from pipeline.plan.recipe import RecipeIds, differences, recipe_id, recipe_ids
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.parquet import write_json
 from pipeline.storage.storage import Storage, join
@@ -64,9 +64,12 @@ class Run:
     @property
     def key(self) -> RunKey:
         """The ids that the run's rows and files carry."""
-        return RunKey(
-            run_id=self.run_id, recipe_id=self.fingerprint["recipe"], run_date=self.run_date
-        )
+        return RunKey(run_id=self.run_id, recipe_ids=self.recipe_ids, run_date=self.run_date)
+
+    @property
+    def recipe_ids(self) -> RecipeIds:
+        """The recipe ids of the run's rows."""
+        return recipe_ids(self.recipe)
 
     def folder(self, output: str) -> str:
         """The run's folder."""
@@ -79,6 +82,7 @@ class Run:
             StorageError: the output cannot be written.
         """
         content = dataclasses.asdict(self) | {
+            "recipe_ids": self.recipe_ids._asdict(),  # for readers of the table
             "job": redact_uris(job.public_dict()),
             "versions": _versions() | {"code": code_digest(), "python": platform.python_version()},
         }

@@ -31,18 +31,18 @@ def read_listed(output: str, storage: Storage) -> list[Row]:
     Raises:
         StorageError: the storage refused or failed.
     """
-    table = read_files(join(output, "listing"), "*", storage, LISTING.names, LISTING)
+    table = read_files(join(output, "listing"), None, storage, LISTING.names, LISTING)
     return sorted(table.to_pylist(), key=lambda row: row["listed_at"])
 
 
-def listed_under(listed: Sequence[Row], recipe_id: str) -> dict[str, Row]:
+def listed_under(listed: Sequence[Row], recipe_ids: Collection[str]) -> dict[str, Row]:
     """Return the newest row of each name, by media_id.
 
     Rows of other recipes count only where they say that the media are gone, or there again.
 
     listed: in order of time.
     """
-    own = {row["media_id"]: row for row in listed if row["recipe_id"] == recipe_id}
+    own = {row["media_id"]: row for row in listed if row["recipe_id"] in recipe_ids}
     found = {media_id: row for media_id, row in own.items() if not row["is_gone"]}
     last = {row["media_id"]: row for row in listed}
     return found | {media_id: row for media_id, row in last.items() if row["is_gone"]}
@@ -66,7 +66,8 @@ def latest_rows(
 ) -> list[Row]:
     """Return the best row of each unit, of each name only those of its newest content.
 
-    rows: of one recipe. listed: as ``listed_under`` returns it. created: when a run was created.
+    rows: of one run's recipes. listed: as ``listed_under`` returns it. created: when a run was
+        created.
 
     A row of another name with the same content is copied, with a ``unit_id`` of its own and the
     column ``copied_from``.

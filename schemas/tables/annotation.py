@@ -80,8 +80,8 @@ def annotation_schema(task_columns: "list[pa.Field[Any]]") -> pa.Schema:
             described(
                 "recipe_id",
                 pa.string(),
-                "hash of everything that determines the answers; (unit_id, recipe_id) is the "
-                "table's key",
+                "hash of the settings that determine the answers to media of this kind; "
+                "(unit_id, recipe_id) is the table's key",
                 nullable=False,
             ),
             unit["uri"],

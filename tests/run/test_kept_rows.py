@@ -115,7 +115,7 @@ def commit(context: JobContext, *units: Unit) -> None:
 
 
 def rows(context: JobContext) -> list[tuple[str, str]]:
-    found = read_committed(context.job.output, context.run.key.recipe_id, context.storage)
+    found = read_committed(context.job.output, context.run.recipe_ids, context.storage)
     return sorted((row["unit_id"], row["status"]) for row in found.to_pylist())
 
 
