@@ -25,11 +25,9 @@ _selection_options = together(
     click.option(
         "--recipe",
         "recipe_id",
-        help="Only rows with this recipe id; default: those of the newest run.",
+        help="Rows of this recipe; default: the newest run's.",
     ),
-    click.option(
-        "--run", "run_id", metavar="RUN_ID", help="The rows of this run, whichever run wrote them."
-    ),
+    click.option("--run", "run_id", metavar="RUN_ID", help="Rows of this run's recipes."),
     click.option(
         "--media-root",
         "media_roots",

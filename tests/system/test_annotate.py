@@ -180,7 +180,7 @@ def test_another_rate_of_frames_asks_no_image_again(
     media = tmp_path / "media"
     media.mkdir()
     shutil.copy(archive / "images" / "scene-0.jpg", media)
-    shutil.copy(archive / "videos" / "count.mp4", media)
+    shutil.copy(archive / "clips" / "h265.mp4", media)
     output = tmp_path / "out"
 
     def run(fps: float) -> tuple[Run, str]:
@@ -195,13 +195,14 @@ def test_another_rate_of_frames_asks_no_image_again(
     assert (first.counts["units"], second.counts["units"]) == (2, 1)
     written = {(Path(row["uri"]).suffix, row["run_id"]) for row in rows_of(output)}
     assert written == {(".jpg", first.run_id), (".mp4", first.run_id), (".mp4", second.run_id)}
-    for run_id, fps in ((first.run_id, 1.0), (second.run_id, 2.0), (None, 2.0)):
-        image, video = read(output, run_id=run_id).to_arrow().to_pylist()
-        assert (image["run_id"], video["sampling"]["sample_fps"]) == (first.run_id, fps)
+    for asked, video_run in ((first.run_id,) * 2, (second.run_id,) * 2, (None, second.run_id)):
+        rows = read(output, run_id=asked).to_arrow().to_pylist()
+        found = {Path(row["uri"]).suffix: row["run_id"] for row in rows}
+        assert found == {".jpg": first.run_id, ".mp4": video_run}
     latest = duckdb.connect()
     latest.execute((output / "latest.sql").read_text())
-    found = latest.sql("SELECT run_id FROM latest ORDER BY uri").fetchall()
-    assert found == [(first.run_id,), (second.run_id,)]
+    by_type = latest.sql("SELECT media.media_type, run_id FROM latest").fetchall()
+    assert dict(by_type) == {"image": first.run_id, "video": second.run_id}
 
 
 def test_the_readmes_questions_in_sql(annotated):
