@@ -88,15 +88,24 @@ def latest_rows(
         if mark is None or (newest is not None and _time(newest) > mark["listed_at"]):
             content = _content(newest) if newest else None
             same = [row for row in known if _content(row) == content]
-            latest += [row for row in same if _is_read(row)] or same
+            latest += _newest_questions([row for row in same if _is_read(row)] or same)
         elif not mark["is_gone"]:
             answers = [
                 row
                 for row in by_media.get(mark["answers_of"], [])
                 if _content(row) == mark["content_version"]
             ]
-            latest += [_copy(row, mark) for row in answers]
+            latest += [_copy(row, mark) for row in _newest_questions(answers)]
     return latest
+
+
+def _newest_questions(rows: list[Row]) -> list[Row]:
+    """Of several rows about one time span of one content, the newest; all about conversations."""
+    newest: dict[Any, Row] = {}
+    for row in sorted(rows, key=_time):
+        span = row.get("sampling")
+        newest[(span["start_seconds"], span["end_seconds"]) if span else row["unit_id"]] = row
+    return list(newest.values())
 
 
 def _copy(row: Row, mark: Row) -> Row:

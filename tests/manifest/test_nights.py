@@ -18,7 +18,7 @@ from pipeline.storage.protocols import uri_of_path
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError, StorageError
 from schemas.job.job import Input
-from schemas.tables.manifest import default_media_id
+from schemas.tables.manifest import MediaItem, default_media_id
 from tests.support.annotation_rows import row as any_row
 from tests.support.nights import PREFIX, Archive, etag, media_id
 from tests.support.run_key import run_key
@@ -222,6 +222,23 @@ def test_two_jobs_on_one_output_write_no_row_for_what_did_not_change(archive: Ar
             archive.night(recipe)
     assert [archive.night(r).listing.num_rows for r in ("captions", "texts")] == [0, 0]
     check(archive, "texts")
+
+
+def test_another_question_about_a_span_replaces_the_earlier_one(archive: Archive):
+    """As a changed column `tasks` of a manifest asks it; the earlier row stays in the table."""
+    archive.bucket.names = {"x.mp4": "A", "y.jpg": "B"}
+    archive.night()
+    for name in archive.bucket.names:
+        item = MediaItem(media_id=media_id(name), uri=f"{PREFIX}/{name}",
+                         content_version=etag(archive.bucket.names[name]))  # fmt: skip
+        row, *_ = archive.answers(item, "abc")
+        row |= {"unit_id": f"other {name}", "caption": "another question"}
+        archive.commit([row], run_key("r9", "abc", "2026-01-01"))
+    expected = {"x.mp4": ["another question"] + ["abc: A"] * 2, "y.jpg": ["another question"]}
+    assert archive.latest() == expected
+    assert {k: sorted(v) for k, v in captions(archive, "abc").items()} == {
+        k: sorted(v) for k, v in expected.items()
+    }
 
 
 def statuses(archive: Archive) -> list[tuple]:
