@@ -134,11 +134,11 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
 
     from pipeline.output.rows import ANNOTATION, RunKey, annotation_row
     from pipeline.output.table import file_name
-    from pipeline.plan.recipe import RecipeIds
     from pipeline.stages import graph as build
     from pipeline.stages.commit import COMMITTED
     from pipeline.storage.parquet import write_parquet
     from pipeline.storage.storage import Storage
+    from schemas.tables.annotation import RecipeIds
     from schemas.tables.columns import from_table
     from schemas.tables.manifest import MediaItem
     from schemas.tables.unit import ANSWERED, PREPARED, UNIT, AnsweredUnit

@@ -21,10 +21,10 @@ sys.path[:0] = [str(ROOT)]
 from benchmarks.common import call, is_child, parser  # noqa: E402
 from pipeline.manifest.existing import ExistingMedia  # noqa: E402
 from pipeline.output.rows import ANNOTATION  # noqa: E402
-from pipeline.plan.recipe import RecipeIds  # noqa: E402
 from pipeline.storage.ids import digest  # noqa: E402
 from pipeline.storage.parquet import write_parquet  # noqa: E402
 from pipeline.storage.storage import Storage  # noqa: E402
+from schemas.tables.annotation import RecipeIds  # noqa: E402
 from schemas.tables.manifest import MediaItem  # noqa: E402
 
 ROWS_PER_FILE = 100_000

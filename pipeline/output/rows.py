@@ -7,12 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.plan.recipe import RecipeIds
 from pipeline.storage.errors import redact_uri
 from pipeline.tasks.columns import column_of
 from pipeline.tasks.parse import Answer, parse_raw
 from pipeline.tasks.registry import TASKS
-from schemas.tables.annotation import annotation_schema
+from schemas.tables.annotation import RecipeIds, annotation_schema
 from schemas.tables.columns import to_row
 from schemas.tables.item import item_schema
 from schemas.tables.unit import AnsweredUnit, RawAnswer, UnitStatus

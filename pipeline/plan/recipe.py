@@ -5,11 +5,12 @@ A row's recipe id is the hash of what concerns it: another ``sampling.fps`` asks
 
 import hashlib
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.model.prompter import PAIR_LAYOUT
 from pipeline.tasks.registry import TASKS
 from schemas.job.job import Job
+from schemas.tables.annotation import RecipeIds
 
 
 def recipe(job: Job, model_identity: str) -> dict[str, Any]:
@@ -82,18 +83,6 @@ def recipe_id(recipe: dict[str, Any]) -> str:
     """Hash of a recipe, 16 hexadecimal digits."""
     canonical = json.dumps(recipe, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-class RecipeIds(NamedTuple):
-    """The recipe ids of a run's rows, by what a row is about.
-
-    image, video: rows of one image or video; a row of media that could not be read has that of
-        videos. messages: rows of conversations, which may hold both.
-    """
-
-    image: str
-    video: str
-    messages: str
 
 
 def recipe_ids(recipe: dict[str, Any]) -> RecipeIds:

@@ -1,6 +1,6 @@
 """The output table: one row for each unit, also for failed ones."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -63,6 +63,18 @@ TIMINGS = pa.struct(
 )
 
 _SEEN = pa.struct([PART.field(name) for name in ("uri", "media", "sampling")])
+
+
+class RecipeIds(NamedTuple):
+    """The recipe ids of a run's rows, by what a row is about.
+
+    image, video: rows of one image or video; a row of media that could not be read has that of
+        videos. messages: rows of conversations, which may hold both.
+    """
+
+    image: str
+    video: str
+    messages: str
 
 
 def annotation_schema(task_columns: "list[pa.Field[Any]]") -> pa.Schema:

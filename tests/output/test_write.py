@@ -123,8 +123,8 @@ def test_writing_the_same_units_again_is_the_same_file(tmp_path: Path):
 def test_what_is_committed_is_counted_from_the_files(tmp_path: Path):
     commit_rows(rows("a", "b"), str(tmp_path), KEY, Storage())
     commit_rows(rows("c"), str(tmp_path), KEY, Storage())
-    other = run_key("test-20261122-abc", "r2")
-    commit_rows(rows("z"), str(tmp_path), other, Storage())
+    (other,) = rows("z")
+    commit_rows([other | {"recipe_id": "r2"}], str(tmp_path), KEY, Storage())
     found = read_committed(str(tmp_path), ["r1"], Storage())
     assert sorted(found["unit_id"].to_pylist()) == ["a", "b", "c"]
     assert set(found["status"].to_pylist()) == {"ok"}

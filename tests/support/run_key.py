@@ -1,7 +1,7 @@
 """The key of a run, with recipe ids of the test's own."""
 
 from pipeline.output.rows import RunKey
-from pipeline.plan.recipe import RecipeIds
+from schemas.tables.annotation import RecipeIds
 
 
 def run_key(run_id: str, recipe_id: str = "r1", run_date: str = "2026-11-22") -> RunKey:
