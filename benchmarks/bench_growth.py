@@ -138,6 +138,7 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
     from pipeline.stages.commit import COMMITTED
     from pipeline.storage.parquet import write_parquet
     from pipeline.storage.storage import Storage
+    from schemas.tables.annotation import RecipeIds
     from schemas.tables.columns import from_table
     from schemas.tables.manifest import MediaItem
     from schemas.tables.unit import ANSWERED, PREPARED, UNIT, AnsweredUnit
@@ -150,7 +151,7 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
         answered = build.Generate(job, deaths, code, 1.0)(prepared)
     (unit,) = from_table(answered, AnsweredUnit)
     questions = {question.name: question for question in job.questions()}
-    key = RunKey(run_id="none", recipe_id="none", run_date="none")
+    key = RunKey(run_id="none", recipe_ids=RecipeIds("none", "none", "none"), run_date="none")
     row = pa.Table.from_pylist([annotation_row(unit, questions, key)], schema=ANNOTATION)
 
     def copies(one: pa.Table, schema: pa.Schema, **columns) -> pa.Table:
@@ -189,10 +190,10 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
 
         def __call__(self, batch: pa.Table) -> pa.Table:
             ids, n = batch["unit_id"].to_pylist(), batch.num_rows
-            names = {"run_id": [self.key.run_id] * n, "recipe_id": [self.key.recipe_id] * n}
+            names = {"run_id": [self.key.run_id] * n, "recipe_id": [self.key.recipe_ids.video] * n}
             table = copies(row, ANNOTATION, **ids_of(batch), **names)
             place = f"{self.job.output}/annotations/run_date={self.key.run_date}/"
-            name = file_name(self.key.run_id, self.key.recipe_id)
+            name = file_name(self.key.run_id, self.key.recipe_ids.video)
             write_parquet(table, place + name, self.storage)
             numbers = {f.name: 1 for f in COMMITTED if pa.types.is_primitive(f.type)}
             same = numbers | {"status": "ok", "responses": [], "timings": {"decode_seconds": 0.001}}

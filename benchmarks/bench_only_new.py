@@ -24,6 +24,7 @@ from pipeline.output.rows import ANNOTATION  # noqa: E402
 from pipeline.storage.ids import digest  # noqa: E402
 from pipeline.storage.parquet import write_parquet  # noqa: E402
 from pipeline.storage.storage import Storage  # noqa: E402
+from schemas.tables.annotation import RecipeIds  # noqa: E402
 from schemas.tables.manifest import MediaItem  # noqa: E402
 
 ROWS_PER_FILE = 100_000
@@ -70,7 +71,7 @@ def ask(folder: str, num_rows: str) -> str:
     rows = int(num_rows)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     started = time.perf_counter()
-    with ExistingMedia(folder, "abc", Storage()) as known:
+    with ExistingMedia(folder, RecipeIds("abc", "abc", "abc"), Storage()) as known:
         opened = time.perf_counter() - started
         new = 0
         for start in range(0, rows, BATCH):

@@ -23,6 +23,7 @@ from pipeline.storage.storage import Storage
 from pipeline.workers.code_version import code_digest
 from schemas.job.generation import Generation
 from schemas.job.job import check_job
+from schemas.tables.annotation import RecipeIds
 from schemas.tables.manifest import MediaItem
 from schemas.tables.unit import AnsweredUnit, PreparedUnit, RawAnswer
 
@@ -71,7 +72,9 @@ def annotate(files: Sequence[str], engine: Engine) -> list[dict[str, Any]]:
     units = Planner(job, 4096, storage).plan(items)
     prepare = Prepare(job, storage, code_digest())
     answered = engine.generate([prepare.prepare(unit) for unit in units])
-    key = RunKey(run_id="example", recipe_id="example", run_date=time.strftime("%Y-%m-%d"))
+    recipes = RecipeIds(image="images", video="videos", messages="messages")
+    today = time.strftime("%Y-%m-%d")
+    key = RunKey(run_id="example", recipe_ids=recipes, run_date=today)
     questions = {question.name: question for question in job.questions()}
     return [annotation_row(unit, questions, key) for unit in answered]
 

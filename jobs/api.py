@@ -29,13 +29,13 @@ StorageOptions = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """The rows of one recipe, one for each unit. docs/output-schema.md has their columns.
+    """The rows of one run's recipes, one for each unit. docs/output-schema.md has their columns.
 
-    run_ids: the runs that wrote them.
+    recipe_ids: of the rows. run_ids: the runs that wrote them.
     """
 
     table: pa.Table
-    recipe_id: str
+    recipe_ids: list[str]
     run_ids: list[str]
 
     def __len__(self) -> int:
@@ -84,8 +84,7 @@ def annotate(
 
     checked = _job(job, overrides)
     finished = command.run(checked, Console(quiet=not progress))
-    recipe_id = finished.fingerprint["recipe"]
-    return read(checked.output, recipe_id=recipe_id, storage_options=checked.storage_options)
+    return read(checked.output, run_id=finished.run_id, storage_options=checked.storage_options)
 
 
 def read(
@@ -97,7 +96,7 @@ def read(
 ) -> Results:
     """Read results: an output folder, a run's folder in it, or a Parquet file.
 
-    recipe_id, run_id: the recipe, or a run that has it; default: the recipe of the newest run.
+    recipe_id, run_id: one recipe, or a run whose recipes are meant; default: the newest run.
 
     Raises:
         UserError: there is no such table, recipe or run.
@@ -110,7 +109,7 @@ def read(
     )
     schema = table_schema(found.named.values()).append(COPIED_FROM)
     table = pa.Table.from_pylist(rows, schema=schema)
-    return Results(table=table, recipe_id=found.recipe_id, run_ids=found.run_ids)
+    return Results(table=table, recipe_ids=found.recipe_ids, run_ids=found.run_ids)
 
 
 def _job(job: JobLike, overrides: Mapping[str, Any] | None) -> Job:

@@ -22,8 +22,12 @@ EXPORTS = (
 
 _selection_options = together(
     click.argument("annotations", metavar="RUN|OUTPUT"),
-    click.option("--recipe", "recipe_id", help="Recipe id of the rows; default: the newest run's."),
-    click.option("--run", "run_id", metavar="RUN_ID", help="Use the recipe of this run."),
+    click.option(
+        "--recipe",
+        "recipe_id",
+        help="Rows of this recipe; default: the newest run's.",
+    ),
+    click.option("--run", "run_id", metavar="RUN_ID", help="Rows of this run's recipes."),
     click.option(
         "--media-root",
         "media_roots",

@@ -41,7 +41,7 @@ def run(folder: Path, console: Console) -> None:
     )
     finished = annotate.run(job, console)
     rows = ds.dataset(output / "annotations", partitioning="hive").to_table(
-        filter=ds.field("recipe_id") == finished.fingerprint["recipe"]
+        filter=ds.field("recipe_id").isin(list(finished.recipe_ids))
     )
     print_rows(rows, archive, console)
     console.print(Text(f"The table: {output / 'annotations'}"), soft_wrap=True)

@@ -120,18 +120,18 @@ def evaluate(
         if task not in gold.tasks:
             raise UserError(f"{names[1]} does not judge {task}, only {', '.join(gold.tasks)}")
         if task not in answered:
-            raise UserError(f"recipe {table.recipe_id} has no task {task}")
+            raise UserError(f"the rows have no answers of the task {task}")
     chosen = [task for task in gold.tasks if task in answered and (not tasks or task in tasks)]
     if not chosen:
         raise UserError(
-            f"gold judges {', '.join(gold.tasks)}; recipe {table.recipe_id} has none of them"
+            f"gold judges {', '.join(gold.tasks)}; the rows have answers of none of them"
         )
     labels = labels_of(pairs, by, gold.columns)
     num_judged = len({pair.row["unit_id"] for pair in pairs if pair.row})
     return Report(
         annotations=names[0],
         gold=names[1],
-        recipe_id=table.recipe_id,
+        recipe_ids=table.recipe_ids,
         run_ids=table.run_ids,
         chosen=table.chosen,
         counts={

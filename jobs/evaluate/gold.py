@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,12 +74,7 @@ def read_gold(uri: str, storage: Storage, metrics: Mapping[str, Metric] = METRIC
             f"{', '.join(rows.columns) or 'none'}; name gold's columns as the table's: "
             f"{', '.join(metrics)}"
         )
-    recipes = {row["recipe_id"] for row in rows.values if row.get("recipe_id")}
-    if len(recipes) > 1:
-        raise UserError(
-            f"{redact_uri(uri)} has rows of {len(recipes)} recipes, but gold has one answer for "
-            "each unit: write the rows of one recipe to a file"
-        )
+    _check_recipes(rows.values, redact_uri(uri))
     judging: list[GoldRow] = []
     problems = Problems(redact_uri(uri))
     for place, row in zip(rows.places, rows.values, strict=True):
@@ -102,6 +97,18 @@ def read_gold(uri: str, storage: Storage, metrics: Mapping[str, Metric] = METRIC
         columns=columns,
         metrics=metrics,
     )
+
+
+def _check_recipes(rows: Iterable[Mapping[str, Any]], name: str) -> None:
+    """Refuse a table with rows of several recipes about one unit."""
+    recipe_of: dict[str, str] = {}
+    for row in rows:
+        unit, recipe = row.get("unit_id") or row.get("media_id"), row.get("recipe_id")
+        if isinstance(unit, str) and recipe and recipe_of.setdefault(unit, recipe) != recipe:
+            raise UserError(
+                f"{name} has rows of several recipes about the unit {unit}, but gold has one "
+                "answer for each unit: write the rows of one run to a file"
+            )
 
 
 def _read(uri: str, storage: Storage) -> tuple[Rows, str]:

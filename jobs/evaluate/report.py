@@ -76,7 +76,7 @@ class Report:
 
     annotations: str
     gold: str
-    recipe_id: str
+    recipe_ids: list[str]
     run_ids: list[str]
     chosen: str | None
     counts: dict[str, int]
@@ -123,7 +123,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "annotations": report.annotations,
         "gold": report.gold,
-        "recipe_id": report.recipe_id,
+        "recipe_ids": report.recipe_ids,
         "run_ids": report.run_ids,
         "versions": report.versions,
         "counts": report.counts,
@@ -185,12 +185,12 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     if num_superseded := counts["annotation_rows_superseded"]:
         left_out.append(f"replaced by later ones of the same media: {num_superseded:,}")
     facts = [
-        ("recipe", ", ".join(filter(None, [report.recipe_id, report.chosen]))),
+        ("recipe", ", ".join(filter(None, [*report.recipe_ids, report.chosen]))),
         ("gold", ", ".join(gold)),
         ("left out", ", ".join(left_out)),
     ]
     if report.not_asked:
-        facts.append(("not asked", f"{', '.join(report.not_asked)}: in gold, not in the recipe"))
+        facts.append(("not asked", f"{', '.join(report.not_asked)}: in gold, not in the rows"))
     if num_timeless := counts["gold_boxes_without_time"]:
         facts.append(("no time", f"{num_timeless:,} of gold's boxes in videos have no pts_seconds"))
     return facts

@@ -46,7 +46,7 @@ def coco(source: Source) -> Files:
     if not images:
         return
     content = {
-        "info": {"description": "Reelscribe annotations", "recipe_id": source.recipe_id},
+        "info": {"description": "Reelscribe annotations", "recipe_ids": source.recipe_ids},
         "images": images,
         "annotations": annotations,
         "categories": [{"id": k, "name": name} for name, k in categories.items()],

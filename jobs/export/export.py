@@ -51,7 +51,7 @@ _MAX_REASONS = 5
 
 
 def run(selection: Selection, form: str, output: str, storage: Storage, console: Console) -> None:
-    """Write the rows of a recipe to a folder, in one of ``FORMATS``.
+    """Write the rows of a run's recipes to a folder, in one of ``FORMATS``.
 
     Raises:
         UserError: there is no such table, recipe or run, the folder is not empty, or no row has
@@ -67,7 +67,7 @@ def run(selection: Selection, form: str, output: str, storage: Storage, console:
     )
     source = Source(
         rows=rows,
-        recipe_id=table.recipe_id,
+        recipe_ids=table.recipe_ids,
         planned=planned_sources(selection, table.run_ids, storage),
         storage=storage,
         labels=requested_labels(output_and_run(selection.uri)[0], table.run_ids, storage),

@@ -29,7 +29,7 @@ class Source:
     """
 
     rows: list[Row]
-    recipe_id: str
+    recipe_ids: list[str]
     planned: dict[str, dict[str, Any]]
     storage: Storage
     labels: Sequence[str] = ()
@@ -61,8 +61,9 @@ def draws_boxes(task: Task) -> bool:
 def requested_labels(output: str, run_ids: Collection[str], storage: Storage) -> list[str]:
     """Return the labels of boxes that the runs' job asked for, in its order; empty if unknown.
 
-    All runs of a recipe asked for the same: labels are in the prompts.
+    Those of the newest run come first.
     """
+    found: list[tuple[str, list[str]]] = []
     for run_id in run_ids:
         try:
             content = read_run_file(output, run_id, storage)
@@ -70,7 +71,8 @@ def requested_labels(output: str, run_ids: Collection[str], storage: Storage) ->
             labels = [label for task in tasks for label in task["labels"]]
             if not all(isinstance(label, str) for label in labels):
                 continue
+            found.append((str(content["created_at"]), labels))
         except (FileNotFoundError, StorageError, KeyError, TypeError):
             continue
-        return list(dict.fromkeys(labels))
-    return []
+    found.sort(key=lambda run: run[0], reverse=True)
+    return list(dict.fromkeys(label for _, labels in found for label in labels))

@@ -31,12 +31,12 @@ def record_listing(
 
 
 def existing_media(context: JobContext) -> ExistingMedia:
-    """Open the media that the table has under the run's recipe.
+    """Open the media that the table has under the run's recipes.
 
     Raises:
         StorageError: the storage refused or failed.
     """
-    return ExistingMedia(context.job.output, context.run.key.recipe_id, context.storage)
+    return ExistingMedia(context.job.output, context.run.key.recipe_ids, context.storage)
 
 
 def record_done_media(

@@ -18,7 +18,7 @@ from pipeline.model.checkpoint import Checkpoint, inspect_checkpoint, with_gener
 from pipeline.model.prompter import Prompter
 from pipeline.output.rows import schema_of_questions
 from pipeline.output.table import check_columns
-from pipeline.plan.recipe import recipe, recipe_id
+from pipeline.plan.recipe import recipe, recipe_ids
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError
 from schemas.job.job import Job
@@ -74,7 +74,7 @@ def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
     job_recipe = recipe(job, checkpoint.identity)
     with waiting_for("the list of media", str(job.input.manifest or job.input.scan)):
         selection = select(
-            job.input, storage, lambda: ExistingMedia(job.output, recipe_id(job_recipe), storage)
+            job.input, storage, lambda: ExistingMedia(job.output, recipe_ids(job_recipe), storage)
         )
     _check_tasks(job, selection.items)
     with waiting_for("the runs in the output", job.output):

@@ -20,14 +20,14 @@ from jobs.cost.calibration import read_calibration
 from jobs.cost.rates import Rates
 from pipeline.output.rows import RunKey
 from pipeline.output.run_file import is_run_id, not_a_run_file, read_run_file, run_folder
-from pipeline.plan.recipe import differences, recipe_id
+from pipeline.plan.recipe import differences, recipe_id, recipe_ids
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.parquet import write_json
 from pipeline.storage.storage import Storage, join
 from pipeline.workers.code_version import code_digest
 from schemas.errors import JobFileError
 from schemas.job.job import Job
-from schemas.tables.annotation import SCHEMA_VERSION
+from schemas.tables.annotation import SCHEMA_VERSION, RecipeIds
 
 _PACKAGES = ("reelscribe", "ray", "torch", "transformers", "torchcodec", "av", "pillow", "pyarrow")
 
@@ -101,9 +101,12 @@ class Run:
     @property
     def key(self) -> RunKey:
         """The ids that the run's rows and files carry."""
-        return RunKey(
-            run_id=self.run_id, recipe_id=self.fingerprint["recipe"], run_date=self.run_date
-        )
+        return RunKey(run_id=self.run_id, recipe_ids=self.recipe_ids, run_date=self.run_date)
+
+    @property
+    def recipe_ids(self) -> RecipeIds:
+        """The recipe ids of the run's rows."""
+        return recipe_ids(self.recipe)
 
     def folder(self, output: str) -> str:
         """The run's folder.
@@ -120,6 +123,7 @@ class Run:
             StorageError: the output cannot be written.
         """
         content = dataclasses.asdict(self) | {
+            "recipe_ids": self.recipe_ids._asdict(),  # for readers of the table
             "job": redact_uris(job.public_dict()),
             "versions": _versions() | {"code": code_digest(), "python": platform.python_version()},
         }
@@ -246,6 +250,10 @@ def _read_run(output: str, run_id: str, storage: Storage) -> Run:
         TypeAdapter(_Parts).validate_python(
             {"fingerprint": run.fingerprint, "counts": run.counts or None}
         )
+        _ = run.recipe_ids  # of a recipe of another form there are none
+    except (TypeError, AttributeError, KeyError) as error:
+        uri = join(run_folder(output, run_id), "run.json")
+        raise not_a_run_file(uri, f"recipe: {error}") from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(map(str, problem["loc"]))

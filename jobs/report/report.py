@@ -105,7 +105,7 @@ def run(selection: Selection, options: ReportOptions, storage: Storage, console:
     units = _units(rows, details, pictures, console)
     runs = [run_values(source, name, storage) for name in table.run_ids]
     created = {run["run_id"]: str(run.get("created_at", "")) for run in runs}
-    items = read_items(source, table.recipe_id, storage)
+    items = read_items(source, table.recipe_ids, storage)
     videos, whole = video_values(rows, items, created, questions)
     pieces = {"units": _pieces(units), "videos": _pieces(whole)}
     if not is_single:
@@ -116,7 +116,7 @@ def run(selection: Selection, options: ReportOptions, storage: Storage, console:
                 storage.write_bytes(join(folder, kind, f"{number:05}.js"), text.encode())
     data = {
         "title": title,
-        "recipe": table.recipe_id,
+        "recipe": ", ".join(table.recipe_ids),
         "runs": runs,
         "units_per_piece": UNITS_PER_PIECE,
         "units": [index_entry(row, scored.get(row["unit_id"]), questions) for row in rows],

@@ -4,7 +4,7 @@ A video has an index entry, for the list, and details, which the page loads when
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
@@ -20,15 +20,15 @@ _EXCERPT_CHARS = 240
 _SEARCHED_CHARS = 2000
 
 
-def read_items(output: str, recipe_id: str, storage: Storage) -> dict[str, list[Row]]:
-    """Read the rows of the table ``items`` of a recipe, by media_id; empty if there are none."""
+def read_items(output: str, recipe_ids: Collection[str], storage: Storage) -> dict[str, list[Row]]:
+    """Read the rows of ``items`` of some recipes, by media_id; empty if there are none."""
     found: dict[str, list[Row]] = defaultdict(list)
     if output.lower().endswith(".parquet"):
         return found
     for file in parquet_files(join(output, "items"), storage):
         table = read_parquet(file, storage)
         if "items_id" in table.column_names:
-            for row in table.filter(pc.field("recipe_id") == recipe_id).to_pylist():
+            for row in table.filter(pc.field("recipe_id").isin(list(recipe_ids))).to_pylist():
                 found[row["media_id"]].append(row)
     return found
 

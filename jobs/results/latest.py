@@ -30,18 +30,18 @@ def read_listed(output: str, storage: Storage) -> list[Row]:
     Raises:
         StorageError: the storage refused or failed.
     """
-    table = read_files(join(output, "listing"), "*", storage, LISTING.names, LISTING)
+    table = read_files(join(output, "listing"), None, storage, LISTING.names, LISTING)
     return sorted(table.to_pylist(), key=lambda row: believed(row["listed_at"]))
 
 
-def listed_under(listed: Sequence[Row], recipe_id: str) -> dict[str, Row]:
+def listed_under(listed: Sequence[Row], recipe_ids: Collection[str]) -> dict[str, Row]:
     """Return the newest row of each name, by media_id.
 
     Rows of other recipes count only where they say that the media are gone, or there again.
 
     listed: in order of time.
     """
-    own = {row["media_id"]: row for row in listed if row["recipe_id"] == recipe_id}
+    own = {row["media_id"]: row for row in listed if row["recipe_id"] in recipe_ids}
     found = {media_id: row for media_id, row in own.items() if not row["is_gone"]}
     last = {row["media_id"]: row for row in listed}
     return found | {media_id: row for media_id, row in last.items() if row["is_gone"]}
@@ -65,7 +65,7 @@ def latest_rows(
 ) -> list[Row]:
     """Return the best row of each unit, of each name only those of its newest content.
 
-    rows: of one recipe, in order of their files. listed: as ``listed_under`` returns it.
+    rows: of one run's recipes, in order of their files. listed: as ``listed_under`` returns it.
     created: when a run was created.
 
     A row of another name with the same content is copied, with a ``unit_id`` of its own and the
@@ -87,15 +87,24 @@ def latest_rows(
         if mark is None or (newest is not None and _time(newest) > believed(mark["listed_at"])):
             content = _content(newest) if newest else None
             same = [row for row in known if _content(row) == content]
-            latest += [row for row in same if _is_read(row)] or same
+            latest += _newest_questions([row for row in same if _is_read(row)] or same)
         elif not mark["is_gone"]:
             answers = [
                 row
                 for row in by_media.get(mark["answers_of"], [])
                 if _content(row) == mark["content_version"]
             ]
-            latest += [_copy(row, mark) for row in answers]
+            latest += [_copy(row, mark) for row in _newest_questions(answers)]
     return latest
+
+
+def _newest_questions(rows: list[Row]) -> list[Row]:
+    """Of several rows about one time span of one content, the newest; all about conversations."""
+    newest: dict[Any, Row] = {}
+    for row in sorted(rows, key=_time):
+        span = row.get("sampling")
+        newest[(span["start_seconds"], span["end_seconds"]) if span else row["unit_id"]] = row
+    return list(newest.values())
 
 
 def _copy(row: Row, mark: Row) -> Row:

@@ -1,9 +1,9 @@
-"""Read an annotation table: one recipe, the best row of each unit, the latest content."""
+"""Read an annotation table: one run's recipes, the best row of each unit, the latest content."""
 
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,15 +15,15 @@ import pyarrow.compute as pc
 
 from jobs.results.latest import latest_rows, listed_under, names_to_read, read_listed
 from jobs.results.media_roots import MediaRoots
+from jobs.results.recipes import choose_recipes, creation_time, run_file_of
 from pipeline.output.rows import ANNOTATION
-from pipeline.output.run_file import read_run_file
 from pipeline.output.table import a_file_of_each_recipe, check_rows, ids_in
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.parquet import read_parquet, read_schema
 from pipeline.storage.storage import Storage, join
 from pipeline.tasks.columns import named_columns, questions_by_name
 from pipeline.tasks.registry import TASKS
-from schemas.errors import StorageError, UserError
+from schemas.errors import UserError
 from schemas.task import Question
 
 Row = dict[str, Any]
@@ -50,8 +50,8 @@ class Selection:
     """Which rows to read.
 
     uri: an output folder, a run's folder in it, an annotations folder, or a Parquet file.
-    recipe_id, run_id: the recipe, or a run whose recipe is meant; with neither, the recipe of the
-        newest run.
+    recipe_id, run_id: one recipe, or a run whose recipes are meant: of images, of videos, and of
+        conversations; with neither, those of the newest run.
     media_roots: where media are now, if they moved since.
     """
 
@@ -63,11 +63,11 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotations:
-    """The rows of one recipe: all of them, or those of some media.
+    """The rows of a run's recipes: all of them, or those of some media.
 
-    run_ids: the runs that wrote rows of the recipe.
-    chosen: why this recipe, if the table has others and the selection names none.
-    num_rows: number of all rows of the recipe, and of the answers that other names share.
+    recipe_ids: of which the table has rows. run_ids: the runs that wrote them.
+    chosen: why these recipes, if the table has others and the selection names none.
+    num_rows: number of all rows of the recipes, and of the answers that other names share.
     num_superseded: number of rows left out, because another row is of the same unit, or of later
         content of the same media, or because the media are gone.
     examples: (media_id, uri) of some media of the table.
@@ -75,7 +75,7 @@ class Annotations:
     """
 
     rows: list[Row]
-    recipe_id: str
+    recipe_ids: list[str]
     run_ids: list[str]
     chosen: str | None
     num_rows: int
@@ -103,7 +103,7 @@ def read_annotations(
     media: tuple[Collection[str], Collection[str]] | None = None,
     judged: Collection[str] = (),
 ) -> Annotations:
-    """Read the rows of one recipe, with all columns.
+    """Read the rows of a run's recipes, with all columns.
 
     media: (media_ids, uris); only the rows of these media are read, and only the columns that a
         comparison with gold needs. judged: further columns that it needs.
@@ -131,16 +131,17 @@ def read_annotations(
         counts.update(part.counts)
     if not counts:
         raise UserError(f"the annotations in {redact_uri(uri)} have no rows yet")
-    created = cache(partial(_creation_time, file=files[0], storage=storage))
-    recipe, chosen = _choose_recipe(counts, selection.recipe_id, run_id, created)
+    run_file = cache(partial(run_file_of, file=files[0], storage=storage))
+    created = cache(lambda run_id: creation_time(run_id, run_file(run_id)))
+    recipes, chosen = choose_recipes(counts, selection.recipe_id, run_id, run_file)
     found = [
         row
         for part in parts
         for row in part.table.filter(
-            pc.equal(part.table["recipe_id"], pa.scalar(recipe))
+            pc.is_in(part.table["recipe_id"], pa.array(recipes, pa.string()))
         ).to_pylist()
     ]
-    rows = latest_rows(found, listed_under(listed, recipe), created)
+    rows = latest_rows(found, listed_under(listed, recipes), created)
     if media is not None:  # without the names that only have the answers of the wanted ones
         ids, uris = map(set, media)
         found, rows = (
@@ -151,16 +152,16 @@ def read_annotations(
     rows = roots.move_rows(rows, must_match=media is None)
     return Annotations(
         rows=rows,
-        recipe_id=recipe,
-        run_ids=sorted(run for run, of in counts if of == recipe),
+        recipe_ids=recipes,
+        run_ids=sorted({run for run, of in counts if of in recipes}),
         chosen=chosen,
-        num_rows=sum(count for (_, of), count in counts.items() if of == recipe) + num_copied,
+        num_rows=sum(count for (_, of), count in counts.items() if of in recipes) + num_copied,
         num_superseded=len(found) - (len(rows) - num_copied),
         examples=[example for part in parts for example in part.examples][:3],
         named={
             field.name: field
             for part in parts
-            if any(of == recipe for _, of in part.counts)
+            if any(of in recipes for _, of in part.counts)
             for field in named_columns(part.table.schema)
         },
     )
@@ -242,53 +243,3 @@ def _read_part(
         counts=Counter({(g["run_id"], g["recipe_id"]): g["count_all"] for g in groups}),
         examples=[(row["media_id"], roots.move(row["uri"])) for row in first],
     )
-
-
-def _creation_time(run_id: str, file: str, storage: Storage) -> str:
-    """Return when a run was created, as text that sorts: from run.json, else the date in its id.
-
-    file: a file of the table, ``<output>/annotations/run_date=.../part-*``.
-    """
-    output = file.rpartition("/annotations/")[0]
-    try:
-        return str(read_run_file(output, run_id, storage)["created_at"])
-    except (FileNotFoundError, StorageError, KeyError):
-        day = re.search(r"-(\d{4})(\d\d)(\d\d)-", run_id)
-        return "-".join(day.groups()) if day else ""
-
-
-def _choose_recipe(
-    counts: Counter[tuple[str, str]],
-    recipe_id: str | None,
-    run_id: str | None,
-    created: Callable[[str], str],
-) -> tuple[str, str | None]:
-    """Return the recipe; and why this one, if others exist and none was selected."""
-    recipe_of = dict(counts.keys())
-    recipes = sorted(set(recipe_of.values()))
-    if run_id is not None and run_id not in recipe_of:
-        raise UserError(f"no row is of run {run_id!r}; the runs are {_brief(sorted(recipe_of))}")
-    if recipe_id is not None and recipe_id not in recipes:
-        raise UserError(f"no row is of recipe {recipe_id!r}; the recipes are {_brief(recipes)}")
-    if run_id is not None:
-        if recipe_id not in (None, recipe_of[run_id]):
-            raise UserError(f"run {run_id!r} is of recipe {recipe_of[run_id]!r}, not {recipe_id!r}")
-        return recipe_of[run_id], None
-    if recipe_id is not None or len(recipes) == 1:
-        return recipe_id or recipes[0], None
-    last = max(map(created, recipe_of))
-    newest = sorted(run for run in recipe_of if created(run) == last)
-    if len({recipe_of[run] for run in newest}) > 1:
-        raise UserError(
-            f"the table has {len(recipes)} recipes, and it is unclear which run is the newest: "
-            f"choose one with --run: {_brief(newest)}"
-        )
-    others = _brief([recipe for recipe in recipes if recipe != recipe_of[newest[0]]])
-    return recipe_of[
-        newest[0]
-    ], f"of the newest run, {newest[0]}; --recipe selects others: {others}"
-
-
-def _brief(names: list[str], max_names: int = 5) -> str:
-    more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
-    return ", ".join(names[:max_names]) + more

@@ -87,12 +87,12 @@ def _find_changed_rows(rows: pa.Table, plan: pa.Table, context: JobContext) -> p
     media_ids = rows["media_id"].combine_chunks().unique()
     planned = plan.filter(pc.is_in(plan["media_id"], media_ids)).select(["media_id", *_CONTENT])
     content = {(row["media_id"], *_versions(row)) for row in planned.to_pylist()}
-    output, recipe_id = context.job.output, context.run.key.recipe_id
+    output, recipe_ids = context.job.output, context.run.recipe_ids
     columns = ("unit_id", "media_id", *_CONTENT.values())
     # Read again: removing duplicates may have just moved these rows into other files.
-    found = read_committed(output, recipe_id, context.storage, columns, media_ids)
+    found = read_committed(output, recipe_ids, context.storage, columns, media_ids)
     found = found.filter(pc.is_in(found["unit_id"], rows["unit_id"]))
-    listed = read_files(join(output, "listing"), "*", context.storage, _LISTED, LISTING)
+    listed = read_files(join(output, "listing"), None, context.storage, _LISTED, LISTING)
     names = listed.to_pylist()
     shared = {row["answers_of"] for row in names if row["answers_of"] != row["media_id"]}
     is_changed = [

@@ -59,7 +59,7 @@ def write_items(context: JobContext, plan: pa.Table, console: Console) -> int:
     if job.summary is None and "events" not in [task.name for task in job.tasks]:
         return 0
     settings = {
-        "recipe": key.recipe_id,
+        "recipe": key.recipe_ids.video,
         "version": VERSION,
         "summary": job.summary.model_dump(mode="json") if job.summary else None,
     }
@@ -71,12 +71,12 @@ def write_items(context: JobContext, plan: pa.Table, console: Console) -> int:
         media_id: item_id(items_id, [unit["unit_id"] for unit in units])
         for media_id, units in videos.items()
     }
-    written = read_files(folder, items_id, storage, _ITEM_COLUMNS, ITEM).to_pylist()
+    written = read_files(folder, [items_id], storage, _ITEM_COLUMNS, ITEM).to_pylist()
     stale = _find_stale(written, videos, ids, key.run_id)
     stale_files = {(row["item_id"], row["file"]) for row in stale}
     done = {row["item_id"] for row in written if (row["item_id"], row["file"]) not in stale_files}
     todo = [media_id for media_id in sorted(videos) if ids[media_id] not in done]
-    names = {"run_id": key.run_id, "recipe_id": key.recipe_id, "items_id": items_id}
+    names = {"run_id": key.run_id, "recipe_id": key.recipe_ids.video, "items_id": items_id}
     blocks = [
         [item_row(videos[m], {"item_id": ids[m]} | names) for m in todo[k : k + ITEMS_PER_FILE]]
         for k in range(0, len(todo), ITEMS_PER_FILE)

@@ -66,7 +66,7 @@ def summary(run: Run, job: Job) -> dict[str, Any]:
         "run_id": run.run_id,
         "job": run.name,
         "status": run.status,
-        "recipe_id": run.key.recipe_id,
+        "recipe_ids": run.recipe_ids._asdict(),
         "run_date": run.run_date,
         "seconds": run.seconds,
         "starts": run.starts,

@@ -89,7 +89,7 @@ def _nothing_to_do(run: Run, errors: "pa.ChunkedArray[Any]", kinds: frozenset[Er
 def _earlier_run(context: JobContext, kinds: frozenset[ErrorType]) -> str:
     """Name the newest earlier run of this job and recipe with units that failed by ``kinds``."""
     job, run, storage = context.job, context.run, context.storage
-    rows = read_committed(job.output, run.key.recipe_id, storage)
+    rows = read_committed(job.output, run.recipe_ids, storage)
     errors = pc.struct_field(rows["error"], "type")
     done = rows["unit_id"].filter(pc.is_null(errors))
     is_failed = pc.is_in(errors, pa.array(sorted(kinds), pa.string()))

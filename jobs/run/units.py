@@ -16,7 +16,7 @@ from schemas.tables.unit import UNIT, Unit
 
 
 def read_rows(context: JobContext, plan: pa.Table, columns: Sequence[str] = COUNTED) -> pa.Table:
-    """Read the committed rows of the plan's media under the run's recipe, from all runs.
+    """Read the committed rows of the plan's media under the run's recipes, from all runs.
 
     Returns the columns and ``file``; a unit may have several rows until ``remove_duplicates``.
 
@@ -24,8 +24,8 @@ def read_rows(context: JobContext, plan: pa.Table, columns: Sequence[str] = COUN
         StorageError: the storage refused or failed.
     """
     media_ids = plan["media_id"].combine_chunks().unique()
-    recipe_id = context.run.key.recipe_id
-    return read_committed(context.job.output, recipe_id, context.storage, columns, media_ids)
+    recipe_ids = context.run.recipe_ids
+    return read_committed(context.job.output, recipe_ids, context.storage, columns, media_ids)
 
 
 def units_to_do(plan: pa.Table, rows: pa.Table, run: Run) -> pa.Table:

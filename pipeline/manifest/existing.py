@@ -25,6 +25,7 @@ from pipeline.manifest.existing_rows import batches, flat, read_listing, read_ro
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
 from schemas.errors import TRANSIENT
+from schemas.tables.annotation import RecipeIds
 from schemas.tables.listing import LISTING, MAX_AHEAD_SECONDS
 from schemas.tables.manifest import MediaItem
 
@@ -45,8 +46,9 @@ _TIME = f"""CASE WHEN epoch_us({{0}}) <= epoch_us(now()) + {MAX_AHEAD_SECONDS * 
     THEN epoch_us({{0}}) ELSE 0 END"""
 
 _CREATE = """
-CREATE OR REPLACE TABLE span (key UHUGEINT, name UHUGEINT, unit UHUGEINT, start_seconds DOUBLE,
-    end_seconds DOUBLE, first DOUBLE, last DOUBLE, is_whole BOOLEAN, is_simple BOOLEAN);
+CREATE OR REPLACE TABLE span (key UHUGEINT, name UHUGEINT, unit UHUGEINT, recipe UTINYINT,
+    start_seconds DOUBLE, end_seconds DOUBLE, first DOUBLE, last DOUBLE, is_whole BOOLEAN,
+    is_simple BOOLEAN);
 CREATE OR REPLACE TABLE seen (name UHUGEINT, media_id VARCHAR, uri VARCHAR, key UHUGEINT,
     is_mine BOOLEAN, source UHUGEINT, is_gone BOOLEAN, seen_at BIGINT);
 CREATE OR REPLACE TABLE listed (name UHUGEINT);
@@ -54,11 +56,12 @@ CREATE OR REPLACE TABLE listed (name UHUGEINT);
 
 _INSERT_SPANS = f"""
 INSERT INTO span
-SELECT {_KEY}, {_NAME}, md5_number(unit_id), round(start_seconds, 3), round(end_seconds, 3),
+SELECT {_KEY}, {_NAME}, md5_number(unit_id), list_position($recipe_ids, recipe_id) - 1,
+    round(start_seconds, 3), round(end_seconds, 3),
     begin_seconds, begin_seconds + duration_seconds, media_type IS NULL OR media_type = 'image'
         OR (start_seconds <= begin_seconds + {_EPS_SECONDS}
         AND end_seconds >= begin_seconds + duration_seconds - {_EPS_SECONDS}), {_IS_SIMPLE}
-FROM batch WHERE recipe_id = $recipe_id AND content_version IS NOT NULL
+FROM batch WHERE list_contains($recipe_ids, recipe_id) AND content_version IS NOT NULL
     AND (error_type IS NULL OR NOT list_contains($transient, error_type))
 """
 
@@ -66,35 +69,37 @@ FROM batch WHERE recipe_id = $recipe_id AND content_version IS NOT NULL
 # does so only if the listing gave it a version, and not if the object was not there.
 _INSERT_SEEN = f"""
 INSERT INTO seen
-SELECT {_NAME}, media_id, uri, {_KEY}, recipe_id = $recipe_id, {_NAME}, false,
-    CASE WHEN error_type IS NOT DISTINCT FROM 'media_missing'
+SELECT {_NAME}, media_id, uri, {_KEY}, list_contains($recipe_ids, recipe_id) AS is_mine, {_NAME},
+    false, CASE WHEN error_type IS NOT DISTINCT FROM 'media_missing'
             OR (content_version IS NULL AND media_type IS NULL) THEN -1
         ELSE {_TIME.format("finished_at")} END AS seen_at
 FROM batch
-QUALIFY row_number() OVER (PARTITION BY media_id, recipe_id = $recipe_id ORDER BY seen_at DESC) = 1
+QUALIFY row_number() OVER (PARTITION BY media_id, is_mine ORDER BY seen_at DESC) = 1
 """
 
 _INSERT_LISTING = f"""
 INSERT INTO seen
-SELECT {_NAME}, media_id, uri, {_KEY}, recipe_id = $recipe_id, md5_number(answers_of),
-    is_gone, {_TIME.format("listed_at")} FROM batch
+SELECT {_NAME}, media_id, uri, {_KEY}, list_contains($recipe_ids, recipe_id),
+    md5_number(answers_of), is_gone, {_TIME.format("listed_at")} FROM batch
 """
 
 # `whole`: content that a name has whole: the spans of a video leave no gap from the first frame to
 # the last. `holder`: one of the names of a content. `state`: what each name has by its
 # newest row. `mine`: the same by the rows that readers of this recipe use: its own, and gone marks.
 _CREATE_WHOLE = f"""
-CREATE TABLE whole AS
-    SELECT DISTINCT key, name FROM span WHERE is_simple AND is_whole
-    UNION
-    SELECT key, name FROM (
+CREATE TABLE whole AS SELECT key, name, min(recipe) AS recipe FROM (
+    SELECT key, name, recipe FROM span WHERE is_simple AND is_whole
+    UNION ALL
+    SELECT key, name, min(recipe) FROM (
         SELECT *, max(end_seconds) OVER (PARTITION BY key, name ORDER BY start_seconds
             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS reached
         FROM span WHERE is_simple AND NOT is_whole)
     GROUP BY key, name HAVING min(start_seconds) <= min(first) + {_EPS_SECONDS}
         AND max(end_seconds) >= max(last) - {_EPS_SECONDS}
-        AND bool_and(reached IS NULL OR start_seconds <= reached + {_EPS_SECONDS});
-CREATE TABLE holder AS SELECT key, min(name) AS source FROM whole GROUP BY key;
+        AND bool_and(reached IS NULL OR start_seconds <= reached + {_EPS_SECONDS})
+    ) GROUP BY ALL;
+CREATE TABLE holder AS
+    SELECT key, min(name) AS source, arg_min(recipe, name) AS recipe FROM whole GROUP BY key;
 CREATE TABLE state AS
     FROM seen QUALIFY row_number() OVER (PARTITION BY name ORDER BY seen_at DESC) = 1;
 CREATE TABLE mine AS
@@ -106,7 +111,7 @@ DROP TABLE seen;
 # Rows of `found` whose name has another content in `state` or `mine`, or one without answers; `id`
 # names a row, `source` is the name that has the answers.
 _CHANGED = """
-SELECT id, origin.media_id FROM found LEFT JOIN state USING (name)
+SELECT id, origin.media_id, found.recipe FROM found LEFT JOIN state USING (name)
     LEFT JOIN mine ON mine.name = found.name
     LEFT JOIN whole AS shown ON shown.key = mine.key AND shown.name = mine.source
     LEFT JOIN state AS origin ON origin.name = found.source
@@ -117,18 +122,18 @@ WHERE state.name IS NULL OR state.is_gone OR state.key IS DISTINCT FROM found.ke
 
 
 class ExistingMedia:
-    """The media that the table has under a recipe, in a database; a context manager.
+    """The media that the table has under a run's recipes, in a database; a context manager.
 
     Rows with a transient error do not count, so that their media are tried again.
     """
 
-    def __init__(self, output: str, recipe_id: str, storage: Storage) -> None:
+    def __init__(self, output: str, recipe_ids: RecipeIds, storage: Storage) -> None:
         """Read the table.
 
         Raises:
             StorageError: the storage refused or failed.
         """
-        self._recipe_id, self._began_at = recipe_id, datetime.now(UTC)
+        self._recipe_ids, self._began_at = recipe_ids, datetime.now(UTC)
         self._folder = tempfile.TemporaryDirectory(prefix="reelscribe-")
         self._db = duckdb.connect(
             config={
@@ -137,12 +142,12 @@ class ExistingMedia:
                 "preserve_insertion_order": False,
             }
         )
-        recipe = {"recipe_id": recipe_id}
+        recipe = {"recipe_ids": list(recipe_ids)}
         transient = recipe | {"transient": sorted(TRANSIENT)}
         for is_last_attempt in (False, False, True):
             self._db.execute(_CREATE)
             try:
-                for batch in batches(read_rows(output, recipe_id, storage)):
+                for batch in batches(read_rows(output, recipe_ids, storage)):
                     self._insert(batch, _INSERT_SPANS, transient)
                     self._insert(batch, _INSERT_SEEN, recipe)
                 for batch in batches(read_listing(output, storage)):
@@ -189,15 +194,14 @@ class ExistingMedia:
         batch = pa.table(columns)
         self._insert(batch, f"INSERT INTO listed SELECT {_NAME} FROM batch")
         found = f"""WITH found AS (
-            SELECT id, item.name, item.key, coalesce(own.name, holder.source) AS source
+            SELECT id, item.name, item.key, coalesce(own.name, holder.source) AS source,
+                coalesce(own.recipe, holder.recipe) AS recipe
             FROM (SELECT id, {_NAME} AS name, {_KEY} AS key FROM batch
                 WHERE content_version IS NOT NULL) AS item JOIN holder USING (key)
             LEFT JOIN whole AS own ON own.key = item.key AND own.name = item.name)"""
         known = {k for (k,) in self._query(batch, f"{found} SELECT id FROM found")}
-        changes = [
-            (items[k], answers_of) for k, answers_of in self._query(batch, f"{found} {_CHANGED}")
-        ]
-        rows = [self._listed(i.media_id, i.uri, i.content_version, of) for i, of in changes]
+        changes = [(items[k], of) for k, *of in self._query(batch, f"{found} {_CHANGED}")]
+        rows = [self._listed(i.media_id, i.uri, i.content_version, *of) for i, of in changes]
         return [item for k, item in enumerate(items) if k not in known], _to_table(rows)
 
     def new_units(self, units: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -213,10 +217,10 @@ class ExistingMedia:
                 round(start_seconds, 3) AS start_seconds, round(end_seconds, 3) AS end_seconds,
                 {_IS_SIMPLE} AS is_simple FROM batch WHERE content_version IS NOT NULL
         ), own AS (
-            SELECT DISTINCT id, planned.name, key, planned.name AS source, unit
+            SELECT DISTINCT id, planned.name, key, planned.name AS source, recipe, unit
             FROM planned JOIN span USING (unit, key)
         ), other AS (
-            SELECT DISTINCT id, planned.name, key, source, planned.unit
+            SELECT DISTINCT id, planned.name, key, source, span.recipe, planned.unit
             FROM planned JOIN holder USING (key) JOIN span USING (key)
             WHERE planned.is_simple AND span.is_simple AND span.name = holder.source
                 AND planned.start_seconds IS NOT DISTINCT FROM span.start_seconds
@@ -227,18 +231,19 @@ class ExistingMedia:
             SELECT key, name AS source, count(DISTINCT (start_seconds, end_seconds)) AS num_spans
             FROM span SEMI JOIN other USING (key) GROUP BY ALL
         ), found AS (
-            SELECT id, name, key, source FROM (FROM own UNION ALL FROM other) AS known
-            JOIN num USING (id) LEFT JOIN num_held USING (key, source)
+            SELECT id, name, key, source, min(recipe) AS recipe
+            FROM (FROM own UNION ALL FROM other) AS known JOIN num USING (id)
+            LEFT JOIN num_held USING (key, source)
             GROUP BY id, name, key, source HAVING count(DISTINCT unit) = any_value(num_units)
                 AND (source = name OR any_value(num_spans) = any_value(num_units))
             QUALIFY row_number() OVER (PARTITION BY id ORDER BY source = name DESC) = 1)"""
         batch = flat(units)
         known = [media_id for (media_id,) in self._query(batch, f"{found} SELECT id FROM found")]
         is_known = pc.is_in(units["media_id"], pa.array(known, pa.string()))
-        changed = dict(self._query(batch, f"{found} {_CHANGED}"))
+        changed = {name: of for name, *of in self._query(batch, f"{found} {_CHANGED}")}
         first = units.filter(pc.is_in(units["media_id"], pa.array(list(changed), pa.string())))
         by_media = {row["media_id"]: row for row in first.select(_LISTED).to_pylist()}
-        rows = [self._listed(**row, answers_of=changed[name]) for name, row in by_media.items()]
+        rows = [self._listed(*row.values(), *changed[name]) for name, row in by_media.items()]
         return units.filter(pc.invert(is_known)), _to_table(rows)
 
     def gone(self, begins: Sequence[str], is_in_scope: Callable[[str, str], bool]) -> pa.Table:
@@ -254,18 +259,23 @@ class ExistingMedia:
         )
         rows = []
         while some := self._db.fetchmany(10_000):
-            rows += [self._listed(m, uri, None, None) for m, uri in some if is_in_scope(m, uri)]
+            rows += [self._listed(m, uri, None) for m, uri in some if is_in_scope(m, uri)]
         return _to_table(rows)
 
     def _listed(
-        self, media_id: str, uri: str, content_version: str | None, answers_of: str | None
+        self,
+        media_id: str,
+        uri: str,
+        content_version: str | None,
+        answers_of: str | None = None,
+        recipe: int = 0,
     ) -> dict[str, Any]:
-        """A row of LISTING; its run is known later."""
+        """A row of LISTING; its run is known later. recipe: index of the answers' recipe."""
         return {
             "media_id": media_id,
             "uri": redact_uri(uri),
             "run_id": "",
-            "recipe_id": self._recipe_id,
+            "recipe_id": self._recipe_ids[recipe],
             "content_version": content_version,
             "answers_of": answers_of,
             "is_gone": answers_of is None,

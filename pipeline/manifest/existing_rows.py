@@ -1,7 +1,7 @@
 """Read the few columns of the output's tables that say which content is known under which name."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,7 +33,7 @@ _COLUMNS = _SEEN | {
 }
 
 
-def read_rows(output: str, recipe_id: str, storage: Storage) -> Iterator[pa.Table]:
+def read_rows(output: str, recipe_ids: Collection[str], storage: Storage) -> Iterator[pa.Table]:
     """Read the rows of all recipes; of other recipes only what says which content a name has.
 
     Raises:
@@ -42,7 +42,8 @@ def read_rows(output: str, recipe_id: str, storage: Storage) -> Iterator[pa.Tabl
     """
 
     def columns(uri: str) -> list[str]:
-        is_of_recipe = f"-{recipe_id}-" in uri.rpartition("/")[2]
+        name = uri.rpartition("/")[2]
+        is_of_recipe = any(f"-{recipe_id}-" in name for recipe_id in recipe_ids)
         return [path for _, path in (_COLUMNS if is_of_recipe else _SEEN).values()]
 
     for table in _read_files(join(output, "annotations"), columns, storage):

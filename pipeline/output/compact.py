@@ -195,8 +195,8 @@ def join_listing(output: str, storage: Storage) -> int:
     Raises:
         StorageError: the storage refused or failed; no row that counts is lost.
     """
-    rows = read_files(join(output, "listing"), "*", storage, LISTING.names, LISTING)
-    table = read_files(join(output, "annotations"), "*", storage, ["media_id"], ANNOTATION)
+    rows = read_files(join(output, "listing"), None, storage, LISTING.names, LISTING)
+    table = read_files(join(output, "annotations"), None, storage, ["media_id"], ANNOTATION)
     known = pc.is_in(rows["media_id"], pc.unique(table["media_id"])).to_pylist()
     newest: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)  # by name and recipe
     pairs = list(zip(rows.to_pylist(), known, strict=True))

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.output.rows import RunKey
 from pipeline.output.table import file_name
@@ -19,12 +20,12 @@ def believed(time: datetime | None) -> datetime:
 
 
 def write_listing(rows: pa.Table, output: str, key: RunKey, storage: Storage) -> None:
-    """Write rows of ``listing`` as one file, and the views that read it; no rows, no file.
+    """Write rows of ``listing``, a file for each recipe, and the views that read it.
 
     rows: LISTING; their run becomes that of ``key``.
 
     Raises:
-        StorageError: the file could not be written; no part of it is visible.
+        StorageError: a file could not be written; no part of it is visible.
     """
     if not rows.num_rows:
         return
@@ -32,5 +33,7 @@ def write_listing(rows: pa.Table, output: str, key: RunKey, storage: Storage) ->
     at = LISTING.get_field_index("run_id")
     rows = rows.set_column(at, LISTING.field("run_id"), run_ids).sort_by("media_id")
     folder = join(output, "listing", f"run_date={key.run_date}")
-    write_parquet(rows, join(folder, file_name(key.run_id, key.recipe_id)), storage)
+    for recipe_id in pc.unique(rows["recipe_id"]):
+        some = rows.filter(pc.equal(rows["recipe_id"], recipe_id))
+        write_parquet(some, join(folder, file_name(key.run_id, recipe_id.as_py())), storage)
     write_views(output, storage)

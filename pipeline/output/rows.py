@@ -11,7 +11,7 @@ from pipeline.storage.errors import redact_uri
 from pipeline.tasks.columns import column_of
 from pipeline.tasks.parse import Answer, parse_raw
 from pipeline.tasks.registry import TASKS
-from schemas.tables.annotation import annotation_schema
+from schemas.tables.annotation import RecipeIds, annotation_schema
 from schemas.tables.columns import to_row
 from schemas.tables.item import item_schema
 from schemas.tables.unit import AnsweredUnit, RawAnswer, UnitStatus
@@ -32,14 +32,14 @@ ITEM = item_schema(TASKS["events"].column)
 
 @dataclass(frozen=True, kw_only=True)
 class RunKey:
-    """The ids of a run's rows and files: run, recipe, and the date of the partition.
+    """The ids of a run's rows and files: run, recipes, and the date of the partition.
 
     started_at: when this start of the run began, by the driver's clock. No row is earlier, also if
         the clock of the committer's machine is slow.
     """
 
     run_id: str
-    recipe_id: str
+    recipe_ids: RecipeIds
     run_date: str
     started_at: datetime | None = None
 
@@ -64,7 +64,7 @@ def annotation_row(
         "unit_id": unit.unit_id,
         "media_id": unit.media_id,
         "run_id": key.run_id,
-        "recipe_id": key.recipe_id,
+        "recipe_id": getattr(key.recipe_ids, _kind(unit)),
         "uri": redact_uri(unit.uri),
         "content_version": unit.content_version,
         "status": _status(unit, [answer for _, answer in answers]),
@@ -89,6 +89,13 @@ def annotation_row(
         },
         "attributes": unit.attributes,
     }
+
+
+def _kind(unit: AnsweredUnit) -> str:
+    """What the row is about, as ``RecipeIds`` names it."""
+    if unit.messages is not None:
+        return "messages"
+    return unit.media.media_type if unit.media else "video"
 
 
 def _status(unit: AnsweredUnit, answers: Sequence[Answer]) -> str:

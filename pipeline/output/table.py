@@ -10,7 +10,7 @@ one row a unit.
 import io
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, cast
@@ -33,17 +33,19 @@ def commit_rows(
     key: RunKey,
     storage: Storage,
     schema: pa.Schema = ANNOTATION,
-) -> pa.Table:
-    """Commit rows as one Parquet file; returns them as a table of this schema.
+) -> None:
+    """Commit rows as Parquet files, one for each recipe.
 
     Raises:
-        StorageError: the file could not be written; no part of it is visible.
+        StorageError: a file could not be written; no part of it is visible.
     """
-    ordered = sorted(rows, key=_reading_order)
-    table = pa.Table.from_pylist(ordered, schema=schema)
+    of_recipe: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=_reading_order):
+        of_recipe.setdefault(row["recipe_id"], []).append(row)
     folder = join(output, "annotations", f"run_date={key.run_date}")
-    write_parquet(table, join(folder, file_name(key.run_id, key.recipe_id)), storage)
-    return table
+    for recipe_id, some in of_recipe.items():
+        table = pa.Table.from_pylist(some, schema=schema)
+        write_parquet(table, join(folder, file_name(key.run_id, recipe_id)), storage)
 
 
 def file_name(run_id: str, recipe_id: str, level: int = 0) -> str:
@@ -69,7 +71,7 @@ def _new_end(level: int) -> str:
     return f"-{uuid.uuid4().hex}-{level}.parquet"
 
 
-FILE_NAME = re.compile(r"(.*)/part-(.+)-([0-9a-f]+)-[0-9a-f]{16,32}(?:-\d{1,9})?\.parquet")
+FILE_NAME = re.compile(r"(.*)/part-(.+)-([0-9a-z]+)-[0-9a-f]{16,32}(?:-\d{1,9})?\.parquet")
 """The uri of a file of the table: folder, run and recipe. Earlier versions wrote no level."""
 
 _END = re.compile(r"-[0-9a-f]{16,32}(?:-(\d{1,9}))?\.parquet$")
@@ -103,12 +105,12 @@ COUNTED = (
 
 def read_committed(
     output: str,
-    recipe_id: str,
+    recipe_ids: Collection[str],
     storage: Storage,
     columns: Sequence[str] = COUNTED,
     media_ids: "pa.Array[Any] | None" = None,
 ) -> pa.Table:
-    """Read the committed rows of a recipe, from all runs.
+    """Read the committed rows of some recipes, from all runs.
 
     columns: the columns to read. media_ids: only rows of these media are kept.
 
@@ -119,21 +121,21 @@ def read_committed(
         StorageError: the storage refused or failed.
     """
     folder = join(output, "annotations")
-    return read_files(folder, recipe_id, storage, columns, ANNOTATION, media_ids)
+    return read_files(folder, recipe_ids, storage, columns, ANNOTATION, media_ids)
 
 
 def read_files(
     folder: str,
-    recipe_id: str,
+    recipe_ids: Collection[str] | None,
     storage: Storage,
     columns: Sequence[str],
     schema: pa.Schema,
     media_ids: "pa.Array[Any] | None" = None,
 ) -> pa.Table:
-    """Read some columns of all files of a recipe, and ``file``, the uri of each row's file.
+    """Read some columns of all files of some recipes, and ``file``, the uri of each row's file.
 
-    schema: of the files. media_ids: only rows of these media are kept. If ``reelscribe compact``
-    replaces files while they are read, the listing is read again.
+    recipe_ids: None: of all recipes. schema: of the files. media_ids: only rows of these media are
+    kept. If ``reelscribe compact`` replaces files while they are read, the listing is read again.
 
     Raises:
         StorageError: the storage refused or failed.
@@ -148,8 +150,14 @@ def read_files(
     pq.write_table(schema.empty_table(), buffer)
     empty = with_file_column(pq.ParquetFile(buffer).read(columns=list(columns)), "")
 
-    def read_all(files: list[dict[str, Any]]) -> pa.Table:
+    def read_all() -> pa.Table:
         held = [empty]
+        files = [
+            file
+            for file in storage.list_files(folder, "*/part-*.parquet")
+            if recipe_ids is None
+            or ((found := FILE_NAME.fullmatch(file["uri"])) and found[3] in recipe_ids)
+        ]
         with ThreadPoolExecutor(16) as pool:
             for start in range(0, len(files), _FILES_PER_BATCH):
                 some = [empty, *pool.map(read, files[start : start + _FILES_PER_BATCH])]
@@ -163,8 +171,8 @@ def read_files(
 
     for _ in range(2):
         with suppress(FileNotFoundError):
-            return read_all(storage.list_files(folder, f"*/part-*-{recipe_id}-*.parquet"))
-    return read_all(storage.list_files(folder, f"*/part-*-{recipe_id}-*.parquet"))
+            return read_all()
+    return read_all()
 
 
 def a_file_of_each_recipe(files: Iterable[str]) -> list[str]:

@@ -1,4 +1,7 @@
-"""The recipe of a run: all settings that determine its answers, not paths, pools or credentials."""
+"""The recipe of a run: all settings that determine its answers, not paths, pools or credentials.
+
+A row's recipe id is the hash of what concerns it: another ``sampling.fps`` asks no image again.
+"""
 
 import hashlib
 import json
@@ -7,6 +10,7 @@ from typing import Any
 from pipeline.model.prompter import PAIR_LAYOUT
 from pipeline.tasks.registry import TASKS
 from schemas.job.job import Job
+from schemas.tables.annotation import RecipeIds
 
 
 def recipe(job: Job, model_identity: str) -> dict[str, Any]:
@@ -79,6 +83,33 @@ def recipe_id(recipe: dict[str, Any]) -> str:
     """Hash of a recipe, 16 hexadecimal digits."""
     canonical = json.dumps(recipe, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def recipe_ids(recipe: dict[str, Any]) -> RecipeIds:
+    """Hash what of a run's recipe concerns each kind of row."""
+    return RecipeIds(*(recipe_id(_of_media(recipe, kind)) for kind in RecipeIds._fields))
+
+
+_NOT_OF = {
+    "image": {"sampling", "layout", "frame_tokens", "unit_tokens", "video_rule"},
+    "video": {"image_tokens"},
+    "messages": set[str](),
+}
+"""Sections of a recipe, and keys of ``budget``, that do not concern a kind of row."""
+
+
+def _of_media(recipe: dict[str, Any], kind: str) -> dict[str, Any]:
+    """What of a recipe concerns a kind of row: without other prompts, tasks and sizes."""
+    kept = {name: part for name, part in recipe.items() if name not in _NOT_OF[kind]}
+    budget = recipe.get("budget", {})
+    return kept | {
+        "budget": {name: size for name, size in budget.items() if name not in _NOT_OF[kind]},
+        "tasks": {
+            name: task | {"prompts": task["prompts"][kind]}
+            for name, task in recipe.get("tasks", {}).items()
+            if kind in task["prompts"]
+        },
+    }
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:

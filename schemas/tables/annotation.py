@@ -1,6 +1,6 @@
 """The output table: one row for each unit, also for failed ones."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -65,6 +65,18 @@ TIMINGS = pa.struct(
 _SEEN = pa.struct([PART.field(name) for name in ("uri", "media", "sampling")])
 
 
+class RecipeIds(NamedTuple):
+    """The recipe ids of a run's rows, by what a row is about.
+
+    image, video: rows of one image or video; a row of media that could not be read has that of
+        videos. messages: rows of conversations, which may hold both.
+    """
+
+    image: str
+    video: str
+    messages: str
+
+
 def annotation_schema(task_columns: "list[pa.Field[Any]]") -> pa.Schema:
     """Return the output's schema: the fixed columns, with one typed column for each known task.
 
@@ -80,8 +92,8 @@ def annotation_schema(task_columns: "list[pa.Field[Any]]") -> pa.Schema:
             described(
                 "recipe_id",
                 pa.string(),
-                "hash of everything that determines the answers; (unit_id, recipe_id) is the "
-                "table's key",
+                "hash of the settings that determine the answers to media of this kind; "
+                "(unit_id, recipe_id) is the table's key",
                 nullable=False,
             ),
             unit["uri"],

@@ -13,15 +13,15 @@ from jobs.results.read import Selection, read_annotations
 from pipeline.manifest.existing import ExistingMedia
 from pipeline.manifest.listing import scope
 from pipeline.manifest.select import select
-from pipeline.output.rows import RunKey
 from pipeline.output.table import commit_rows
 from pipeline.storage.protocols import uri_of_path
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError, StorageError
 from schemas.job.job import Input
-from schemas.tables.manifest import default_media_id
+from schemas.tables.manifest import MediaItem, default_media_id
 from tests.support.annotation_rows import row as any_row
 from tests.support.nights import PREFIX, Archive, etag, media_id
+from tests.support.run_key import run_key
 
 
 @pytest.fixture
@@ -36,9 +36,10 @@ def check(archive: Archive, recipe: str = "abc") -> None:
 
 
 def captions(archive: Archive, recipe: str) -> dict[str, list[str]]:
-    """What readers of one recipe get, by name."""
+    """What readers of the newest run of a recipe get, by name."""
     found: dict[str, list[str]] = {}
-    for row in read_annotations(Selection(uri=archive.output, recipe_id=recipe), Storage()).rows:
+    selection = Selection(uri=archive.output, run_id=archive.run_of[recipe])
+    for row in read_annotations(selection, Storage()).rows:
         found.setdefault(row["uri"].removeprefix(f"{PREFIX}/"), []).append(row["caption"])
     return found
 
@@ -149,7 +150,7 @@ def test_another_prefix_and_a_manifests_own_ids_are_not_gone(archive: Archive):
     archive.bucket.names = {"y.jpg": "B"}
     assert archive.night(scan="s3://media/cli").listing.num_rows == 0
     mine = any_row("u", "my id", "v1") | {"uri": f"{PREFIX}/z.jpg"}
-    archive.commit([mine], RunKey(run_id="r", recipe_id="abc", run_date="2026-01-01"))
+    archive.commit([mine], run_key("r", "abc", "2026-01-01"))
     listing = archive.night().listing.to_pylist()
     assert [row["uri"] for row in listing] == [f"{PREFIX}/x.jpg"]
 
@@ -186,6 +187,32 @@ def test_a_new_recipe(archive: Archive):
     check(archive, "r2")
 
 
+def test_a_setting_of_videos_asks_no_image_again(archive: Archive):
+    archive.bucket.names = {"x.mp4": "A", "y.jpg": "B", "z.jpg": "C"}
+    archive.failing = {"z.jpg": "media_unreadable"}  # of unknown kind: asked again, like a video
+    archive.night("i1+v1")
+    archive.bucket.names["copy.jpg"] = "B"
+    chosen = archive.night("i1+v2")
+    assert sorted(item.uri.rpartition("/")[2] for item in chosen.items) == ["x.mp4", "z.jpg"]
+    archive.failing = {}
+    archive.bucket.names["z.jpg"] = "D"
+    archive.night("i1+v2")
+    check(archive, "i1+v2")
+    assert captions(archive, "i1+v1") == {
+        "x.mp4": ["v1: A"] * 3, "y.jpg": ["i1: B"], "copy.jpg": ["i1: B"], "z.jpg": ["i1: D"]
+    }  # fmt: skip
+    chosen = archive.night("i2+v2")
+    assert sorted(item.uri.rpartition("/")[2] for item in chosen.items) == [
+        "copy.jpg", "y.jpg", "z.jpg"
+    ]  # fmt: skip
+    check(archive, "i2+v2")
+    compacted(archive)
+    check(archive, "i2+v2")
+    assert archive.query("SELECT DISTINCT recipe_id FROM annotations ORDER BY 1") == [
+        ("i2",), ("v2",)
+    ]  # fmt: skip
+
+
 def test_two_jobs_on_one_output_write_no_row_for_what_did_not_change(archive: Archive):
     archive.bucket.names = {"x.jpg": "A", "y.jpg": "B"}
     archive.night("captions")
@@ -195,6 +222,23 @@ def test_two_jobs_on_one_output_write_no_row_for_what_did_not_change(archive: Ar
             archive.night(recipe)
     assert [archive.night(r).listing.num_rows for r in ("captions", "texts")] == [0, 0]
     check(archive, "texts")
+
+
+def test_another_question_about_a_span_replaces_the_earlier_one(archive: Archive):
+    """As a changed column `tasks` of a manifest asks it; the earlier row stays in the table."""
+    archive.bucket.names = {"x.mp4": "A", "y.jpg": "B"}
+    archive.night()
+    for name in archive.bucket.names:
+        item = MediaItem(media_id=media_id(name), uri=f"{PREFIX}/{name}",
+                         content_version=etag(archive.bucket.names[name]))  # fmt: skip
+        row, *_ = archive.answers(item, "abc")
+        row |= {"unit_id": f"other {name}", "caption": "another question"}
+        archive.commit([row], run_key("r9", "abc", "2026-01-01"))
+    expected = {"x.mp4": ["another question"] + ["abc: A"] * 2, "y.jpg": ["another question"]}
+    assert archive.latest() == expected
+    assert {k: sorted(v) for k, v in captions(archive, "abc").items()} == {
+        k: sorted(v) for k, v in expected.items()
+    }
 
 
 def statuses(archive: Archive) -> list[tuple]:
@@ -291,28 +335,30 @@ def change(names: dict[str, str], rng: random.Random) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_any_series_of_nights(archive: Archive, seed: int):
     """Killed runs, failed listings and new recipes included; no content is answered twice."""
-    rng, version = random.Random(seed), 1
+    rng, image, video = random.Random(seed), 1, 1
     names = archive.bucket.names
     names |= {"0.jpg": "first", "0.mp4": "first film"}
-    archive.night("r1")
+    archive.night("i1+v1")
     for _ in range(8):
         for _ in range(rng.randrange(4)):
             change(names, rng)
-        version += rng.random() < 0.1
+        image += rng.random() < 0.1
+        video += rng.random() < 0.1
+        recipe = f"i{image}+v{video}"
         if rng.random() < 0.2:
             archive.bucket.fails = True
             with pytest.raises(StorageError):
-                archive.night(f"r{version}")
+                archive.night(recipe)
             archive.bucket.fails = False
         if rng.random() < 0.1:
             compacted(archive)
         if rng.random() < 0.3:
-            archive.night(f"r{version}", cut=rng)
+            archive.night(recipe, cut=rng)
             if rng.random() < 0.5:
                 change(names, rng)
-        archive.night(f"r{version}")
-        check(archive, f"r{version}")
-        assert archive.night(f"r{version}").listing.num_rows == 0
+        archive.night(recipe)
+        check(archive, recipe)
+        assert archive.night(recipe).listing.num_rows == 0
         assert archive.query("SELECT unit_id FROM latest GROUP BY ALL HAVING count(*) > 1") == []
 
 
@@ -352,7 +398,7 @@ def test_a_retry_of_what_is_gone_does_not_bring_it_back(archive: Archive):
     unit = any_row(
         "u4", media_id("x.mp4"), etag("A"), video=(0.0, 9.0, 6.0, 9.0), error="media_missing"
     )
-    key = RunKey(run_id="r1", recipe_id="abc", run_date="2026-01-01")
+    key = run_key("r1", "abc", "2026-01-01")
     archive.commit([unit | {"uri": f"{PREFIX}/x.mp4"}], key)
     check(archive)
     assert archive.night().listing.num_rows == 0
@@ -374,13 +420,15 @@ def test_local_files_that_are_there_are_not_gone(tmp_path: Path, monkeypatch: py
 
     def night(scan: Path) -> list[str]:
         spec = Input(scan=str(scan), only_new=True)
-        chosen = select(spec, storage, lambda: ExistingMedia(output, "abc", storage))
+        chosen = select(
+            spec, storage, lambda: ExistingMedia(output, run_key("r", "abc").recipe_ids, storage)
+        )
         rows = [
             any_row(f"u{item.media_id}", item.media_id, item.content_version) | {"uri": item.uri}
             for item in chosen.items
         ]
         number = len(list(tmp_path.glob("out/annotations/*/*")))
-        key = RunKey(run_id=f"r{number}", recipe_id="abc", run_date="2026-01-01")
+        key = run_key(f"r{number}", "abc", "2026-01-01")
         commit_rows([row | {"run_id": key.run_id} for row in rows], output, key, storage)
         return sorted(row["uri"] for row in chosen.listing.to_pylist() if row["is_gone"])
 

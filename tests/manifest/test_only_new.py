@@ -28,6 +28,7 @@ from schemas.tables.manifest import MediaItem
 from schemas.tables.unit import UNIT
 from tests.support.annotation_rows import row as any_row
 from tests.support.job_files import SIMULATED, SMALL
+from tests.support.run_key import run_key
 
 STORAGE = Storage()
 ETAG = "0123456789abcdef0123456789abcdef"
@@ -43,7 +44,7 @@ def new_of(tmp_path, rows, items):
     table = pa.Table.from_pylist(rows, schema=ANNOTATION)
     name = file_name("r", "abc")
     write_parquet(table, f"{tmp_path}/annotations/run_date=2026-01-01/{name}", STORAGE)
-    with ExistingMedia(str(tmp_path), "abc", STORAGE) as known:
+    with ExistingMedia(str(tmp_path), run_key("r", "abc").recipe_ids, STORAGE) as known:
         return [item.media_id for item in known.new_items(items)[0]]
 
 
@@ -117,7 +118,7 @@ def probed(tmp_path, rows, units):
     table = pa.Table.from_pylist(rows, schema=ANNOTATION)
     name = file_name("r", "abc")
     write_parquet(table, f"{folder}/annotations/run_date=2026-01-01/{name}", STORAGE)
-    with ExistingMedia(folder, "abc", STORAGE) as known:
+    with ExistingMedia(folder, run_key("r", "abc").recipe_ids, STORAGE) as known:
         new, listing = known.new_units(units)
     changed = {r["media_id"]: r["answers_of"] for r in listing.to_pylist()}
     return sorted(set(new["media_id"].to_pylist())), changed

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from jobs.plan.open_job import open_job
 from pipeline.engines.transformers.engine import TransformersEngine
 from pipeline.model.checkpoint import inspect_checkpoint
-from pipeline.output.rows import RunKey, annotation_row
+from pipeline.output.rows import annotation_row
 from pipeline.plan.planner import Planner
 from pipeline.stages.prepare import Prepare
 from pipeline.storage.storage import Storage
@@ -25,9 +25,10 @@ from schemas.tables.unit import AnsweredUnit, Unit
 from scripts.demo_model.tiny_checkpoint import write_tiny_checkpoint
 from tests.support.chat_templates import make_thinking
 from tests.support.job_files import TINY_BUDGET, make_job
+from tests.support.run_key import run_key
 
 YARN = {"factor": 3.0, "original_max_position_embeddings": 1024}
-KEY = RunKey(run_id="r", recipe_id="r", run_date="2026-11-22")
+KEY = run_key("r", "r")
 
 
 def caption_job(checkpoint: Path, **sections) -> Job:

@@ -117,7 +117,7 @@ def test_killed_between_writing_and_removing(tmp_path: Path, monkeypatch, remove
     shutil.copytree(tmp_path / "annotations", again / "annotations")
     joined(again)
     assert rows_of(again) == before
-    remove_duplicates(read_committed(str(tmp_path), "abc", STORAGE), STORAGE)
+    remove_duplicates(read_committed(str(tmp_path), ["abc"], STORAGE), STORAGE)
     assert rows_of(tmp_path) == before
 
 
@@ -133,7 +133,7 @@ def test_a_file_that_vanishes_while_the_table_is_read(tmp_path: Path, monkeypatc
         return Path(uri).read_bytes()
 
     monkeypatch.setattr(Storage, "read_bytes", read)
-    assert read_committed(str(tmp_path), "abc", STORAGE).num_rows == 60
+    assert read_committed(str(tmp_path), ["abc"], STORAGE).num_rows == 60
     assert real
 
 
@@ -141,7 +141,7 @@ def test_a_file_that_vanishes_before_rows_are_removed_from_it(tmp_path: Path):
     """A run that removes duplicates, while the files are being joined."""
     write(tmp_path, [row("1", "a", "v1"), row("2", "b", "v1")], run_id="r1")
     write(tmp_path, [row("1", "a", "v1")], run_id="r2")
-    rows = read_committed(str(tmp_path), "abc", STORAGE)
+    rows = read_committed(str(tmp_path), ["abc"], STORAGE)
     joined(tmp_path)
     assert remove_duplicates(rows, STORAGE).num_rows == 2
     assert rows_of(tmp_path) == [("1", "abc", "v1"), ("2", "abc", "v1")]

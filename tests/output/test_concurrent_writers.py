@@ -17,8 +17,9 @@ from pipeline.output.rows import RunKey
 from pipeline.output.table import commit_rows, read_committed
 from pipeline.storage.storage import Storage
 from tests.support.annotation_rows import row
+from tests.support.run_key import run_key
 
-KEY = RunKey(run_id="test-20260101-abcdef", recipe_id="abc", run_date="2026-01-01")
+KEY = run_key("test-20260101-abcdef", "abc", run_date="2026-01-01")
 SMALL = 128_000_000
 
 
@@ -31,7 +32,7 @@ def unit(unit_id: str, status: str = "ok", attempts: int = 1) -> dict:
 
 
 def rows_in(output: str, storage: Storage) -> list[tuple[str, str]]:
-    found = read_committed(output, KEY.recipe_id, storage)
+    found = read_committed(output, ["abc"], storage)
     return sorted((r["unit_id"], r["status"]) for r in found.to_pylist())
 
 
@@ -67,12 +68,12 @@ def join_all(output: str, storage: Storage) -> None:
 
 
 def settle(output: str, storage: Storage) -> None:
-    remove_duplicates(read_committed(output, KEY.recipe_id, storage), storage)
+    remove_duplicates(read_committed(output, ["abc"], storage), storage)
 
 
 def drop_failed_rows(output: str, storage: Storage) -> None:
     """As superseded and stale rows are removed: rows that were read, from the files they are in."""
-    found = read_committed(output, KEY.recipe_id, storage).select(["unit_id", "file", "status"])
+    found = read_committed(output, ["abc"], storage).select(["unit_id", "file", "status"])
     is_failed = pa.compute.equal(found["status"], pa.scalar("failed"))
     remove_rows(found.filter(is_failed), storage)
 
@@ -106,7 +107,7 @@ def test_a_settling_that_saw_both_does_not_undo_a_compaction(tmp_path):
     The run's name sorts before ``compacted``, so the order of names would keep the sources.
     """
     output, storage = str(tmp_path), Storage()
-    key = RunKey(run_id="a-20260101-abcdef", recipe_id="abc", run_date="2026-01-01")
+    key = run_key("a-20260101-abcdef", "abc", run_date="2026-01-01")
     for k in range(3):
         commit_rows([unit(str(k))], output, key, storage)
     join_all(output, Between("write", lambda: settle(output, storage)))
@@ -236,7 +237,7 @@ def test_random_writers_against_a_dictionary(tmp_path, seed: int):
         ]
 
     keys = [
-        RunKey(run_id=f"{name}-20260101-abcdef", recipe_id="abc", run_date=day)
+        run_key(f"{name}-20260101-abcdef", "abc", run_date=day)
         for name, day in (("a", "2026-01-01"), ("z", "2026-01-01"), ("a", "2026-01-02"))
     ]
     with pytest.MonkeyPatch.context() as patched:
@@ -251,7 +252,7 @@ def test_random_writers_against_a_dictionary(tmp_path, seed: int):
         ]
         Turns(seed, kill_share).run(jobs)
         settle(output, Storage())
-    found = read_committed(output, "abc", Storage(), [*table.COUNTED]).to_pylist()
+    found = read_committed(output, ["abc"], Storage(), [*table.COUNTED]).to_pylist()
     ranks = {
         r["unit_id"]: (
             0 if r["status"] == "ok" else 2,

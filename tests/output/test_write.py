@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.output.duplicates import remove_duplicates
-from pipeline.output.rows import ANNOTATION, RunKey, annotation_row
+from pipeline.output.rows import ANNOTATION, annotation_row
 from pipeline.output.table import commit_rows, read_committed
 from pipeline.storage.storage import Storage
 from schemas.errors import StorageError
 from schemas.tables.error import ErrorRecord
+from tests.support.run_key import run_key
 from tests.support.units import KEY, QUESTIONS, answer, unit
 
 
@@ -124,9 +125,9 @@ def test_writing_the_same_units_again_is_another_file_and_one_row_each(tmp_path:
 def test_what_is_committed_is_counted_from_the_files(tmp_path: Path):
     commit_rows(rows("a", "b"), str(tmp_path), KEY, Storage())
     commit_rows(rows("c"), str(tmp_path), KEY, Storage())
-    other = RunKey(run_id="test-20261122-abc", recipe_id="r2", run_date="2026-11-22")
-    commit_rows(rows("z"), str(tmp_path), other, Storage())
-    found = read_committed(str(tmp_path), "r1", Storage())
+    (other,) = rows("z")
+    commit_rows([other | {"recipe_id": "r2"}], str(tmp_path), KEY, Storage())
+    found = read_committed(str(tmp_path), ["r1"], Storage())
     assert sorted(found["unit_id"].to_pylist()) == ["a", "b", "c"]
     assert set(found["status"].to_pylist()) == {"ok"}
     assert {sampling["decoder"] for sampling in found["sampling"].to_pylist()} == {"pyav"}
@@ -134,7 +135,7 @@ def test_what_is_committed_is_counted_from_the_files(tmp_path: Path):
     assert all(r["num_output_tokens"] == 7 for of_row in responses for r in of_row)
     assert {len(file.split("/part-")) for file in found["file"].to_pylist()} == {2}
     assert remove_duplicates(found, Storage()) == found
-    nothing = read_committed(str(tmp_path), "none", Storage())
+    nothing = read_committed(str(tmp_path), ["none"], Storage())
     assert (nothing.num_rows, nothing.schema) == (0, found.schema)
 
 
@@ -143,7 +144,7 @@ def test_a_table_of_before_may_lack_a_column(tmp_path: Path):
     (file,) = tmp_path.rglob("*.parquet")
     pq.write_table(pq.read_table(file).drop_columns(["parts"]), file)
     commit_rows(rows("b"), str(tmp_path), KEY, Storage())
-    found = read_committed(str(tmp_path), "r1", Storage())
+    found = read_committed(str(tmp_path), ["r1"], Storage())
     assert sorted(zip(found["unit_id"].to_pylist(), found["parts"].to_pylist(), strict=True)) == [
         ("a", None),
         ("b", []),
@@ -158,16 +159,16 @@ def test_of_two_rows_of_a_unit_the_better_one_stays(tmp_path: Path):
         unit(answer("caption", ""), unit_id="b", status="failed", error=error), QUESTIONS, KEY
     )
     commit_rows([*rows("a"), failed], str(tmp_path), KEY, Storage())
-    later = RunKey(run_id="test-20261123-def", recipe_id="r1", run_date="2026-11-23")
+    later = run_key("test-20261123-def", "r1", "2026-11-23")
     commit_rows(rows("b", "c"), str(tmp_path), later, Storage())
     commit_rows(rows("c"), str(tmp_path), KEY, Storage())
-    stay = remove_duplicates(read_committed(str(tmp_path), "r1", Storage()), Storage())
+    stay = remove_duplicates(read_committed(str(tmp_path), ["r1"], Storage()), Storage())
     assert sorted((row["unit_id"], row["status"]) for row in stay.to_pylist()) == [
         ("a", "ok"),
         ("b", "ok"),
         ("c", "ok"),
     ]
-    again = read_committed(str(tmp_path), "r1", Storage())
+    again = read_committed(str(tmp_path), ["r1"], Storage())
     assert sorted(again["unit_id"].to_pylist()) == ["a", "b", "c"]
     assert remove_duplicates(again, Storage()) == again
     table = ds.dataset(tmp_path / "annotations", partitioning="hive").to_table()
@@ -192,7 +193,7 @@ def test_media_that_could_be_read_later_replace_their_error_row(tmp_path: Path):
     commit_rows([annotation_row(gone, QUESTIONS, KEY)], str(tmp_path), KEY, Storage())
     commit_rows(rows("with version"), str(tmp_path), KEY, Storage())
     plan = planned({"with version": "no version"})
-    stay = remove_duplicates(read_committed(str(tmp_path), "r1", Storage()), Storage(), plan)
+    stay = remove_duplicates(read_committed(str(tmp_path), ["r1"], Storage()), Storage(), plan)
     assert stay["unit_id"].to_pylist() == ["with version"]
     assert len(list(tmp_path.rglob("*.parquet"))) == 1
 
@@ -205,7 +206,7 @@ def test_a_span_that_failed_by_itself_keeps_its_row(tmp_path: Path):
 
     parts = [failed("beyond the end", "bad_request"), failed("storage away", "storage_failed")]
     commit_rows([*parts, *rows("a")], str(tmp_path), KEY, Storage())
-    found = read_committed(str(tmp_path), "r1", Storage())
+    found = read_committed(str(tmp_path), ["r1"], Storage())
     ids = found["unit_id"].to_pylist()
     assert remove_duplicates(found, Storage(), planned(dict(zip(ids, ids, strict=True)))) == found
     other = planned({"a": "of a"})
@@ -224,7 +225,7 @@ def test_of_two_failed_rows_the_one_that_was_tried_more_often_stays(tmp_path: Pa
 
     commit_rows([failed("later", 2), *rows("b")], str(tmp_path), KEY, Storage())
     commit_rows([failed("earlier", 1)], str(tmp_path), KEY, Storage())
-    remove_duplicates(read_committed(str(tmp_path), "r1", Storage()), Storage())
+    remove_duplicates(read_committed(str(tmp_path), ["r1"], Storage()), Storage())
     table = ds.dataset(tmp_path / "annotations", partitioning="hive").to_table().to_pylist()
     assert sorted((row["unit_id"], (row["error"] or {}).get("message")) for row in table) == [
         ("a", "later"),

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.model.checkpoint import inspect_checkpoint
-from pipeline.plan.recipe import differences, recipe, recipe_id
+from pipeline.plan.recipe import differences, recipe, recipe_id, recipe_ids
 from schemas.errors import ModelError
 from schemas.job.job import check_job
 from schemas.job.model import Model
@@ -99,3 +99,29 @@ def test_a_seed_counts_only_where_something_is_drawn():
     greedy = {"retry": None}
     assert identity(generation=greedy) == identity(generation=greedy | {"seed": 1})
     assert identity() != identity(generation={"seed": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({"sampling": {"fps": 1.0}}, {"video", "messages"}),
+        ({"sampling": {"segmentation": {"kind": "shots"}}}, {"video", "messages"}),
+        ({"budget": {"unit_tokens": 100}}, {"video", "messages"}),
+        ({"budget": {"frame_tokens": [4, 8]}}, {"video", "messages"}),
+        ({"budget": {"image_tokens": [4, 8]}}, {"image", "messages"}),
+        ({"tasks": ["caption", "objects", "events"]}, {"video"}),
+        ({"tasks": ["caption", "objects", "document"]}, {"image"}),
+        ({"tasks": ["caption", "objects", "chat"]}, {"messages"}),
+        ({"tasks": ["caption"]}, {"image", "video"}),
+        ({"generation": {"temperature": 0.5}}, {"image", "video", "messages"}),
+        ({"weights": "other"}, {"image", "video", "messages"}),
+        ({"sampling": {"decoder": "torchcodec"}}, set()),
+    ],
+)
+def test_a_row_asks_again_only_if_what_concerns_it_changed(changes: dict, kinds: set[str]):
+    def ids(weights: str = "w", **changes) -> dict[str, str]:
+        return recipe_ids(recipe(check_job(BASE | changes, "test"), weights))._asdict()
+
+    before, now = ids(), ids(**changes)
+    assert {kind for kind in before if before[kind] != now[kind]} == kinds
+    assert len(set(now.values())) == 3

@@ -1,5 +1,6 @@
 """What `latest` shows where clocks of writers differ: the view and the reader in Python agree."""
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,15 +12,17 @@ from jobs.results.read import Selection, read_annotations
 from pipeline.manifest.existing import ExistingMedia
 from pipeline.output.compact import find_superseded_rows, join_listing
 from pipeline.output.listing import write_listing
-from pipeline.output.rows import ANNOTATION, RunKey, annotation_row
+from pipeline.output.rows import ANNOTATION, annotation_row
 from pipeline.output.table import commit_rows, file_name
 from pipeline.output.views import views_sql
 from pipeline.storage.ids import digest
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import Storage
+from schemas.tables.annotation import RecipeIds
 from schemas.tables.listing import LISTING, MAX_AHEAD_SECONDS
 from schemas.tables.manifest import MediaItem
 from tests.support.annotation_rows import row
+from tests.support.run_key import run_key
 from tests.support.units import QUESTIONS, answer, unit
 
 STORAGE = Storage()
@@ -31,7 +34,7 @@ V1, V2 = "1" * 32, "2" * 32
 def commit(output: Path, content: str, at: datetime | None, run_id: str, **fields: object) -> None:
     one = row(digest("a", content, None, None), "a", content) | fields
     one |= {"timings": {"finished_at": at}, "media": one["media"] | {"content_version": content}}
-    key = RunKey(run_id=run_id, recipe_id=str(one["recipe_id"]), run_date="2026-01-01")
+    key = run_key(run_id, str(one["recipe_id"]), run_date="2026-01-01")
     commit_rows([one | {"run_id": run_id}], str(output), key, STORAGE)
 
 
@@ -39,7 +42,7 @@ def mark(output: Path, at: datetime, content: str | None) -> None:
     """A listing's word on the name: its content, or that it is gone."""
     known = {"content_version": content, "answers_of": content and "a", "is_gone": content is None}
     one = {"media_id": "a", "uri": "a", "run_id": "", "recipe_id": "abc", "listed_at": at} | known
-    key = RunKey(run_id="l", recipe_id="abc", run_date="2026-01-01")
+    key = run_key("l", "abc", run_date="2026-01-01")
     write_listing(pa.Table.from_pylist([one], schema=LISTING), str(output), key, STORAGE)
 
 
@@ -92,7 +95,7 @@ def test_a_night_sees_the_content_that_latest_shows(tmp_path: Path):
     """The name has V1 again: the row of V2, from the future, does not say that it has V2."""
     commit(tmp_path, V2, FUTURE, "a")
     commit(tmp_path, V1, NOW, "b")
-    with ExistingMedia(str(tmp_path), "abc", STORAGE) as existing:
+    with ExistingMedia(str(tmp_path), RecipeIds("abc", "abc", "abc"), STORAGE) as existing:
         for content, num_changes in ((V1, 0), (V2, 1)):
             item = MediaItem(media_id="a", uri="a", content_version=content)
             new, changes = existing.new_items([item])
@@ -117,6 +120,6 @@ def test_of_two_answers_to_a_unit_both_readers_take_the_same(tmp_path: Path):
 
 def test_a_committer_whose_clock_is_slow_writes_no_row_before_its_start():
     started_at = datetime.now(UTC) + timedelta(days=2)  # by the driver's clock
-    key = RunKey(run_id="r", recipe_id="abc", run_date="2026-01-01", started_at=started_at)
+    key = dataclasses.replace(run_key("r", "abc"), started_at=started_at)
     made = annotation_row(unit(answer("caption", "x")), QUESTIONS, key)
     assert made["timings"]["finished_at"] == started_at

@@ -14,11 +14,11 @@ from click.testing import CliRunner
 
 from jobs.cli.main import main
 from jobs.evaluate.metrics import METRICS
-from pipeline.output.rows import RunKey
 from pipeline.storage.storage import Storage
 from schemas.tables.unit import AnsweredUnit, RawAnswer
 from tests.support.gold import event
 from tests.support.paths import ROOT
+from tests.support.run_key import run_key
 from tests.support.units import answer, clip_unit, failed_unit, sized_image_unit, write_table
 
 BOX = {"x1": 0, "y1": 0, "x2": 100, "y2": 100}
@@ -210,7 +210,7 @@ def test_the_newest_runs_recipe_is_taken(tmp_path: Path, call):
     out = tmp_path / "out"
     for day, recipe, hour in ((22, "r1", None), (23, "r2", 8), (23, "r3", 9)):
         run_id = f"test-202611{day}-{recipe}"
-        key = RunKey(run_id=run_id, recipe_id=recipe, run_date="2026-11-22")
+        key = run_key(run_id, recipe)
         write_table(out, clip_unit("a", caption=recipe), key=key)
         if hour:
             (out / "runs" / run_id).mkdir(parents=True)
@@ -218,12 +218,12 @@ def test_the_newest_runs_recipe_is_taken(tmp_path: Path, call):
             (out / "runs" / run_id / "run.json").write_text(json.dumps(run))
     gold = {"media_id": "a", "caption": "r3"}
     output, found = call(gold)
-    assert (found["recipe_id"], values(found, "caption")["exact"]) == ("r3", 1.0)
+    assert (found["recipe_ids"], values(found, "caption")["exact"]) == (["r3"], 1.0)
     assert "r3, of the newest run, test-20261123-r3; --recipe selects others: r1, r2" in output
     output, found = call(gold, options="--recipe r1")
-    assert (found["recipe_id"], values(found, "caption")["exact"]) == ("r1", 0.0)
+    assert (found["recipe_ids"], values(found, "caption")["exact"]) == (["r1"], 0.0)
     assert "newest" not in output
-    assert call(gold, options="--run test-20261123-r2")[1]["recipe_id"] == "r2"
+    assert call(gold, options="--run test-20261123-r2")[1]["recipe_ids"] == ["r2"]
     output, _ = call(gold, options="--run nightly", exit_code=2)
     assert "no row is of run 'nightly'; the runs are test-20261122-r1, test-20261123-r2" in output
     output, _ = call(gold, options="--recipe r9", exit_code=2)
@@ -237,7 +237,7 @@ def test_the_newest_runs_recipe_is_taken(tmp_path: Path, call):
 
 def test_rows_of_earlier_content_and_earlier_failures_are_left_out(tmp_path: Path, call):
     out = tmp_path / "out"
-    later = RunKey(run_id="test-20261123-def", recipe_id="r1", run_date="2026-11-23")
+    later = run_key("test-20261123-def", "r1", "2026-11-23")
     old = clip_unit("changed", caption="before")
     new = replace(old, unit_id="changed-2", media=replace(old.media, content_version="v2"))
     write_table(out, old, failed_unit("lost"))
@@ -280,7 +280,7 @@ SAME = {"media_id": "a", "caption": "x", "ocr": "t"}
     [
         ([SAME], "--tasks captions", "unknown task 'captions', did you mean 'caption'?"),
         ([SAME], "--tasks events", "gold.jsonl does not judge events, only caption, ocr"),
-        ([SAME], "--tasks ocr", "recipe r1 has no task ocr"),
+        ([SAME], "--tasks ocr", "the rows have no answers of the task ocr"),
         ([SAME], "--by codecs", "unknown slice 'codecs', did you mean 'codec'?"),
         ([SAME], "--fail-under caption.wer=1", "there is no figure 'caption.wer'; there are"),
         (
@@ -289,7 +289,11 @@ SAME = {"media_id": "a", "caption": "x", "ocr": "t"}
             "for caption.exact, higher is better: use --fail-u",
         ),
         ([SAME], "--fail-under caption.exact", "a limit is METRIC=LIMIT, such as"),
-        ([{"media_id": "a", "ocr": "t"}], "", "gold judges ocr; recipe r1 has none of them"),
+        (
+            [{"media_id": "a", "ocr": "t"}],
+            "",
+            "gold judges ocr; the rows have answers of none of them",
+        ),
         ([{"media_id": "a", "words": "t"}], "", "has no task column; its columns: media_id, words"),
         ([{"media_id": "a", "caption": None}], "", "judges nothing: caption is null in every"),
         ([], "", "has no task column; its columns: none"),
@@ -339,14 +343,14 @@ def test_mistakes_are_one_message(tmp_path: Path, call, rows, options, message):
         ("out", "nowhere.jsonl", "there is no gold nowhere.jsonl"),
         ("out", "nowhere", "there is no gold nowhere; give a .parquet or .jsonl file"),
         ("out", "gold.parquet", "gold.parquet is not a readable Parquet file"),
-        ("out", "two", "two has rows of 2 recipes, but gold has one answer for each unit"),
+        ("out", "two", "two has rows of several recipes about the unit"),
     ],
 )
 def test_wrong_paths_are_one_message(tmp_path: Path, monkeypatch, annotations, gold, message):
     monkeypatch.chdir(tmp_path)
     write_table(Path("out"), clip_unit("a", caption="x"))
     write_table(Path("two"), clip_unit("a", caption="x"))
-    other = RunKey(run_id="other", recipe_id="r2", run_date="2026-11-22")
+    other = run_key("other", "r2")
     write_table(Path("two"), clip_unit("a", caption="x"), key=other)
     Path("gold.jsonl").write_text('{"media_id": "a", "caption": "x"}\n')
     Path("gold.parquet").write_text("no parquet")

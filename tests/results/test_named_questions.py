@@ -21,7 +21,7 @@ from jobs.report import report
 from jobs.results.read import Selection, read_annotations
 from pipeline.engines.simulated.engine import SimulatedEngine
 from pipeline.output.compact import find_bins, join_files
-from pipeline.output.rows import RunKey, annotation_row, schema_of_questions
+from pipeline.output.rows import annotation_row, schema_of_questions
 from pipeline.output.table import check_columns, commit_rows
 from pipeline.output.views import connect
 from pipeline.stages.commit import Commit
@@ -39,6 +39,7 @@ from schemas.tables.unit import ANSWERED, AnsweredUnit
 from tests.support.clips import numbered_frames, write_clip
 from tests.support.job_files import SIMULATED, SMALL, make_job
 from tests.support.prepared import prepare_units
+from tests.support.run_key import run_key
 from tests.support.units import answer, clip_unit, unit
 
 SCENE = {
@@ -68,7 +69,7 @@ TASKS = [
 ]
 NAMES = ["scene", "defects", "remark", "invoice", "slate", "arrival", "departure"]
 STORAGE = Storage()
-KEY = RunKey(run_id="named-20261122-abc", recipe_id="abcd", run_date="2026-11-22")
+KEY = run_key("named-20261122-abc", "abcd")
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +271,7 @@ def commit(output: Path, recipe_id: str, schema: dict | None, text: str) -> None
     """Commit a row of a job whose question ``look`` has this schema."""
     task = {"name": "look", "task": "custom", "prompt": "?", "json_schema": schema}
     questions = {q.name: q for q in make_job(tasks=[task]).questions()}
-    key = RunKey(run_id="test-20261122-abc", recipe_id=recipe_id, run_date="2026-11-22")
+    key = run_key("test-20261122-abc", recipe_id)
     columns = schema_of_questions(questions.values())
     check_columns(columns, str(output), STORAGE)
     unit = clip_unit(recipe_id)
@@ -351,7 +352,7 @@ def test_no_name_of_a_question_meets_those_of_the_views(tmp_path: Path, name: st
     output, storage = str(tmp_path / "out"), Storage()
     job = make_job(tasks=[{"name": name, "task": "custom", "prompt": "What?"}])
     questions = {question.name: question for question in job.questions()}
-    key = RunKey(run_id="t-20261129-abc", recipe_id="r1", run_date="2026-11-29")
+    key = run_key("t-20261129-abc", "r1", "2026-11-29")
     row = annotation_row(unit(answer(name, "Bob")), questions, key)
     commit_rows([row], output, key, storage, schema_of_questions(job.questions()))
     with connect(output, storage) as db:

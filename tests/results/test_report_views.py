@@ -63,7 +63,7 @@ def write_items(output: Path, units: list[AnsweredUnit], **fields) -> None:
     """Write the row of a whole video, as the driver makes it of the units' rows."""
     rows = [annotation_row(each, QUESTIONS, KEY) for each in units]
     ids = {"item_id": item_id("i1", [row["unit_id"] for row in rows]), "items_id": "i1"}
-    names = ids | {"run_id": KEY.run_id, "recipe_id": KEY.recipe_id}
+    names = ids | {"run_id": KEY.run_id, "recipe_id": KEY.recipe_ids.video}
     table = pa.Table.from_pylist([item_row(rows, names) | fields], schema=ITEM)
     folder = output / "items" / f"run_date={KEY.run_date}"
     write_parquet(table, str(folder / f"part-{KEY.run_id}-i1-{len(rows)}.parquet"), Storage())
@@ -75,7 +75,7 @@ def write_run(output: Path, **fields) -> None:
         name="test",
         run_date=KEY.run_date,
         status="complete",
-        fingerprint={"recipe": KEY.recipe_id},
+        fingerprint={"recipe": KEY.recipe_ids.video},
         recipe={"weights": "abc"},
         created_at="2026-11-22T20:15:00+00:00",
         counts={"units": 6, "status": {"ok": 4, "failed": 2}, "errors": {"media_unreadable": 1}},

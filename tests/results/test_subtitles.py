@@ -18,6 +18,7 @@ from jobs.cli.main import main
 from jobs.export.names import mirrored_names
 from jobs.export.subtitles import whole_track
 from pipeline.output.rows import annotation_row
+from pipeline.storage.protocols import uri_of_path
 from schemas.tables.unit import AnsweredUnit
 from tests.support.clips import needs_ffprobe
 from tests.support.units import KEY, QUESTIONS, clip_unit, failed_unit, image_unit, write_table
@@ -213,6 +214,16 @@ def test_names_are_safe_on_every_file_system(tmp_path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
     assert len(files(tmp_path)) == len(media)
+
+
+def test_names_that_are_not_utf8_are_readable_and_stay_apart():
+    """Only uris that Reelscribe made are decoded: in another name, %F6 is what it says."""
+    raw = [b"/a/h\xf6r/x.mp4", b"/a/na\xefve.mp4", b"/a/na\xeeve.mp4", b"/a/100%.mp4"]
+    uris = [uri_of_path(os.fsdecode(path)) for path in raw] + ["/a/h%F6r.mp4"]
+    _, names = mirrored_names({str(k): (uri, f"id{k}") for k, uri in enumerate(uris)})
+    assert list(names.values()) == [
+        "h\ufffdr/x", "na\ufffdve.mp4", "na\ufffdve.mp4.id2", "100%", "h%F6r"
+    ]  # fmt: skip
 
 
 def test_the_folder_of_the_whole_archive_is_left_out():

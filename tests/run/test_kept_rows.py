@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from jobs.plan.runs import Run
 from jobs.run.finish import finish
 from jobs.run.units import media_without_storage, read_rows, units_to_do
 from pipeline.output.duplicates import remove_duplicates
+from pipeline.output.listing import write_listing
 from pipeline.output.table import read_committed
 from pipeline.stages.commit import OUTAGE_UNITS, Commit
 from pipeline.storage.storage import Storage
@@ -24,6 +26,7 @@ from schemas.errors import StorageError
 from schemas.job.job import Job, check_job
 from schemas.tables.columns import to_table
 from schemas.tables.error import ErrorRecord
+from schemas.tables.listing import LISTING
 from schemas.tables.manifest import MediaItem
 from schemas.tables.media import Media, Sampling
 from schemas.tables.unit import ANSWERED, UNIT, AnsweredUnit, Prompt, RawAnswer, Unit
@@ -115,7 +118,7 @@ def commit(context: JobContext, *units: Unit) -> None:
 
 
 def rows(context: JobContext) -> list[tuple[str, str]]:
-    found = read_committed(context.job.output, context.run.key.recipe_id, context.storage)
+    found = read_committed(context.job.output, context.run.recipe_ids, context.storage)
     return sorted((row["unit_id"], row["status"]) for row in found.to_pylist())
 
 
@@ -169,6 +172,20 @@ def test_rows_of_what_an_object_was_go_wherever_they_lie(context):
     run = close(context, to_table([*now, other], UNIT))
     assert rows(context) == [("u0-v2", "ok"), ("u1-v2", "ok"), ("x0", "ok")]
     assert run.counts["units"] == 3
+
+
+def test_rows_of_earlier_content_stay_where_another_name_has_their_answers(context):
+    commit(context, *WINDOWS[:2])
+    film = {"uri": FILM.uri, "run_id": "", "recipe_id": context.run.recipe_ids.video,
+            "content_version": "v1", "listed_at": datetime.now(UTC), "is_gone": False,
+            "answers_of": "film"}  # fmt: skip
+    copy = pa.Table.from_pylist([film | {"media_id": "copy"}], schema=LISTING)
+    write_listing(copy, context.job.output, context.run.key, context.storage)
+    media = dataclasses.replace(MEDIA, content_version="v2")
+    now = window(0, unit_id="u0-v2", content_version="v2", media=media)
+    commit(context, now)
+    close(context, to_table([now], UNIT))
+    assert rows(context) == [("u0", "ok"), ("u0-v2", "ok"), ("u1", "ok")]
 
 
 def test_an_item_of_which_one_window_was_missing_is_one_row_of_items(context, monkeypatch):

@@ -16,7 +16,7 @@ from jobs.report.runs import run_values
 from jobs.results import compact
 from jobs.results.frames import planned_sources
 from jobs.results.read import Selection, read_annotations
-from pipeline.output.rows import ANNOTATION, RunKey
+from pipeline.output.rows import ANNOTATION
 from pipeline.output.run_file import read_run_file, run_folder
 from pipeline.output.table import commit_rows, read_committed
 from pipeline.storage import parquet
@@ -25,9 +25,10 @@ from pipeline.storage.storage import Storage
 from schemas.errors import StorageError, UserError
 from schemas.job.job import check_job
 from tests.support.annotation_rows import row
+from tests.support.run_key import run_key
 
 STORAGE = Storage()
-KEY = RunKey(run_id="a-20260101-abcdef", recipe_id="abc", run_date="2026-01-01")
+KEY = run_key("a-20260101-abcdef", "abc", run_date="2026-01-01")
 RUN = {
     "run_id": KEY.run_id,
     "name": "a",
@@ -51,7 +52,7 @@ def plant(output: Path, content: object, folder: str = KEY.run_id) -> Path:
 def test_a_sound_run_is_read(tmp_path):
     plant(tmp_path, RUN | {"later": 1, "counts": {}})
     (run,) = all_runs(str(tmp_path), STORAGE)
-    assert (run.run_id, run.key) == (KEY.run_id, KEY)
+    assert (run.run_id, run.run_date) == (KEY.run_id, KEY.run_date)
 
 
 def test_compact_removes_nothing_outside_of_the_output(tmp_path):
@@ -137,6 +138,8 @@ def test_a_huge_file_is_not_read_whole(tmp_path, monkeypatch):
         ("fingerprint", {"manifest": "m", "recipe": "../x", "schema_version": "1"}),
         ("fingerprint", []),
         ("recipe", "text"),
+        ("recipe", {"budget": 3}),
+        ("recipe", {"tasks": {"caption": []}}),
         ("created_at", 7),
         ("created_at", "\ud800"),
         ("starts", "many"),
@@ -201,7 +204,7 @@ def test_a_table_of_other_types_is_named(tmp_path, table: pa.Table):
     write_parquet(table, uri, STORAGE)
     named = re.escape("part-a-abc-0000")
     with pytest.raises(StorageError, match=named):
-        read_committed(str(tmp_path), "abc", STORAGE, ANNOTATION.names)
+        read_committed(str(tmp_path), ["abc"], STORAGE, ANNOTATION.names)
     with pytest.raises(UserError, match=named):
         read_annotations(Selection(uri=str(tmp_path)), STORAGE)
     options = compact.CompactOptions(target_bytes=1 << 20, superseded_days=0)

@@ -11,22 +11,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 
 from pipeline.manifest.existing import ExistingMedia
 from pipeline.manifest.select import Selection, select
 from pipeline.output.listing import write_listing
-from pipeline.output.rows import ANNOTATION, RunKey
-from pipeline.output.table import file_name
+from pipeline.output.rows import RunKey
+from pipeline.output.table import commit_rows
 from pipeline.output.views import write_views
 from pipeline.storage.ids import digest
 from pipeline.storage.listing import PassOver
-from pipeline.storage.parquet import write_parquet
+from pipeline.storage.parquet import write_json
 from pipeline.storage.storage import Storage
 from schemas.errors import StorageError
 from schemas.job.job import Input
 from schemas.tables.manifest import MediaItem, default_media_id
 from tests.support.annotation_rows import row
+from tests.support.run_key import run_key
 
 PREFIX = "s3://media/clips"
 WINDOWS = ((0.0, 3.0), (3.0, 6.0), (6.0, 9.0))
@@ -72,16 +72,20 @@ class Archive:
         self.output, self.bucket, self.num_nights = str(folder), Bucket(), 0
         self.num_answered = 0
         self.failing: dict[str, str] = {}  # name -> type of the error
+        self.run_of: dict[str, str] = {}  # recipe -> its newest run
 
     def existing(self, recipe: str) -> ExistingMedia:
-        return ExistingMedia(self.output, recipe, self.bucket)
+        return ExistingMedia(self.output, run_key("r", recipe).recipe_ids, self.bucket)
 
     def night(
         self, recipe: str = "abc", *, cut: random.Random | None = None, **spec: object
     ) -> Selection:
         """Select, record and answer what is new. cut: the run is killed, so rows are missing."""
         self.num_nights += 1
-        key = RunKey(run_id=f"r{self.num_nights}", recipe_id=recipe, run_date="2026-01-01")
+        key = run_key(f"r{self.num_nights}", recipe, "2026-01-01")
+        self.run_of[recipe] = key.run_id
+        ids = {"created_at": f"night {self.num_nights:03}", "recipe_ids": key.recipe_ids._asdict()}
+        write_json(ids, f"{self.output}/runs/{key.run_id}/run.json", self.bucket)
         given = {"scan": PREFIX, "only_new": True} | spec
         chosen = select(Input(**given), self.bucket, lambda: self.existing(recipe))
         write_listing(chosen.listing, self.output, key, self.bucket)
@@ -95,6 +99,8 @@ class Archive:
         """The rows of an item: one of an image, three of a video."""
         name = item.uri.rpartition("/")[2]
         content = self.bucket.names[name]
+        ids = run_key("r", recipe).recipe_ids
+        recipe = ids.image if name.endswith(".jpg") and name not in self.failing else ids.video
         if kind := self.failing.get(name):
             unread = digest(item.media_id, None, None, None)
             one = row(unread, item.media_id, item.content_version, error=kind, readable=False)
@@ -112,13 +118,10 @@ class Archive:
         return found
 
     def commit(self, rows: list[dict], key: RunKey) -> None:
-        """Write rows as one file, and the views as the end of a run does."""
+        """Write rows, and the views as the end of a run does."""
         if rows:
             finished = {"timings": {"finished_at": datetime.now(UTC)}, "run_id": key.run_id}
-            table = pa.Table.from_pylist([one | finished for one in rows], schema=ANNOTATION)
-            name = file_name(key.run_id, key.recipe_id)
-            folder = f"{self.output}/annotations/run_date={key.run_date}"
-            write_parquet(table, f"{folder}/{name}", self.bucket)
+            commit_rows([one | finished for one in rows], self.output, key, self.bucket)
             write_views(self.output, self.bucket)
         self.num_answered += len(rows)
 
@@ -141,7 +144,10 @@ class Archive:
 
     def expected(self, recipe: str = "abc") -> dict[str, list[str]]:
         """What `latest` must say: of each name that is there, its content's answers."""
+        ids = run_key("r", recipe).recipe_ids
         return {
-            name: [f"{recipe}: {content}"] * (1 if name.endswith(".jpg") else len(WINDOWS))
+            name: [f"{ids.image}: {content}"]
+            if name.endswith(".jpg")
+            else [f"{ids.video}: {content}"] * len(WINDOWS)
             for name, content in self.bucket.names.items()
         }

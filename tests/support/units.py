@@ -15,8 +15,9 @@ from schemas.tables.media import Media, Sampling
 from schemas.tables.unit import AnsweredUnit, Prompt, RawAnswer
 from schemas.task import Question
 from tests.support import clips
+from tests.support.run_key import run_key
 
-KEY = RunKey(run_id="test-20261122-abc", recipe_id="r1", run_date="2026-11-22")
+KEY = run_key("test-20261122-abc")
 QUESTIONS = {name: Question(task=name) for name in TASK_NAMES}
 RED, GREY = (220, 30, 30), (90, 90, 90)
 

@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from jobs.api import read
 from jobs.plan.open_job import open_job
+from jobs.plan.runs import Run
 from jobs.run import annotate
 from pipeline.output.rows import ANNOTATION
 from pipeline.storage.storage import Storage
@@ -57,7 +59,9 @@ def test_one_row_for_each_planned_unit(annotated, archive: Path):
     assert {row["uri"] for row in rows} == {str(path) for path in media}
     assert len(rows) > len(media)  # long clips are several windows
     assert {row["run_id"] for row in rows} == {run.run_id}
-    assert {row["recipe_id"] for row in rows} == {run.fingerprint["recipe"]}
+    for row in rows:
+        kind = row["media"]["media_type"] if row["media"] else "video"
+        assert row["recipe_id"] == getattr(run.recipe_ids, kind)
 
 
 def test_broken_media_are_rows_that_say_why_and_nothing_else_fails(annotated):
@@ -131,6 +135,7 @@ def test_run_json_tells_what_ran(annotated, checkpoint: Path):
     assert told["job"]["model"]["source"] == str(checkpoint)
     assert "storage_options" not in told["job"]
     assert set(told["fingerprint"]) == {"manifest", "recipe", "schema_version"}
+    assert set(told["recipe_ids"]) == {"image", "video", "messages"}
     assert {"ray", "torch", "transformers", "code"} <= set(told["versions"])
     assert told["seconds"] > 0
 
@@ -167,6 +172,37 @@ def test_another_recipe_is_another_run_and_says_what_changed(annotated):
     context, _ = open_job(check_job(other, "test"))
     assert context.run.run_id != run.run_id
     assert f"recipe.budget.unit_tokens differs from {run.run_id}" in context.changes
+
+
+def test_another_rate_of_frames_asks_no_image_again(
+    archive: Path, checkpoint: Path, tmp_path: Path
+):
+    media = tmp_path / "media"
+    media.mkdir()
+    shutil.copy(archive / "images" / "scene-0.jpg", media)
+    shutil.copy(archive / "clips" / "h265.mp4", media)
+    output = tmp_path / "out"
+
+    def run(fps: float) -> tuple[Run, str]:
+        changes = {"input": {"scan": str(media), "only_new": True}, "sampling": {"fps": fps}}
+        console = quiet()
+        spec = simulated(checkpoint, output, tasks=["caption"], **changes)
+        return annotate.run(spec, console), console.file.getvalue()
+
+    first, _ = run(1.0)
+    second, printed = run(2.0)
+    assert f"recipe.sampling.fps differs from {first.run_id}" in printed
+    assert (first.counts["units"], second.counts["units"]) == (2, 1)
+    written = {(Path(row["uri"]).suffix, row["run_id"]) for row in rows_of(output)}
+    assert written == {(".jpg", first.run_id), (".mp4", first.run_id), (".mp4", second.run_id)}
+    for asked, video_run in ((first.run_id,) * 2, (second.run_id,) * 2, (None, second.run_id)):
+        rows = read(output, run_id=asked).to_arrow().to_pylist()
+        found = {Path(row["uri"]).suffix: row["run_id"] for row in rows}
+        assert found == {".jpg": first.run_id, ".mp4": video_run}
+    latest = duckdb.connect()
+    latest.execute((output / "latest.sql").read_text())
+    by_type = latest.sql("SELECT media.media_type, run_id FROM latest").fetchall()
+    assert dict(by_type) == {"image": first.run_id, "video": second.run_id}
 
 
 def test_the_readmes_questions_in_sql(annotated):

@@ -22,7 +22,7 @@ from pipeline.engines.transformers.batches import roots_of
 from pipeline.engines.transformers.engine import TransformersEngine
 from pipeline.model.patches import normalise, patches, seen_pixels
 from pipeline.model.prompter import VIDEO_SLOT, Prompter
-from pipeline.output.rows import RunKey, annotation_row
+from pipeline.output.rows import annotation_row
 from pipeline.plan.planner import Planner
 from pipeline.stages.prepare import Prepare
 from pipeline.storage.storage import Storage
@@ -32,9 +32,10 @@ from schemas.tables.columns import from_table, to_table
 from schemas.tables.unit import PREPARED, UNIT, PreparedUnit, Unit
 from tests.support.job_files import SMALL
 from tests.support.messages import SYSTEM, assistant, image, read, text, user, video
+from tests.support.run_key import run_key
 
 STORAGE = Storage()
-KEY = RunKey(run_id="test-20261122-abc", recipe_id="r1", run_date="2026-11-22")
+KEY = run_key("test-20261122-abc")
 SCENE, STAR, WIDE = "images/scene-0.jpg", "images/tiny.png", "images/wide.png"
 CLIP, VARIABLE = "clips/h264-bframes.mp4", "clips/variable.mkv"
 

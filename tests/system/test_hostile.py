@@ -159,7 +159,7 @@ def test_a_run_over_hostile_media(archive, checkpoint, ray_session, monkeypatch,
     job = check_job(SMALL | spec, "test")
     finished = annotate.run(job, Console(file=io.StringIO()))
     columns = ("unit_id", "uri", "status", "error")
-    rows = read_committed(job.output, finished.key.recipe_id, Storage(), columns).to_pylist()
+    rows = read_committed(job.output, finished.recipe_ids, Storage(), columns).to_pylist()
     assert len({row["unit_id"] for row in rows}) == len(rows) == finished.counts["units"]
     errors: dict[str, list] = {}  # of one file there may be many: its header may tell of days
     for row in rows:

@@ -140,6 +140,6 @@ def test_a_run_over_bad_storage_an_outage_and_a_changed_object(faulty, checkpoin
     assert run.counts["errors"] == {"media_changed": 1}
     run = retry.run(again, said)
     assert run.counts["status"] == {"ok": 24}
-    rows = read_committed(again.output, run.key.recipe_id, storage)["unit_id"].to_pylist()
+    rows = read_committed(again.output, run.recipe_ids, storage)["unit_id"].to_pylist()
     assert len(set(rows)) == len(rows) == 24
     assert faulty.faults

@@ -291,6 +291,21 @@ class TestAnnotations:
             f"{gold}:{place}" for place in ("1/caption", "2/caption", "3/objects")
         ]
 
+    def test_columns_that_only_later_files_have(self, tmp_path: Path):
+        """A job of another night asked one question more, and one with more members."""
+        rows = [
+            {"uri": "a.jpg", "caption": "A."},
+            {"uri": "b.jpg", "caption": "B.", "season": "spring", "box": {"x": 1}},
+            {"uri": "c.jpg", "caption": "C.", "season": "autumn", "box": {"x": 1, "y": 2}},
+        ]
+        for k, row in enumerate(rows):
+            pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"part-{k}.parquet")
+        season = {"name": "season", "task": "custom", "prompt": "Which season?"}
+        answers = [parts(e)[1][0] for e in self.read(tmp_path, "caption", season)]
+        assert answers == ["A.", "B.", "spring", "C.", "autumn"]
+        (only,) = self.read(tmp_path, season, where="box.y = 2")
+        assert parts(only) == [(0, "Which season?"), ("autumn",)]
+
     def test_where_is_sql_over_the_columns(self, gold: Path):
         (only,) = self.read(gold, where="split = 'train' AND uri LIKE '%.mp4'")
         assert parts(only)[1] == ("A dog runs.",)
