@@ -6,6 +6,7 @@ in order and do not overlap.
 
 import dataclasses
 import math
+import re
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -22,6 +23,11 @@ MIN_SECONDS = 0.5
 """Minimum length of a cue: a shorter one could not be read."""
 
 _MIN_MILLISECONDS = round(1000 * MIN_SECONDS)
+
+_DASHES = re.compile(r"-++>?+")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_TAG = re.compile(r"<(?=[A-Za-z/])|\{(?=[\\A-Za-z])")
+_JOINED = "\\g<0>\u2060"
 
 Cue = tuple[int, int, str]
 """Start and end in milliseconds from the first frame, and text."""
@@ -205,16 +211,24 @@ def _webvtt(cues: list[Cue]) -> str:
 
 
 def _srt(cues: list[Cue]) -> str:
+    """SRT has no escapes: an invisible joiner takes tags (<b>, {\\an8}) their meaning."""
     return "\n".join(
-        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n"
+        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{_TAG.sub(_JOINED, text)}\n"
         for number, (start, end, text) in enumerate(cues, 1)
     )
 
 
 def _lines(text: str) -> str:
-    """Remove empty lines, which would end the cue, and arrows, which would start another."""
+    """Remove empty lines, which would end the cue, and arrows, which would start another.
+
+    Control characters become U+FFFD: some players end lines and texts at them.
+    """
     kept = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    return "\n".join(kept).replace("-->", "->")
+    return _CONTROL.sub("\ufffd", _DASHES.sub(_without_arrow, "\n".join(kept)))
+
+
+def _without_arrow(dashes: re.Match[str]) -> str:
+    return "->" if dashes[0].endswith("->") else dashes[0]
 
 
 def _escaped(text: str) -> str:
