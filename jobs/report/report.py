@@ -113,7 +113,8 @@ def run(selection: Selection, options: ReportOptions, storage: Storage, console:
         for kind, found in pieces.items():
             for number, piece in enumerate(found):
                 # A script: a page in a local folder may load scripts from there, but not JSON.
-                text = f"reelscribe.arrived('{kind}', {number}, {htmlsafe_json_dumps(json_values(piece))});\n"
+                value = htmlsafe_json_dumps(json_values(piece))
+                text = f"reelscribe.arrived('{kind}', {number}, {value});\n"
                 storage.write_bytes(join(folder, kind, f"{number:05}.js"), text.encode())
     data = {
         "title": title,
