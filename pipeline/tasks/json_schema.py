@@ -20,8 +20,8 @@ from pipeline.tasks.answers.limits import (
     seconds_left,
 )
 
-_MAX_ERRORS = 100
-"""Violations that are compared to name the best one."""
+_MAX_ERRORS = 20
+"""Violations of one keyword, from which the best one is named; ``anyOf`` would collect all."""
 
 Keyword = Callable[[Any, Any, Any, Any], Iterator[Any] | None]
 """A function of ``jsonschema``: validator, the keyword's value, the instance, the schema."""
@@ -33,8 +33,7 @@ def schema_violation(value: Any, schema: str) -> str | None:
     Raises:
         AnswerTooLongError: the deadline has passed, or a pattern of the schema takes too long.
     """
-    errors = itertools.islice(_validator(schema).iter_errors(value), _MAX_ERRORS)
-    error = jsonschema.exceptions.best_match(errors)
+    error = jsonschema.exceptions.best_match(_validator(schema).iter_errors(value))
     return None if error is None else f"{error.json_path}: {error.message}"
 
 
@@ -48,16 +47,17 @@ def _validator(schema: str) -> Any:
         "additionalProperties": _additional_properties(known.VALIDATORS["additionalProperties"]),
         "uniqueItems": _unique_items,
     }
-    keywords = {name: _in_time(own.get(name, known.VALIDATORS[name])) for name in known.VALIDATORS}
+    keywords = {name: _limited(own.get(name, known.VALIDATORS[name])) for name in known.VALIDATORS}
     return jsonschema.validators.extend(known, keywords)(loaded)
 
 
-def _in_time(keyword: Keyword) -> Keyword:
-    def checked(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[Any]:
+def _limited(keyword: Keyword) -> Keyword:
+    def limited(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[Any]:
         check_deadline()
-        yield from keyword(validator, value, instance, schema) or ()
+        errors = keyword(validator, value, instance, schema)
+        return itertools.islice(errors or (), _MAX_ERRORS)
 
-    return checked
+    return limited
 
 
 def _matches(pattern: str, text: str) -> bool:
