@@ -1,8 +1,9 @@
 """Print the rows of a query: a table or records for people, CSV and JSON for programs."""
 
 import csv
+import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -49,11 +50,17 @@ def print_csv(rows: QueryRows, console: Console) -> None:
     A text that a spreadsheet would take for a formula gets an apostrophe in front: answers,
     addresses and attributes are other people's.
     """
-    writer = csv.writer(console.file, lineterminator="\n")
     clean = _cleaner(console)
-    writer.writerow(map(clean, rows.names))
+    console.file.write(_csv_line(map(clean, rows.names)))
     for row in rows:
-        writer.writerow(clean(_cell(value)) for value in row)
+        console.file.write(_csv_line(clean(_cell(value)) for value in row))
+
+
+def _csv_line(cells: Iterable[str]) -> str:
+    """Return a line; a cell with any end of a line in it is quoted, or it would begin a row."""
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def print_json(rows: QueryRows, console: Console) -> None:
