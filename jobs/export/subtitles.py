@@ -29,7 +29,7 @@ _MIN_MILLISECONDS = round(1000 * MIN_SECONDS)
 
 _DASHES = re.compile(r"-++>?+")
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
-_TAG_OR_TIME = re.compile(r"<(?=[A-Za-z/])|\{(?=[\\A-Za-z])|^(?=\s*+\d++:)", re.MULTILINE)
+_MARKUP = re.compile(r"<(?=[A-Za-z/])|\{(?=[\\A-Za-z])|^(?=\s*+\d++:)", re.MULTILINE)
 _JOINED = "\\g<0>\u2060"
 
 Cue = tuple[int, int, str]
@@ -224,7 +224,7 @@ def _webvtt(cues: list[Cue]) -> str:
 def _srt(cues: list[Cue]) -> str:
     """SRT has no escapes: an invisible joiner takes tags and lines of times their meaning."""
     return "\n".join(
-        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{_TAG_OR_TIME.sub(_JOINED, text)}\n"
+        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{_MARKUP.sub(_JOINED, text)}\n"
         for number, (start, end, text) in enumerate(cues, 1)
     )
 

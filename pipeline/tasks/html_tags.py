@@ -1,7 +1,7 @@
 """Read tags and text of HTML that a model wrote, in time linear in its length.
 
-``html.parser`` of Python before 3.14 needs quadratic time for tags and comments that are not
-closed. What leaves is the same for well-formed pages; of others, a tag without its end is text.
+Python 3.11's ``html.parser`` needs quadratic time for tags and comments that are not closed. What
+leaves is the same for well-formed pages; of others, a tag without its end is text.
 """
 
 import html

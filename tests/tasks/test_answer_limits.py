@@ -156,6 +156,15 @@ def test_a_pattern_that_takes_exponential_time_is_stopped():
     assert answer("custom", '{"a": "aa"}', json_schema=schema).status == "ok"
 
 
+def test_a_schema_that_takes_exponential_time_is_stopped(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parse, "MAX_SECONDS", 0.05)
+    inner = {"type": "array", "items": {"$ref": "#"}}
+    schema = json.dumps({"anyOf": [inner, inner]})
+    found = answer("custom", f"{'[' * 24}1{']' * 24}", json_schema=schema)
+    assert (found.value, found.status) == (None, "unparsed")
+    assert found.note == "the answer is too long to be read: the time for it is over"
+
+
 VALUE = st.recursive(
     st.none() | st.booleans() | st.integers(0, 2) | st.sampled_from([0.0, 1.0, "", "k1", "ka"]),
     lambda inner: (

@@ -1,6 +1,9 @@
 """What an answer may cost: time and memory of parsers on text that is written to be slow."""
 
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.tasks.registry import TASKS
 from tests.support.adversarial_answers import PATTERNS, QUESTIONS, cpu_seconds
+from tests.support.paths import ROOT
 
 KB = 1024
 SECONDS = 2.0
@@ -92,3 +96,14 @@ def test_memory_is_linear(name: str):
         finally:
             tracemalloc.stop()
         assert peak < 300 * len(text), pattern
+
+
+@pytest.mark.long
+def test_what_coverage_leads_to_is_not_slow(tmp_path: Path):
+    """Ten minutes of atheris, which finds its way into branches by their coverage."""
+    pytest.importorskip("atheris", reason="atheris is not installed (pip install atheris)")
+    command = [sys.executable, "-m", "tests.support.fuzz_answers", "-max_total_time=600"]
+    done = subprocess.run(
+        [*command, f"-artifact_prefix={tmp_path}/"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-4000:]

@@ -5,6 +5,9 @@ scan begins again for each bracket. The bounds keep the rest small, and what lie
 named in the note or makes the answer `unparsed`. They count characters and steps rather than
 seconds, so that an answer is read in the same way on each machine and in each process. The
 deadline is for mistakes in the readers: it is ten times what the longest answers need.
+
+Pure Python code cannot be stopped from outside without leaving its state behind, and a pattern
+cannot be stopped at all; so readers look at the deadline themselves, before each element.
 """
 
 import sys
@@ -16,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 MAX_ANSWER_CHARS = 1 << 20
-"""A longer answer is `unparsed`; the longest context of the checkpoints, 256K tokens, gives it."""
+"""A longer answer is `unparsed`: 65,536 tokens are the most, and have some four characters each."""
 
 MAX_SECONDS = 30.0
 """CPU seconds that one answer may take. The longest answers take three."""
@@ -112,7 +115,7 @@ class StepLimit:
         """Count steps that were made outside of ``with``.
 
         Raises:
-            StepLimitError: there are not so many left.
+            StepLimitError: the limit is reached.
         """
         self._left -= num_steps
         if self._left < 0:
