@@ -1,11 +1,11 @@
 """COCO and YOLO: pictures with boxes, for detectors."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
+from jobs.console.json_values import json_text
 from jobs.export.boxed_frames import boxed_frames
 from jobs.export.source import Files, Source
 
@@ -51,7 +51,7 @@ def coco(source: Source) -> Files:
         "annotations": annotations,
         "categories": [{"id": k, "name": name} for name, k in categories.items()],
     }
-    yield "annotations.json", json.dumps(content, ensure_ascii=False, indent=1).encode()
+    yield "annotations.json", json_text(content, indent=1).encode()
 
 
 def yolo(source: Source) -> Files:

@@ -1,9 +1,11 @@
 """Label Studio: write rows as tasks with predictions, and read corrected tasks as gold."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from jobs.console.json_values import json_text
 from jobs.export.source import Files, Source
 from jobs.results.read import Row
 from pipeline.storage.errors import redact_uri
@@ -12,6 +14,7 @@ from pipeline.tasks.registry import TASKS
 from schemas.errors import UserError
 from schemas.task import MetricKind
 
+_NOT_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _LOCAL = "/data/local-files/?d="
 _TRANSCRIPTION = """
   <TextArea name="transcription" toName="image" perRegion="true" whenLabelValue="text"/>"""
@@ -43,7 +46,9 @@ def label_studio(source: Source) -> Files:
             source.skipped.append((row["uri"], "failed" if row["error"] else "a conversation"))
         elif media["media_type"] == "image":
             images.append(_task(row, "image", {}, _image_results(row)))
-            labels |= {found["label"] for name in _LABEL_BOXES for found in row.get(name) or []}
+            labels |= {
+                _label(found["label"]) for name in _LABEL_BOXES for found in row.get(name) or []
+            }
         else:
             fps = media.get("average_fps") or 25.0
             videos.append(_task(row, "video", {"fps": fps}, _video_results(row, fps)))
@@ -107,7 +112,7 @@ def _task(
 
 def _image_results(row: Row) -> Iterator[dict[str, Any]]:
     width, height = row["media"]["width"], row["media"]["height"]
-    found = [(name, e["label"], e) for name in _LABEL_BOXES for e in row.get(name) or []]
+    found = [(name, _label(e["label"]), e) for name in _LABEL_BOXES for e in row.get(name) or []]
     found += [(n, "text", e) for n in _TEXT_BOXES for e in row.get(n) or [] if e["box"]]
     for number, (name, label, each) in enumerate(found):
         x1, y1, x2, y2 = each["box"].values()
@@ -244,10 +249,18 @@ def _box(result: dict[str, Any]) -> dict[str, float]:
 
 
 def _json(tasks: Sequence[dict[str, Any]]) -> bytes:
-    return json.dumps(tasks, ensure_ascii=False, indent=1).encode()
+    return json_text(tasks, indent=1).encode()
+
+
+def _label(text: str) -> str:
+    """Return a label as both an attribute of the config and the tasks have it.
+
+    XML joins white space in attributes, and has no control characters: a parser refuses the file.
+    """
+    return _NOT_XML.sub("\ufffd", " ".join(text.split()))
 
 
 def _attribute(text: str) -> str:
     from markupsafe import escape
 
-    return str(escape(" ".join(text.split())))
+    return str(escape(text))

@@ -6,6 +6,7 @@ in order and do not overlap.
 
 import dataclasses
 import math
+import re
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -21,7 +22,15 @@ from schemas.task import SubtitleTrack
 MIN_SECONDS = 0.5
 """Minimum length of a cue: a shorter one could not be read."""
 
+MAX_TOGETHER = 16
+"""Cues that are shown at a time; more would fill the screen, and a file many times over."""
+
 _MIN_MILLISECONDS = round(1000 * MIN_SECONDS)
+
+_DASHES = re.compile(r"-++>?+")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_MARKUP = re.compile(r"<(?=[A-Za-z/])|\{(?=[\\A-Za-z])|^(?=\s*+\d++:)", re.MULTILINE)
+_JOINED = "\\g<0>\u2060"
 
 Cue = tuple[int, int, str]
 """Start and end in milliseconds from the first frame, and text."""
@@ -157,17 +166,25 @@ def _cue(start: float, end: float, text: str, begin: float) -> Cue:
 
 
 def _in_sequence(cues: list[Cue]) -> list[Cue]:
-    """Return cues that do not overlap: cues of one time become one, with the lines of all."""
+    """Return cues that do not overlap: cues of one time become one, with the lines of all.
+
+    Of more than ``MAX_TOGETHER``, the first are shown, and then "…".
+    """
     waiting = deque(_without_short_overlaps(sorted(cues)))
     times = sorted({time for cue in waiting for time in cue[:2]})
     found: list[Cue] = []
     shown: list[Cue] = []
+    hidden_until = 0
     for start, end in pairwise(times):
         before = shown
         shown = [cue for cue in before if cue[1] > start]
         while waiting and waiting[0][0] <= start:
-            shown.append(waiting.popleft())
-        text = _together([cue[2] for cue in shown])
+            cue = waiting.popleft()
+            if len(shown) < MAX_TOGETHER:
+                shown.append(cue)
+            else:
+                hidden_until = max(hidden_until, cue[1])
+        text = _together([cue[2] for cue in shown] + ["…"] * (start < hidden_until))
         if found and found[-1][2] == text and set(before) & set(shown):
             found[-1] = (found[-1][0], end, text)  # windows that overlap wrote the same
         elif text:
@@ -205,16 +222,24 @@ def _webvtt(cues: list[Cue]) -> str:
 
 
 def _srt(cues: list[Cue]) -> str:
+    """SRT has no escapes: an invisible joiner takes tags and lines of times their meaning."""
     return "\n".join(
-        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n"
+        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{_MARKUP.sub(_JOINED, text)}\n"
         for number, (start, end, text) in enumerate(cues, 1)
     )
 
 
 def _lines(text: str) -> str:
-    """Remove empty lines, which would end the cue, and arrows, which would start another."""
+    """Remove empty lines, which would end the cue, and arrows, which would start another.
+
+    Control characters become U+FFFD: some players end lines and texts at them.
+    """
     kept = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-    return "\n".join(kept).replace("-->", "->")
+    return _CONTROL.sub("\ufffd", _DASHES.sub(_without_arrow, "\n".join(kept)))
+
+
+def _without_arrow(dashes: re.Match[str]) -> str:
+    return "->" if dashes[0].endswith("->") else dashes[0]
 
 
 def _escaped(text: str) -> str:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from jobs.console.json_values import json_text
 from jobs.export.boxed_frames import file_name
 from jobs.export.source import Files, Source, caption_of
 from jobs.results.frames import decode_again, seen_parts
@@ -47,7 +48,7 @@ def conversations(source: Source) -> Files:
                     source.skipped.append((row["uri"], f"{answer['task']} is no known task"))
                     continue
                 written = _conversation(row, answer, question)
-                lines.append(json.dumps(written, ensure_ascii=False))
+                lines.append(json_text(written))
     if lines:
         yield "conversations.jsonl", "".join(f"{line}\n" for line in lines).encode()
 
@@ -102,7 +103,7 @@ def webdataset(source: Source) -> Files:
         is_filled = True
         for k, frame in enumerate(frames):
             add(f"{key}.frame-{k:03}.jpg", frame)
-        add(f"{key}.json", json.dumps(row, ensure_ascii=False, default=str).encode())
+        add(f"{key}.json", json_text(row).encode())
         add(f"{key}.txt", caption_of(row).encode())
         if buffer.tell() > SHARD_BYTES:
             shard.close()

@@ -20,6 +20,7 @@ from jinja2.utils import htmlsafe_json_dumps
 from rich.console import Console
 from rich.text import Text
 
+from jobs.console.json_values import json_values
 from jobs.console.output_path import absolute_uri, check_output
 from jobs.console.progress import Progress
 from jobs.evaluate.metrics import Metric, metrics_of
@@ -112,7 +113,8 @@ def run(selection: Selection, options: ReportOptions, storage: Storage, console:
         for kind, found in pieces.items():
             for number, piece in enumerate(found):
                 # A script: a page in a local folder may load scripts from there, but not JSON.
-                text = f"reelscribe.arrived('{kind}', {number}, {htmlsafe_json_dumps(piece)});\n"
+                value = htmlsafe_json_dumps(json_values(piece))
+                text = f"reelscribe.arrived('{kind}', {number}, {value});\n"
                 storage.write_bytes(join(folder, kind, f"{number:05}.js"), text.encode())
     data = {
         "title": title,
@@ -142,9 +144,9 @@ def render_page(data: dict[str, Any], pieces: dict[str, list[Sequence[Any]]] | N
 
     pieces: the details of units and of videos; None: they are files beside the page.
 
-    Values are embedded as JSON with ``<``, ``>``, ``&`` and ``'`` escaped, and the page turns them
-    into text nodes, never into markup. As a second defence, the page's Content-Security-Policy
-    allows only scripts with this page's nonce, and no requests.
+    Values are embedded as JSON with ``<``, ``>``, ``&`` and ``'`` escaped, and numbers that JSON
+    lacks as null; the page turns them into text nodes, never into markup. As a second defence, the
+    page's Content-Security-Policy allows only scripts with this page's nonce, and no requests.
     """
     environment = Environment(
         loader=FileSystemLoader(PAGE),
@@ -154,8 +156,8 @@ def render_page(data: dict[str, Any], pieces: dict[str, list[Sequence[Any]]] | N
         lstrip_blocks=True,
     )
     return environment.get_template("page.html").render(
-        data=data,
-        pieces=pieces,
+        data=json_values(data),
+        pieces=json_values(pieces),
         nonce=secrets.token_urlsafe(18),
         style="page.css",
         scripts=["chart.umd.min.js", *_SCRIPTS],

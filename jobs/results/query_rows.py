@@ -1,11 +1,9 @@
 """Print the rows of a query: a table or records for people, CSV and JSON for programs."""
 
 import csv
-import datetime
-import json
-import math
-from collections.abc import Callable, Iterator
-from decimal import Decimal
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -16,8 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.console.json_values import json_text, json_values
 from jobs.console.text import printable
 
+_FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠](?!\d*(?:\.\d+)?\Z)")
+"""Begins of formulas in Excel, LibreOffice and Google Sheets; a number is none."""
 _SHOWN_ROWS = 100
 _SHOWN_CHARS = 400
 _MIN_WIDTH = 16
@@ -44,12 +45,22 @@ class QueryRows:
 
 
 def print_csv(rows: QueryRows, console: Console) -> None:
-    """Print a header and all rows; lists and structs are JSON text, null is empty."""
-    writer = csv.writer(console.file, lineterminator="\n")
+    """Print a header and all rows; lists and structs are JSON text, null is empty.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front: answers,
+    addresses and attributes are other people's.
+    """
     clean = _cleaner(console)
-    writer.writerow(map(clean, rows.names))
+    console.file.write(_csv_line(map(clean, rows.names)))
     for row in rows:
-        writer.writerow(clean(_text(value)) for value in row)
+        console.file.write(_csv_line(clean(_cell(value)) for value in row))
+
+
+def _csv_line(cells: Iterable[str]) -> str:
+    """Return a line; a cell with any end of a line in it is quoted, or it would begin a row."""
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def print_json(rows: QueryRows, console: Console) -> None:
@@ -57,8 +68,8 @@ def print_json(rows: QueryRows, console: Console) -> None:
     clean = _cleaner(console)
     separator = "[\n"
     for row in rows:
-        named = dict(zip(rows.names, map(_plain, row), strict=True))
-        console.file.write(separator + clean(json.dumps(named, ensure_ascii=False)))
+        named = dict(zip(rows.names, row, strict=True))
+        console.file.write(separator + clean(json_text(named)))
         separator = ",\n"
     console.file.write("\n]\n" if separator != "[\n" else "[]\n")
 
@@ -119,28 +130,16 @@ def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 3]}..."
 
 
+def _cell(value: Any) -> str:
+    text = _text(value)
+    return f"'{text}" if isinstance(value, str) and _FORMULA.match(text) else text
+
+
 def _text(value: Any) -> str:
     """Return a value as text: empty for null, JSON for lists and structs."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
-    found = _plain(value)
-    return json.dumps(found, ensure_ascii=False) if isinstance(found, dict | list) else str(found)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON has it: times as ISO 8601, numbers that JSON lacks as null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
-        return value.isoformat()
-    return value.hex() if isinstance(value, bytes) else str(value)
+    found = json_values(value)
+    return json_text(found) if isinstance(found, dict | list) else str(found)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.tasks.answers.json_columns import json_type
+from pipeline.tasks.json_columns import json_type
 from pipeline.tasks.registry import TASKS
 from schemas.job.task_spec import NAMED_TASKS
 from schemas.task import Drawing, Question

@@ -4,18 +4,17 @@ The column ``custom`` has JSON as text, so that all jobs have one table. A quest
 a column of its own, typed by its schema.
 """
 
-import functools
 import json
 from random import Random
 from typing import Any
 
-import jsonschema
 import pyarrow as pa
 
-from pipeline.tasks.answers.json_columns import from_arrow, json_type, to_arrow
 from pipeline.tasks.answers.read_json import clean_text, fenced, read_json
 from pipeline.tasks.answers.simulate import fenced_json, random_instance, random_sentence
 from pipeline.tasks.answers.text import read_text
+from pipeline.tasks.json_columns import from_arrow, json_type, to_arrow
+from pipeline.tasks.json_schema import schema_violation
 from schemas.tables.columns import described
 from schemas.task import AnswerStatus, Drawing, Parsed, Question, Task, View
 
@@ -34,11 +33,9 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
     notes = [reading.note] if reading.note else []
     if reading.value is None:
         return Parsed(value=None, status=AnswerStatus.UNPARSED, note=reading.note)
-    error = jsonschema.exceptions.best_match(
-        _validator(question.json_schema).iter_errors(reading.value)
-    )
-    if error is not None:
-        what = clean_text(f"{error.json_path}: {error.message}")[:_MAX_ERROR_CHARS]
+    violation = schema_violation(reading.value, question.json_schema)
+    if violation is not None:
+        what = clean_text(violation)[:_MAX_ERROR_CHARS]
         return _unparsed([*notes, f"violates the schema: {what}"])
     if not question.has_own_name:
         value = clean_text(json.dumps(reading.value, ensure_ascii=False))
@@ -57,12 +54,6 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
 
 def _unparsed(notes: list[str]) -> Parsed:
     return Parsed(value=None, status=AnswerStatus.UNPARSED, note="; ".join(notes))
-
-
-@functools.lru_cache(maxsize=64)
-def _validator(schema: str) -> Any:
-    loaded = json.loads(schema)
-    return jsonschema.validators.validator_for(loaded)(loaded)
 
 
 def _json_schema(question: Question) -> dict[str, Any] | None:

@@ -3,22 +3,24 @@
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from random import Random
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.tasks.answers.boxes import BOX, box_marks, read_box
+from pipeline.tasks.answers.limits import MAX_BLOCKS_OF_A_TEXT, check_deadline
 from pipeline.tasks.answers.read_json import clean_text, join_notes
 from pipeline.tasks.answers.simulate import WORDS, random_box
 from pipeline.tasks.answers.text import read_text
+from pipeline.tasks.html_tags import html_parts
 from schemas.tables.columns import described
 from schemas.task import AnswerStatus, Drawing, Parsed, Question, Task, View
 
-_FENCE = re.compile(r"\A\s*```\w*[ \t]*\n(.*?)\n?(?:```\s*)?\Z", re.DOTALL)
-_DATA_BBOX = re.compile(r"""(\bdata-bbox\s*=\s*)(["'])([^"'<>]{0,64})\2""")
-_MARKED = re.compile(r"<!--\s*(\w{1,32})\s*(\([^()<>]{0,64}\))\s*-->")
+_FENCE_LINE = re.compile(r"```\w*+[ \t]*+")
+_DATA_BBOX = re.compile(r"""(\bdata-bbox\s*+=\s*+)(["'])([^"'<>]{0,64})\2""")
+_MARKED = re.compile(r"<!--\s*+(\w{1,32})\s*+(\([^()<>]{0,64}\))\s*+-->")
+_CUT = f"text in over {MAX_BLOCKS_OF_A_TEXT} blocks left out of the outer ones"
 _VOID = frozenset({"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "wbr"})
 
 
@@ -36,17 +38,15 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
     The text is kept as the model wrote it, except that its boxes become pixels. It is untrusted:
     sanitise it before showing it as HTML.
     """
-    text = clean_text(answer).strip()
-    fence = _FENCE.match(text)
-    if fence:
-        text = str(fence[1]).strip()
+    text = _without_fence(clean_text(answer).strip())
     if not text:
         return read_text(answer, question, view)
     notes: Counter[str] = Counter()
     style = _style(question)
-    blocks = _html_blocks(text, view) if style == "html" else _markdown_blocks(text, view)
+    read = _html_blocks if style == "html" else _markdown_blocks
     kept = []
-    for block in blocks:
+    for block in read(text, view, notes):
+        check_deadline()
         if isinstance(block, str):
             notes[f"left out: {block}"] += 1
             continue
@@ -56,6 +56,12 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
     value = {"format": style, "text": _in_pixels(text, style, view), "blocks": kept}
     note = join_notes(notes)
     return Parsed(value=value, status=AnswerStatus.REPAIRED if note else AnswerStatus.OK, note=note)
+
+
+def _without_fence(text: str) -> str:
+    """Return what is in a code fence around the whole text."""
+    line, _, rest = text.partition("\n")
+    return rest.removesuffix("```").strip() if rest and _FENCE_LINE.fullmatch(line) else text
 
 
 Found = tuple[tuple[dict[str, Any], tuple[str, ...] | list[str]], str, str] | str
@@ -71,19 +77,48 @@ def _found(numbers: str, kind: str, text: str, view: View) -> Found:
     return ({"box": box.box, "box_1000": box.box_1000}, notes), kind, " ".join(text.split())
 
 
-def _html_blocks(text: str, view: View) -> list[Found]:
-    reader = _Blocks()
-    reader.feed(text)
-    reader.close()
-    return [_found(b.numbers, b.kind, "".join(b.text), view) for b in reader.blocks]
+def _html_blocks(text: str, view: View, notes: Counter[str]) -> list[Found]:
+    """Read the elements that have ``data-bbox``, and the text inside each."""
+    blocks: list[_Block] = []
+    stack = _OpenElements()
+    for part in html_parts(text):
+        if isinstance(part, str):
+            inside = stack.blocks[-MAX_BLOCKS_OF_A_TEXT:]
+            if len(inside) < len(stack.blocks):
+                notes[_CUT] += 1
+            for block in inside:
+                block.text.append(part)
+        elif part.is_end:
+            stack.close(part.name)
+        else:
+            opened = None
+            if (numbers := part.attributes.get("data-bbox")) is not None:
+                kind = part.attributes.get("class") or part.name
+                opened = _Block(numbers[:64], kind[:64])
+                blocks.append(opened)
+            if part.name not in _VOID and not part.closes_itself:
+                stack.open(part.name, opened)
+    return [_found(b.numbers, b.kind, "".join(b.text), view) for b in blocks]
 
 
-def _markdown_blocks(text: str, view: View) -> list[Found]:
+def _markdown_blocks(text: str, view: View, notes: Counter[str]) -> list[Found]:
     """Read the blocks that comments name, each with the paragraph after its comment."""
+    marks = list(_MARKED.finditer(text))
     found = []
-    for match in _MARKED.finditer(text):
-        after = text[match.end() :].lstrip("\n").partition("\n\n")[0]
-        content = "" if after.startswith("<!--") else after
+    paragraph_end = 0
+    for number, match in enumerate(marks):
+        begin = match.end()
+        while text.startswith("\n", begin):
+            begin += 1
+        if paragraph_end < begin:
+            paragraph_end = text.find("\n\n", begin) % (len(text) + 1)  # without one, the text's
+        end = paragraph_end
+        if number + MAX_BLOCKS_OF_A_TEXT < len(marks):
+            last = marks[number + MAX_BLOCKS_OF_A_TEXT].start()
+            if last < end:
+                notes[_CUT] += 1
+                end = last
+        content = "" if text.startswith("<!--", begin) else text[begin:end]
         found.append(_found(match[2], match[1].lower(), content, view))
     return found
 
@@ -95,31 +130,28 @@ class _Block:
     text: list[str] = field(default_factory=list)
 
 
-class _Blocks(HTMLParser):
-    """Collect the elements that have ``data-bbox``, and the text inside each."""
+class _OpenElements:
+    """The elements that are not closed yet. blocks: those of them that are blocks."""
 
     def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
         self.blocks: list[_Block] = []
-        self._open: list[tuple[str, _Block | None]] = []
+        self._elements: list[tuple[str, _Block | None]] = []
+        self._num_open: Counter[str] = Counter()
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        named = dict(attrs)
-        block = None
-        if (numbers := named.get("data-bbox")) is not None:
-            block = _Block(numbers[:64], (named.get("class") or tag)[:64])
+    def open(self, name: str, block: _Block | None) -> None:
+        self._elements.append((name, block))
+        self._num_open[name] += 1
+        if block is not None:
             self.blocks.append(block)
-        if tag not in _VOID:
-            self._open.append((tag, block))
 
-    def handle_endtag(self, tag: str) -> None:
-        opened = [k for k, (name, _) in enumerate(self._open) if name == tag]
-        if opened:
-            del self._open[opened[-1] :]
-
-    def handle_data(self, data: str) -> None:
-        for block in {id(b): b for _, b in self._open if b}.values():
-            block.text.append(data)
+    def close(self, name: str) -> None:
+        """Close the last element of this name, and all inside it; nothing if there is none."""
+        closed = None
+        while self._num_open[name] and closed != name:
+            closed, block = self._elements.pop()
+            self._num_open[closed] -= 1
+            if block is not None:
+                self.blocks.pop()
 
 
 def _in_pixels(text: str, style: str, view: View) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.tasks.answers.decode_json import JsonObject
 from pipeline.tasks.answers.intervals import (
     END_KEYS,
     INTERVAL_KEYS,
@@ -18,8 +19,8 @@ from pipeline.tasks.answers.intervals import (
     interval_of,
     lines_with_times,
 )
+from pipeline.tasks.answers.limits import check_deadline
 from pipeline.tasks.answers.read_json import (
-    JsonObject,
     Reading,
     conclude,
     fenced,
@@ -58,6 +59,7 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
     events: list[dict[str, Any]] = []
     num_seen = 0
     for interval, named in _events(reading.value, notes):
+        check_deadline()
         num_seen += 1
         caption = text_of(named)
         if interval is None or caption is None:
@@ -75,7 +77,7 @@ def _events(
         for item in value:
             yield from _events(item, notes, depth + 1)
     elif isinstance(value, JsonObject) and _is_event(value):
-        parts = value.split((*START_KEYS, *END_KEYS, *INTERVAL_KEYS, *_CAPTION_KEYS))
+        parts = value.split((*START_KEYS, *END_KEYS, *INTERVAL_KEYS, *_CAPTION_KEYS), ())
         if len(parts) > 1:
             notes["several events in one object"] += 1
         for part in parts:

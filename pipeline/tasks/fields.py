@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.tasks.answers.limits import check_deadline
 from pipeline.tasks.answers.read_json import clean_text, conclude, fenced, read_json, text_of
 from pipeline.tasks.answers.simulate import WORDS, fenced_json
 from schemas.tables.columns import described
@@ -36,6 +37,7 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
     found: dict[str, str | None] = dict.fromkeys(question.keys)
     num_read = 0
     for key, value in members:
+        check_deadline()
         name = requested.get(_folded(key)) if requested else clean_text(key).strip()
         if not name:
             notes[f"left out: {'key not requested' if requested else 'an empty key'}"] += 1
@@ -47,7 +49,8 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
             continue
         num_read += 1
         found[name] = _text(value)
-    missing = [key for key in question.keys if _folded(key) not in {_folded(k) for k, _ in members}]
+    answered = {_folded(key) for key, _ in members}
+    missing = [key for key in question.keys if _folded(key) not in answered]
     if missing and members:
         notes[f"not answered: {', '.join(missing)}"] += 1
     parsed = conclude(reading, [{"key": k} for k in found] if num_read else [], len(members), notes)

@@ -7,6 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.tasks.answers.limits import (
+    MAX_ANSWER_CHARS,
+    MAX_SECONDS,
+    AnswerTooLongError,
+    deadline,
+)
 from pipeline.tasks.answers.read_json import clean_text
 from pipeline.tasks.columns import column_of
 from pipeline.tasks.registry import TASKS
@@ -67,13 +73,20 @@ def parse_answer(
     task = TASKS[question.task]
     reasoning, text = _split_reasoning(_strip_special_tokens(raw_text), thinking)
     try:
-        parsed = task.parse(text, question, view)
+        if len(text) > MAX_ANSWER_CHARS:
+            raise AnswerTooLongError(f"it has {len(text):,} characters")
+        with deadline(MAX_SECONDS):
+            parsed = task.parse(text, question, view)
         # One value that does not fit its column would fail the whole batch later on.
         pa.array([parsed.value], column_of(question).type)
+    except AnswerTooLongError as error:
+        parsed = _unread(f"the answer is too long to be read: {error}")
+    except RecursionError:
+        parsed = _unread("the answer nests too deeply to be read")
     except Exception as error:  # the isolation boundary of this stage
         logger.warning("the %s parser failed on one answer", question.name, exc_info=True)
-        failure = f"the parser failed: {type(error).__name__}: {clean_text(str(error))[:200]}"
-        parsed = Parsed(value=None, status=AnswerStatus.UNPARSED, note=failure)
+        what = clean_text(str(error))[:200]
+        parsed = _unread(f"the parser failed: {type(error).__name__}: {what}")
     status, note = parsed.status, parsed.note
     if finish_reason == "length":
         status = AnswerStatus.TRUNCATED
@@ -84,6 +97,10 @@ def parse_answer(
         cut = "stopped where it repeated itself; the copies are left out"
         note = f"{cut}; {note}" if note else cut
     return Answer(value=parsed.value, status=status, note=note, reasoning=reasoning)
+
+
+def _unread(note: str) -> Parsed:
+    return Parsed(value=None, status=AnswerStatus.UNPARSED, note=note)
 
 
 def parse_raw(unit: Unit, raw: RawAnswer, questions: dict[str, Question]) -> Answer:

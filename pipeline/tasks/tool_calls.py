@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.tasks.answers.backslashes import escape_as_numbers
+from pipeline.tasks.answers.decode_json import JsonDecoder
+from pipeline.tasks.answers.limits import MAX_TOOL_CALLS, check_deadline
 from pipeline.tasks.answers.read_json import clean_text, join_notes, read_json, text_of
 from pipeline.tasks.answers.simulate import random_instance
 from pipeline.tasks.points import point_marks, read_point
@@ -21,7 +23,6 @@ from schemas.task import AnswerStatus, Drawing, Parsed, Question, Task, View, po
 
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
 _POINT_KEYS = ("coordinate", "point_2d", "point")
-_MAX_CALLS = 256
 
 
 def _prompt(question: Question, media_type: str) -> str:
@@ -31,13 +32,17 @@ def _prompt(question: Question, media_type: str) -> str:
 def _parse(answer: str, question: Question, view: View) -> Parsed:
     """Read the calls; text around them is allowed, and stays in the raw text."""
     notes: Counter[str] = Counter()
-    texts = [match[1] for match in _CALL.finditer(answer)][:_MAX_CALLS]
+    texts = [match[1] for match in _CALL.finditer(answer)]
     if not texts:
         notes["no <tool_call> around the call"] += 1
         texts = [answer]
     elif "</tool_call>" not in answer[answer.rindex("<tool_call>") :]:
         notes["the last call was not closed"] += 1
-    calls = [call for text in texts for call in _calls(text, view, notes)]
+    decoder = JsonDecoder()
+    calls = [call for text in texts for call in _calls(text, view, notes, decoder)]
+    if len(calls) > MAX_TOOL_CALLS:
+        notes[f"left out: calls after the first {MAX_TOOL_CALLS}"] += len(calls) - MAX_TOOL_CALLS
+        del calls[MAX_TOOL_CALLS:]
     note = join_notes(notes)
     if not calls:
         return Parsed(value=None, status=AnswerStatus.UNPARSED, note=note or "no call")
@@ -45,8 +50,11 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
     return Parsed(value=calls, status=status, note=note)
 
 
-def _calls(text: str, view: View, notes: Counter[str]) -> list[dict[str, Any]]:
-    reading = read_json(text)
+def _calls(
+    text: str, view: View, notes: Counter[str], decoder: JsonDecoder
+) -> list[dict[str, Any]]:
+    check_deadline()
+    reading = read_json(text, decoder)
     if reading.note:
         notes[reading.note] += 1
     items = reading.value if isinstance(reading.value, list) else [reading.value]
@@ -56,7 +64,7 @@ def _calls(text: str, view: View, notes: Counter[str]) -> list[dict[str, Any]]:
         arguments = item.get("arguments", {}) if name else None
         if isinstance(arguments, str):
             notes["arguments were text"] += 1
-            arguments = read_json(arguments).value
+            arguments = read_json(arguments, decoder).value
         if name is None or not isinstance(arguments, dict):
             notes["left out: no name" if name is None else "left out: no arguments"] += 1
             continue

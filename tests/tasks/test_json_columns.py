@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.tasks.answers.json_columns import from_arrow, json_type, to_arrow
 from pipeline.tasks.columns import column_of
+from pipeline.tasks.json_columns import from_arrow, json_type, to_arrow
 from pipeline.tasks.parse import parse_answer
 from pipeline.tasks.registry import TASKS
 from schemas.task import Question, View

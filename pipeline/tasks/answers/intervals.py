@@ -7,20 +7,28 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.tasks.answers.read_json import JsonObject, conclude, first_of, read_json
-from pipeline.tasks.answers.times import TIME, clamp_seconds, read_interval, read_seconds
+from pipeline.tasks.answers.decode_json import JsonObject
+from pipeline.tasks.answers.limits import check_deadline
+from pipeline.tasks.answers.read_json import conclude, first_of, read_json
+from pipeline.tasks.answers.times import (
+    TIME,
+    clamp_seconds,
+    read_interval,
+    read_seconds,
+    single_spaces,
+)
 from schemas.task import Parsed, View
 
 START_KEYS = ("start", "start_time", "start_seconds", "begin", "开始", "开始时间")
 END_KEYS = ("end", "end_time", "end_seconds", "stop", "结束", "结束时间")
 INTERVAL_KEYS = ("timestamp", "timestamps", "time", "time_range", "interval", "时间", "时间段")
 _MAX_DEPTH = 4
-_MAX_PROSE_CHARS = 2000  # keeps backtracking on hostile text short
-_MAX_LINES = 500
-_MAX_LINE_CHARS = 500
 _BULLET = re.compile(r"\s*(?:[-*•#]+|\d{1,3}[.)])\s+")
 _SEPARATORS = " \t*_`:;,.|()[]<>-–—→"
-_IN_PROSE = re.compile(rf"{TIME}\s*(?:-+|–|—|→|~|to|until|and)\s*{TIME}", re.ASCII | re.IGNORECASE)
+# It does not begin inside a number: from each digit of a long one, it would be tried again.
+_IN_PROSE = re.compile(
+    rf"(?:(?<!\d)|(?=[< ])){TIME} ?(?:-++|–|—|→|~|to|until|and) ?{TIME}", re.ASCII | re.IGNORECASE
+)
 
 
 def interval_fields() -> "list[pa.Field[Any]]":
@@ -65,12 +73,13 @@ def read_intervals(answer: str, view: View) -> Parsed:
     """Read a list of time spans from JSON or, if there is none, from prose."""
     notes: Counter[str] = Counter()
     reading = read_json(answer)
-    if reading.value is None and (found := _IN_PROSE.search(answer[:_MAX_PROSE_CHARS])):
+    if reading.value is None and (found := _IN_PROSE.search(single_spaces(answer))):
         notes["read from words, not from JSON"] += 1
         reading = type(reading)(value=[found[0]])
     moments = []
     num_seen = 0
     for interval in _intervals(reading.value, notes):
+        check_deadline()
         num_seen += 1
         if interval is None:
             notes["left out: no times"] += 1
@@ -86,9 +95,9 @@ def lines_with_times(answer: str, notes: Counter[str]) -> list[tuple[tuple[float
     numbers are no times: "2 to 3 people".
     """
     found = []
-    for line in answer.splitlines()[:_MAX_LINES]:
-        # With single spaces, the patterns take time linear in the line.
-        line = " ".join(line[:_MAX_LINE_CHARS].split())
+    for line in filter(None, map(str.strip, answer.splitlines())):
+        check_deadline()
+        line = " ".join(line.split())
         bullet = _BULLET.match(line)
         rest = line[bullet.end() :] if bullet else line
         spans = [match for match in _IN_PROSE.finditer(rest) if _is_clock(match[0])]
@@ -125,7 +134,7 @@ def _intervals(
         for item in value:
             yield from _intervals(item, notes, depth + 1)
     elif isinstance(value, JsonObject) and any(k in value for k in (*START_KEYS, *INTERVAL_KEYS)):
-        for part in value.split((*START_KEYS, *END_KEYS, *INTERVAL_KEYS)):
+        for part in value.split((*START_KEYS, *END_KEYS, *INTERVAL_KEYS), ()):
             yield interval_of(part, notes)
     elif isinstance(value, JsonObject) and depth < _MAX_DEPTH:
         for key, member in value.pairs:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.tasks.answers.decode_json import JsonObject
+from pipeline.tasks.answers.limits import check_deadline
 from pipeline.tasks.answers.numbers import are_lists, lines_with_numbers
 from pipeline.tasks.answers.read_json import (
-    JsonObject,
     Reading,
     conclude,
     fenced,
@@ -70,6 +71,16 @@ class NamedPlaces:
     needs_place: bool = True
     id_keys: tuple[str, ...] = ()
 
+    @property
+    def own_keys(self) -> tuple[str, ...]:
+        """The keys by which an object is an element."""
+        return *self.text_keys, *self.place.keys
+
+    @property
+    def shared_keys(self) -> tuple[str, ...]:
+        """The keys that an element may have from the object around it."""
+        return *_TIME_KEYS, *self.id_keys
+
 
 def place_column(name: str, form: NamedPlaces, *, description: str) -> "pa.Field[Any]":
     """Return the typed column of the elements that `read_named_places` reads."""
@@ -105,6 +116,7 @@ def read_named_places(
         items = [{form.text_keys[0]: text, form.place.keys[0]: n} for text, n in lines]
         reading, notes = Reading(value=items), Counter(["read from lines of text, not from JSON"])
     for item in items:
+        check_deadline()
         if not isinstance(item, dict):
             notes["left out: not an object"] += 1
             continue
@@ -185,15 +197,14 @@ def _flatten(
 
     An object with none of an element's keys may hold lists of elements, or places by their label.
 
-    around: other members of the objects around an element, such as the time, which it inherits.
+    around: members of the objects around an element that it inherits, such as the time.
     """
     if isinstance(value, list) and depth < _MAX_DEPTH:
         for item in value:
             yield from _flatten(item, form, around, notes, depth + 1)
     elif isinstance(value, JsonObject):
-        own_keys = (*form.text_keys, *form.place.keys)
-        if any(key in value for key in own_keys):
-            parts = value.split(own_keys)
+        if any(key in value for key in form.own_keys):
+            parts = value.split(form.own_keys, form.shared_keys)
             if len(parts) > 1:
                 notes["several elements in one object"] += 1
             elif len(value.pairs) > len(value):
@@ -228,7 +239,7 @@ def _flatten_members(
             ]
         elif _may_hold_elements(member):
             lists.append(member)
-        else:
+        elif key in form.shared_keys:
             members[key] = member
     if not by_label and not lists and value:
         yield value

@@ -3,9 +3,10 @@
 import re
 from typing import Any
 
+from pipeline.tasks.answers.limits import check_deadline
+
 _NUMBER = re.compile(r"[+-]?\d{1,15}(?:\.\d{0,15})?", re.ASCII)
 _MAX_CHARS = 256
-_MAX_LINES, _MAX_LINE_CHARS = 2000, 500
 _BRACKETS = re.compile(r"[\[(]([\d\s.,;+-]{1,80})[\])]", re.ASCII)
 _BULLET = re.compile(r"(?:[-*•|]|\d{1,3}[.)])\s+", re.ASCII)
 _MARKS = " *_`'\"|,.;:-–—："
@@ -48,8 +49,11 @@ def lines_with_numbers(text: str, count: int) -> list[tuple[str, list[float]]]:
     and a label. A sentence with numbers in it is no such line.
     """
     found = []
-    for line in text.splitlines()[:_MAX_LINES]:
-        line = " ".join(line[:_MAX_LINE_CHARS].split())
+    for line in text.splitlines():
+        if "[" not in line and "(" not in line:
+            continue
+        check_deadline()
+        line = " ".join(line.split())
         bullet = _BULLET.match(line)
         rest = line[bullet.end() :] if bullet else line
         groups = list(_BRACKETS.finditer(rest))

@@ -4,63 +4,35 @@ The strict decoder is tried first, so an answer without repairs is valid JSON. O
 read child by child. Valid children are kept exactly as written. Broken ones go to the library
 ``json_repair``, one at a time, so that a stray quote in one cannot swallow the next. A child that
 is cut at the end of the text is dropped, because half a number is a wrong number: in
-``[12, 30, 500, 60`` the last may have been ``600``.
+``[12, 30, 500, 60`` the last may have been ``600``. What was read in vain and what is repaired is
+limited for each answer, by `JsonDecoder`.
 """
 
 import json
 import re
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.tasks.answers.backslashes import escape_as_numbers, escape_text_backslashes
-from pipeline.tasks.answers.repair_json import JsonRepairer, RepairTooLongError
+from pipeline.tasks.answers.decode_json import JsonDecoder, JsonObject, RepairTooLongError
+from pipeline.tasks.answers.limits import MAX_NOTES, check_deadline
 from schemas.task import AnswerStatus, Parsed
 
 _MAX_NOTES = 5
+_MAX_BROKEN_DEPTH = 16
+_TOO_LONG = "the rest was left out, it is too much to repair"
 _FENCE = re.compile(r"(?:\A|\n)[ \t]*```\w*")
 # Brackets that can open a JSON value. Prose has brackets too: "[see below]", "{sic}".
-_OPENING = re.compile(r"""\[(?=\s*(?:[\[{"'\]\d-]|\Z))|\{(?=\s*(?:["'}]|\w+\s*:|\Z))""")
+_OPENING = re.compile(r"""\[(?=\s*+(?:[\[{"'\]\d-]|\Z))|\{(?=\s*+(?:["'}]|\w++\s*+:|\Z))""")
 # Where a child with a mistake in it ends: before the next object, or before the next key.
 _CHILD_END = {
     # Braces in a text, as LaTeX has, are not followed by a key.
-    "[": re.compile(r"""\}\s*,?\s*(?=\{\s*["'}]|\]\Z)"""),
-    "{": re.compile(r"""["']\s*,\s*(?=["'][^"'\n]{1,64}["']\s*:)"""),
+    "[": re.compile(r"""\}\s*+(?:,\s*+)?(?=\{\s*+["'}]|\]\Z)"""),
+    "{": re.compile(r"""["']\s*+,\s*+(?=["'][^"'\n]{1,64}["']\s*+:)"""),
 }
-_LIST_OF_CONTAINERS = re.compile(r"\[\s*[\[{]")
+_LIST_OF_CONTAINERS = re.compile(r"\[\s*+[\[{]")
 _SPACE = re.compile(r"[ \t\r\n]*")
-
-
-class JsonObject(dict[str, Any]):
-    """A JSON object that remembers repeated keys: events may share their times.
-
-    pairs: all members in the order written. The dict has the last value of a repeated key.
-    """
-
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        self.pairs = tuple(pairs)
-
-    def split(self, keys: Collection[str]) -> list[dict[str, Any]]:
-        """Return the objects that were written as one, where ``keys`` repeat.
-
-        ``{"box": 1, "label": "a", "box": 2, "label": "b"}`` are two; members that do not repeat
-        belong to each. If keys repeat differently often, nothing says what belongs together, and
-        the object is returned as it is.
-        """
-        counts = Counter(key for key, _ in self.pairs if key in keys)
-        repeated = {key for key, count in counts.items() if count > 1}
-        if len({counts[key] for key in repeated}) != 1:
-            return [self]
-        shared = {key: value for key, value in self.pairs if key not in repeated}
-        found: list[dict[str, Any]] = [{}]
-        for key, value in self.pairs:
-            if key in repeated:
-                if key in found[-1]:
-                    found.append({})
-                found[-1][key] = value
-        return [{**shared, **part} for part in found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,25 +56,31 @@ def fenced(text: str) -> str:
     return f"```json\n{escape_as_numbers(text)}\n```"
 
 
-def read_json(text: str) -> Reading:
-    """Read the JSON value in ``text``; several values are joined into one list. Never raises."""
+def read_json(text: str, decoder: JsonDecoder | None = None) -> Reading:
+    """Read the JSON value in ``text``; several values are joined into one list. Never raises.
+
+    decoder: for several texts of one answer, which share its limits.
+    """
+    decoder = decoder or JsonDecoder()
     written = text.strip()
     text = escape_text_backslashes(written)
     notes = [] if text == written else ["backslashes repaired"]
     try:
-        return Reading(value=_DECODER.decode(text), note=notes[0] if notes else None)
+        value = decoder.decode(text)
     except (ValueError, RecursionError):
         pass
+    else:
+        return Reading(value=value, note=_note(notes, decoder))
     values: list[Any] = []
     around: list[str] = []
     damaged = truncated = False
-    repairer = JsonRepairer()
     fragments = [fragment.rstrip() for fragment in _FENCE.split(text)]
     for number, fragment in enumerate(fragments, start=1):
         at = 0
         while opening := _OPENING.search(fragment, at):
+            check_deadline()
             around.append(fragment[at : opening.start()])
-            part, at = _read_value(fragment, opening.start(), repairer)
+            part, at = _read_value(fragment, opening.start(), decoder)
             values.append(part.value)
             notes += [part.note] if part.note else []
             damaged |= part.damaged
@@ -116,8 +94,13 @@ def read_json(text: str) -> Reading:
         notes.append(f"{len(values)} JSON values were joined")
         joined = [item if isinstance(item, list) else [item] for item in values]
         values = [[item for items in joined for item in items]]
-    note = "; ".join(list(dict.fromkeys(notes))[:_MAX_NOTES]) or None
+    note = _note(notes, decoder)
     return Reading(value=values[0], note=note, damaged=damaged, truncated=truncated)
+
+
+def _note(notes: list[str], decoder: JsonDecoder) -> str | None:
+    more = ["a number that is not finite was read as null"] if decoder.has_null_numbers else []
+    return "; ".join([*list(dict.fromkeys(notes))[:_MAX_NOTES], *more]) or None
 
 
 def first_of(item: dict[str, Any], keys: tuple[str, ...], notes: Counter[str]) -> Any:
@@ -150,7 +133,10 @@ def conclude(
 
 def join_notes(notes: Counter[str]) -> str | None:
     """Return the notes as one text, ``note (2x)`` for repeated ones; None if there are none."""
-    parts = [f"{note} ({count}x)" if count > 1 else note for note, count in notes.items()]
+    shown = list(notes.items())[:MAX_NOTES]
+    parts = [f"{note} ({count}x)" if count > 1 else note for note, count in shown]
+    if len(notes) > MAX_NOTES:
+        parts.append(f"and {len(notes) - MAX_NOTES:,} other notes")
     return "; ".join(parts) or None
 
 
@@ -175,27 +161,31 @@ def clean_text(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _read_value(text: str, start: int, repairer: JsonRepairer) -> tuple[Reading, int]:
+def _read_value(text: str, start: int, decoder: JsonDecoder) -> tuple[Reading, int]:
     """Read the list or object that opens at ``start``; also return where it ends."""
     try:
-        value, end = _DECODER.raw_decode(text, start)
-    except (ValueError, RecursionError):
-        return _read_broken(text, start, repairer), len(text)
+        value, end = decoder.decode_at(text, start)
+    except (ValueError, RecursionError, RepairTooLongError):
+        return _read_broken(text[start:], decoder, start), len(text)
     return Reading(value=value), end
 
 
-def _read_broken(text: str, start: int, repairer: JsonRepairer) -> Reading:
-    """Read a list or object that is not valid JSON: its valid children, and the others repaired."""
-    is_list = text[start] == "["
-    closer = "]" if is_list else "}"
+def _read_broken(text: str, decoder: JsonDecoder, offset: int, depth: int = 0) -> Reading:
+    """Read a list or object that is not valid JSON: its valid children, and the others repaired.
+
+    offset: where ``text`` begins in the answer, for notes.
+    """
+    opener = text[0]
+    closer = "]" if opener == "[" else "}"
     children: list[Any] = []
     notes: list[str] = []
     truncated = False
-    at = start + 1
+    at = 1
     while True:
+        check_deadline()
         at = _skip_space(text, at)
         try:
-            child, end = _read_child(text, at, is_list)
+            child, end = _read_child(text, at, decoder, opener == "[")
             after = _skip_space(text, end)
             if text[end - 1] == '"' and after < len(text) and text[after] != ",":
                 # In `"caption": "He says "hi""` the text does not end here: keep none of it.
@@ -207,9 +197,16 @@ def _read_broken(text: str, start: int, repairer: JsonRepairer) -> Reading:
             at += 1
             continue
         except _BrokenListError as broken:
+            if depth == _MAX_BROKEN_DEPTH:
+                notes.append("the rest was left out, it nests too deeply to repair")
+                break
             # `{"events": [...` is broken inside the list: keep the valid children of that list too.
-            inner = _read_broken(text, broken.start, repairer)
+            start = broken.start
+            inner = _read_broken(text[start:], decoder, offset + start, depth + 1)
             return replace(inner, value=JsonObject([*children, (broken.key, inner.value)]))
+        except RepairTooLongError:
+            notes.append(_TOO_LONG)
+            break
         except (ValueError, RecursionError) as error:
             fault = error
         if _is_cut(text, fault, closer):
@@ -219,40 +216,41 @@ def _read_broken(text: str, start: int, repairer: JsonRepairer) -> Reading:
             break
         if not notes:
             what = fault.msg if isinstance(fault, json.JSONDecodeError) else type(fault).__name__
-            notes.append(f"JSON repaired from character {at} on ({what})")
-        child_end = _CHILD_END[text[start]].search(text, at)
+            notes.append(f"JSON repaired from character {offset + at} on ({what})")
+        child_end = _CHILD_END[opener].search(text, at)
         piece = text[at : child_end.start() + 1] + closer if child_end else text[at:]
         try:
-            repaired, is_cut = repairer.repair(text[start], piece)
+            repaired, is_cut = decoder.repair(opener, piece)
         except RepairTooLongError:
-            notes.append("the rest was left out, it is too much to repair")
+            notes.append(_TOO_LONG)
             break
         if child_end:
-            children += map(_as_objects, repaired)
-            at = child_end.end()
+            children += repaired
+            # A fault costs the decoder the text before it, which it counts lines in.
+            text, offset, at = text[child_end.end() :], offset + child_end.end(), 0
             continue
         truncated = is_cut
-        children += map(_as_objects, repaired[:-1] if is_cut else repaired)
+        children += repaired[:-1] if is_cut else repaired
         notes += ["it is cut, and its last, incomplete part was left out"] if is_cut else []
         break
-    value = children if is_list else JsonObject(children)
+    value = children if opener == "[" else JsonObject(children)
     return Reading(value=value, note="; ".join(notes), damaged=True, truncated=truncated)
 
 
-def _read_child(text: str, at: int, is_list: bool) -> tuple[Any, int]:
+def _read_child(text: str, at: int, decoder: JsonDecoder, is_list: bool) -> tuple[Any, int]:
     """Read one list item or (key, value) at ``at``; also return where it ends."""
     if is_list:
-        child, end = _DECODER.raw_decode(text, at)
+        child, end = decoder.decode_at(text, at)
         if end == len(text) and isinstance(child, int | float):
             raise json.JSONDecodeError("Number may be cut", text, end)
         return child, end
-    key, end = _DECODER.raw_decode(text, at)
+    key, end = decoder.decode_at(text, at)
     colon = _skip_space(text, end)
     if not isinstance(key, str) or not text.startswith(":", colon):
         raise json.JSONDecodeError("Expecting ':' delimiter", text, colon)
     at = _skip_space(text, colon + 1)
     try:
-        value, end = _DECODER.raw_decode(text, at)
+        value, end = decoder.decode_at(text, at)
     except (ValueError, RecursionError):
         if _LIST_OF_CONTAINERS.match(text, at):
             raise _BrokenListError(key, at) from None
@@ -270,22 +268,8 @@ def _is_cut(text: str, fault: Exception, closer: str) -> bool:
     return fault.msg.startswith("Unterminated string") or len(text) - fault.pos <= 6
 
 
-def _as_objects(value: Any) -> Any:
-    """Convert json_repair's dicts to `JsonObject`, as the strict decoder returns them."""
-    if isinstance(value, dict):
-        return JsonObject([(key, _as_objects(item)) for key, item in value.items()])
-    if isinstance(value, tuple):  # a (key, value) pair
-        return tuple(_as_objects(item) for item in value)
-    return [_as_objects(item) for item in value] if isinstance(value, list) else value
-
-
 def _skip_space(text: str, at: int) -> int:
     return _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches the empty string
-
-
-def _refuse_constant(name: str) -> None:
-    """Refuse NaN and Infinity, which Python's decoder accepts."""
-    raise ValueError(f"{name} is not JSON")
 
 
 class _BrokenListError(Exception):
@@ -295,6 +279,3 @@ class _BrokenListError(Exception):
         super().__init__(key)
         self.key = key
         self.start = start
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=JsonObject, parse_constant=_refuse_constant)

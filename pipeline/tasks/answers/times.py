@@ -8,16 +8,18 @@ from typing import Any
 
 from schemas.task import View
 
-# 12.5 | 12.5 seconds | <12.5 seconds> | 00:23.00 | 1:02:03.5; a decimal comma as in subtitles
+# 12.5 | 12.5 seconds | <12.5 seconds> | 00:23.00 | 1:02:03.5; a decimal comma as in subtitles. With
+# single spaces, as `single_spaces` leaves them, a search takes time linear in the text.
 TIME = (
-    r"<?\s*(?:(?:(\d{1,9}):)?(\d{1,9}):)?(\d{1,9}(?:[.,]\d{0,9})?)"
-    r"\s*(?:seconds?|secs?|s)?\s*>?"
+    r"<? ?(?:(?:(\d{1,9}):)?(\d{1,9}):)?(\d{1,9}(?:[.,]\d{0,9})?)"
+    r" ?(?:seconds?|secs?|s)? ?>?"
 )
 _ROUNDING_SECONDS = 0.051  # times in prompts and answers have one decimal
-_MAX_CHARS = 64  # keeps backtracking on hostile text short
+_MAX_CHARS = 64  # a longer text is no time
+_SPACES = re.compile(r"[ \t\n\r\f\v]+")
 _TIME_PATTERN = re.compile(TIME, re.ASCII | re.IGNORECASE)
 _INTERVAL_PATTERN = re.compile(
-    rf"\[?\s*{TIME}\s*(?:-+>?|–|—|→|~|,|to)\s*{TIME}\s*\]?", re.ASCII | re.IGNORECASE
+    rf"\[? ?{TIME} ?(?:-++>?|–|—|→|~|,|to) ?{TIME} ?\]?", re.ASCII | re.IGNORECASE
 )
 
 
@@ -28,7 +30,7 @@ def read_seconds(value: Any) -> float | None:
     (h:mm:ss). Negative numbers are accepted; `clamp_seconds` corrects them.
     """
     if isinstance(value, str) and len(value) <= _MAX_CHARS:
-        match = _TIME_PATTERN.fullmatch(value.strip())
+        match = _TIME_PATTERN.fullmatch(single_spaces(value.strip()))
         return _seconds(*match.groups()) if match else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -42,10 +44,15 @@ def read_interval(value: Any) -> tuple[float, float] | None:
         return None if start is None or end is None else (start, end)
     if not isinstance(value, str) or len(value) > _MAX_CHARS:
         return None
-    match = _INTERVAL_PATTERN.fullmatch(value.strip())
+    match = _INTERVAL_PATTERN.fullmatch(single_spaces(value.strip()))
     if not match:
         return None
     return _seconds(*match.groups()[:3]), _seconds(*match.groups()[3:])
+
+
+def single_spaces(text: str) -> str:
+    """Return the text with one space for each run of white space."""
+    return _SPACES.sub(" ", text)
 
 
 def clamp_seconds(seconds: float, view: View, notes: Counter[str]) -> float:
