@@ -204,7 +204,9 @@ def test_the_evaluation_can_fail():
     )
     decoder = pods()["decoders"]
     assert may_connect([former], decoder, "10.0.0.1", 443)
-    assert may_connect([former], decoder, OTHER, 6444) and not may_connect([former], decoder, OTHER, 6445)
+    assert may_connect([former], decoder, OTHER, 6444) and not may_connect(
+        [former], decoder, OTHER, 6445
+    )
     assert not may_connect([former], decoder, "169.254.169.254", 443)
     assert not may_connect([former], OTHER, decoder, 443)
     assert may_connect([former], OTHER, "10.0.0.1", 443)

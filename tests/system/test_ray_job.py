@@ -52,7 +52,6 @@ def s3_for_jobs(s3) -> Iterator[object]:
 
 
 def authorization(token: str) -> dict[str, str]:
-    """What KubeRay's operator sends."""
     return {"Authorization": f"Bearer {token}"}
 
 
@@ -114,6 +113,13 @@ def test_the_entrypoint_runs_on_the_workers_and_its_end_tells_how_it_went(
     status, printed = submit(cluster, job_file)
     assert status == "FAILED"
     assert "tasks" in printed
+
+
+def test_kuberays_operator_is_let_in_by_its_own_header(cluster: RayCluster):
+    headers = {"X-Ray-Authorization": f"Bearer {TOKEN}"}
+    request = urllib.request.Request(f"{cluster.dashboard}/api/jobs/", headers=headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.status == 200
 
 
 @pytest.mark.parametrize(("headers", "status"), [({}, 401), (authorization("another"), 403)])

@@ -18,13 +18,11 @@ from tests.support.images.dockerfile import copied, steps
 from tests.support.paths import ROOT
 
 BASE = re.compile(r"python:(?P<minor>3\.\d+)\.\d+-slim-(?P<release>[a-z]+)")
-PACKAGES = "ca-certificates,netbase,tzdata,python3-venv"
-"""What Debian's minimal root lacks of the base image."""
+PACKAGES = ("ca-certificates", "netbase", "tzdata", "python3-venv")
+"""What Debian's minimal root lacks of the base image, beside libpython."""
 RECORDED = ("HEALTHCHECK", "CMD", "ENTRYPOINT")
-UNPRIVILEGED = [
-    *("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"),
-    *("--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"),
-]
+NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
+UNPRIVILEGED = ["--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
 
 
 @dataclass
@@ -33,7 +31,7 @@ class Image:
 
     root: Path
     env: dict[str, str] = field(
-        default_factory=lambda: {"PATH": "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"}
+        default_factory=lambda: {"PATH": "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/bin"}
     )
     folder: str = "/"
     user: str = "0"
@@ -98,12 +96,13 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command as a restricted pod's container would.
 
-    As uid 1000 without capabilities, with no network but loopback, in a root that is read-only but
-    for an empty /tmp, /dev/shm, and `output`, which is /output there.
+    As the image's user, without capabilities and with no network but loopback. The root is
+    read-only but for an empty /tmp, /dev/shm, and `output`, which is /output there.
     """
-    root, uid = image.root, 1000
+    root, uid = image.root, int(image.user)
     output.mkdir(parents=True, exist_ok=True)
-    os.chown(output, uid, uid)
+    for path in (output, *output.rglob("*")):
+        os.chown(path, uid, uid)
     prepare = f"""
         set -e
         ip link set lo up
@@ -116,11 +115,14 @@ def run(
         cd {root}
         exec chroot {root} "$@"
     """
-    variables = [f"{key}={value}" for key, value in (image.env | dict(env or {})).items()]
-    entrypoint = ["env", "-i", f"--chdir={image.folder}", *variables, *UNPRIVILEGED, *command]
-    namespaces = ["unshare", "--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child"]
+    users = (line.split(":") for line in (root / "etc/passwd").read_text().splitlines())
+    (home,) = [user[5] for user in users if user[2] == image.user]
+    all_env = {"HOME": home} | image.env | dict(env or {})
+    variables = [f"{key}={value}" for key, value in all_env.items()]
+    entrypoint = ["env", "-i", f"--chdir={image.folder}", *variables]
+    entrypoint += ["setpriv", f"--reuid={uid}", f"--regid={uid}", *UNPRIVILEGED, *command]
     return subprocess.run(
-        [*namespaces, "sh", "-c", prepare, "sh", *entrypoint],
+        [*NAMESPACES, "--net", "--ipc", "--uts", "sh", "-c", prepare, "sh", *entrypoint],
         capture_output=True,
         text=True,
         check=False,
@@ -131,9 +133,10 @@ def _debootstrap(base: str, root: Path) -> None:
     found = BASE.fullmatch(base)
     if found is None:
         raise ValueError(f"no stand-in for FROM {base}")
-    command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}"]
-    subprocess.run([*command, found["release"], str(root)], check=True, stdout=subprocess.DEVNULL)
     python = f"python{found['minor']}"
+    packages = ",".join((*PACKAGES, f"lib{python}"))
+    command = ["debootstrap", "--variant=minbase", f"--include={packages}"]
+    subprocess.run([*command, found["release"], str(root)], check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["chroot", str(root), python, "-m", "venv", "/usr/local"], check=True)
 
 
@@ -169,7 +172,16 @@ def _run_step(
         mounts.append(f"{make}; mount --bind -o ro {source} {to}")
     prepare = "\n".join(["set -e", *mounts, _devices(root), f'exec chroot {root} "$@"'])
     variables = [f"{key}={value}" for key, value in (image.env | dict(args)).items()]
-    step = ["env", "-i", f"--chdir={image.folder}", "HOME=/root", *variables, "/bin/sh", "-c", script]
+    step = [
+        "env",
+        "-i",
+        f"--chdir={image.folder}",
+        "HOME=/root",
+        *variables,
+        "/bin/sh",
+        "-c",
+        script,
+    ]
     namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
     subprocess.run([*namespaces, "sh", "-c", prepare, "sh", *step], check=True)
 
