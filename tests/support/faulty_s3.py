@@ -26,7 +26,7 @@ class FaultyS3:
     rate: share of requests with a fault, each of one of ``kinds``: error (500), throttled (503),
         reset (no answer), stall (no answer for long), cut (half of the answer's body).
     outage: no request gets an answer. expired: credentials are not accepted. read_only: they are,
-        but not to write.
+        but not to write; ``denied`` has what was tried.
     """
 
     def __init__(self, target: str, *, rate: float = 0.0, kinds=KINDS, seed: int = 0) -> None:
@@ -34,6 +34,7 @@ class FaultyS3:
         self.outage = self.expired = self.read_only = False
         self.outage_after: int | None = None
         self.faults: Counter[str] = Counter()
+        self.denied: list[str] = []
         self.requests = 0
         self.stall_seconds = 30.0
         self._chance = random.Random(seed)
@@ -75,7 +76,7 @@ class FaultyS3:
         if self.expired:
             return web.Response(status=400, text=EXPIRED, content_type="application/xml")
         if self.read_only and request.method not in ("GET", "HEAD"):
-            self.faults["denied"] += 1
+            self.denied.append(f"{request.method} {request.raw_path}")
             return web.Response(status=403, text=DENIED, content_type="application/xml")
         kind = self._chance.choice(self.kinds) if self._chance.random() < self.rate else None
         if kind:

@@ -1,11 +1,11 @@
 """The CPU image: its Dockerfile's steps in a Debian root, and runs in it as a pod has them.
 
-`make rehearsal`; it takes ten minutes, 4 GB in build/, root rights and Debian's packages.
+`make rehearsal`; it takes ten minutes, 4 GB of temporary files, root rights and Debian's packages.
 """
 
 import json
-import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from pipeline.stages.graph import WRITER
 from tests.support.images.dockerfile import dockerfile
 from tests.support.images.rehearsal import Image, build, run, why_not
 from tests.support.kubernetes import ray_job
-from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600), pytest.mark.xdist_group("test_image")]
 
@@ -28,13 +27,9 @@ MODEL = "/usr/local/lib/python3.11/site-packages/jobs/demo_model"
 def image() -> Iterator[Image]:
     if reason := why_not():
         pytest.skip(reason)
-    folder = ROOT / "build" / "image"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield build(dockerfile("cpu"), folder / "root")
-    finally:
-        shutil.rmtree(folder)
+    # Not in the repository, which other tests copy, nor in pytest's folders, which are kept.
+    with tempfile.TemporaryDirectory(prefix="reelscribe-image-") as folder:
+        yield build(dockerfile("cpu"), Path(folder) / "root")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from tests.support.kubernetes import ray_job
 from tests.support.paths import ROOT
 from tests.support.ray_cluster import TOKEN, RayCluster, running_cluster
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 MOUNTED = "/etc/reelscribe/job.yaml"
 
@@ -36,7 +36,7 @@ def cluster(s3_for_jobs) -> Iterator[RayCluster]:
         worker = {"num_cpus": 2, "num_gpus": 0, "env_vars": env}
         with running_cluster(head, worker, worker) as found:
             yield found
-        assert not keys_that_read.faults  # nobody there even tried to write
+        assert keys_that_read.denied == []  # nobody there even tried to write
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def submit(cluster: RayCluster, job_file: Path) -> tuple[str, str]:
     entrypoint = ray_job("no-gpu")["entrypoint"]
     assert entrypoint.endswith(f" annotate {MOUNTED}")
     client, job_id = JobSubmissionClient(cluster.dashboard, headers=authorization(TOKEN)), None
-    give_up = time.monotonic() + 300
+    give_up = time.monotonic() + 900
     while job_id is None:  # a head's agent comes up some seconds after it, as in a pod
         try:
             job_id = client.submit_job(entrypoint=entrypoint.replace(MOUNTED, str(job_file)))

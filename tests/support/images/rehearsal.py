@@ -135,7 +135,8 @@ def _debootstrap(base: str, root: Path) -> None:
         raise ValueError(f"no stand-in for FROM {base}")
     python = f"python{found['minor']}"
     packages = ",".join((*PACKAGES, f"lib{python}"))
-    command = ["debootstrap", "--variant=minbase", f"--include={packages}"]
+    # In a namespace of its own, so that what it mounts goes with it.
+    command = ["unshare", "--mount", "debootstrap", "--variant=minbase", f"--include={packages}"]
     subprocess.run([*command, found["release"], str(root)], check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["chroot", str(root), python, "-m", "venv", "/usr/local"], check=True)
 
