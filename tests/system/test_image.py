@@ -1,6 +1,6 @@
 """The CPU image: its Dockerfile's steps in a Debian root, and runs in it as a pod has them.
 
-`make rehearsal`; it takes ten minutes, 4 GB of temporary files, root rights and Debian's packages.
+`make rehearsal`; it takes a quarter of an hour, 4 GB of temporary files, root rights and Debian's packages.
 """
 
 import json
@@ -76,10 +76,9 @@ def test_what_the_image_starts_by_itself(image: Image, tmp_path: Path):
 
 
 def test_what_kuberay_and_the_decoders_call_is_there(image: Image, tmp_path: Path):
-    """KubeRay: bash, wget, ulimit. Decoders: FFmpeg's libraries, cuts. Ray: a user with a name."""
+    """KubeRay: bash, wget. Decoders: FFmpeg's libraries, cuts. Ray: a user with a name."""
     code = """
         set -e
-        ulimit -n 65536
         wget --version > /tmp/wget
         python -c 'import torchcodec, scenedetect, getpass; print(getpass.getuser())'
     """
@@ -105,8 +104,8 @@ def test_the_rayjobs_entrypoint_runs_on_a_head_that_wants_its_token(image: Image
     head = {"num-cpus": "2", "num-gpus": "0", "resources": f"'{json.dumps({WRITER: 1})}'"}
     options = " ".join(f"--{key}={value}" for key, value in head.items())
     code = f"""
+        ulimit -n 65536  # as KubeRay does, which goes on where it may not
         set -e
-        ulimit -n 65536
         ray start --head --dashboard-host=0.0.0.0 {options} > /output/head.txt
         until ray health-check --address 127.0.0.1:6379; do sleep 1; done
         env -u RAY_AUTH_TOKEN ray job list --address http://127.0.0.1:8265 && exit 9
