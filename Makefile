@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-model test test-fast fuzz test-vllm lint bench soak chaos audit sbom docs site clean ffmpeg browser vllm-cpu
+.PHONY: help demo demo-model test test-fast fuzz test-vllm lint bench soak chaos rehearsal audit sbom docs site clean ffmpeg browser vllm-cpu
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -70,6 +70,11 @@ demo-model: $(VENV)/installed-test ffmpeg ## train the demo's model from random 
 chaos: $(VENV)/installed-test ffmpeg ## kill random processes 100 times, run again, and check that no row is missing
 	$(BIN)/python -m pytest -m long
 	$(BIN)/python tests/system/chaos.py
+
+# As root: it makes a root file system with debootstrap.
+rehearsal: $(VENV)/installed-test ## carry out the CPU Dockerfile's steps without a container engine, and run jobs in it
+	@command -v debootstrap >/dev/null && command -v ip >/dev/null || scripts/apt-install debootstrap iproute2
+	$(BIN)/python -m pytest -m long -s tests/system/test_image.py
 
 audit: $(VENV)/installed .venv-audit/installed ## known vulnerabilities of the installed packages, from a service on the internet
 	@$(BIN)/python scripts/audit.py

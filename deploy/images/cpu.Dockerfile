@@ -19,7 +19,9 @@ RUN pip install --no-cache-dir --constraint constraints-cpu.txt ".[cluster,shots
 
 USER 1000
 WORKDIR /home/reelscribe
-ENV OMP_WAIT_POLICY=PASSIVE \
+# HOME: all that is written beside the output goes to /tmp, so that the root can be read-only.
+ENV HOME=/tmp \
+    OMP_WAIT_POLICY=PASSIVE \
     TOKENIZERS_PARALLELISM=false \
     HF_HUB_OFFLINE=1 \
     RAY_USAGE_STATS_ENABLED=0

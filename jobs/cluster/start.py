@@ -84,7 +84,8 @@ def _check_answers(address: str) -> None:
     """Wait 30 s for a cluster; by itself, Ray would wait ten minutes for one that is not there.
 
     Raises:
-        ResourceError: nothing answers at ``address``, or it is no Ray cluster.
+        ResourceError: nothing answers at ``address``, it is no Ray cluster, or it wants a token
+            that this process does not have.
     """
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
@@ -106,18 +107,32 @@ def _check_answers(address: str) -> None:
         return
     os.environ.setdefault("RAY_py_gcs_connect_timeout_s", "20")
     import ray
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 
     try:
+        # Without a token, Ray's core would end this process, without a word.
+        ensure_token_if_auth_enabled(create_token_if_missing=False)
         with _without_stderr():
             ray._raylet.GcsClient(address=address)
+    except ray.exceptions.AuthenticationError:
+        raise _no_token(address) from None
     except Exception as error:  # RpcError and others, of no public class
-        raise _no_answer(address, error) from None
+        refused = "InvalidAuthToken" in str(error)
+        raise (_no_token(address) if refused else _no_answer(address, error)) from None
 
 
 def _no_answer(address: str, error: Exception) -> ResourceError:
     return ResourceError(
         f"the Ray cluster at RAY_ADDRESS={address} does not answer ({error}): start it, correct "
         "RAY_ADDRESS, or unset it to run on this machine"
+    )
+
+
+def _no_token(address: str) -> ResourceError:
+    mode = os.environ.get("RAY_AUTH_MODE")
+    return ResourceError(
+        f"the Ray cluster at RAY_ADDRESS={address} wants its token: set RAY_AUTH_MODE=token (now "
+        f"{mode or 'not set'}), and RAY_AUTH_TOKEN to the token or RAY_AUTH_TOKEN_PATH to its file"
     )
 
 

@@ -37,6 +37,11 @@ PLAN_BATCH_ITEMS = 64
 MAX_BLOCK_BYTES = 1 << 30
 """Ray Data's default of 128 MB would split the output of ``Prepare`` for one block of units."""
 RETRY_FOREVER = -1
+WRITER = "reelscribe_writer"
+"""Ray's name for the resource of nodes with keys to write the output (``ray start --resources``).
+
+The committer runs on one of them; where no node has it, anywhere.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +73,7 @@ class Pools:
 class Pool:
     """A fixed number of actors of one stage, and the resources of each.
 
+    resource: name of a resource of Ray that an actor's node must have.
     max_task_retries: how often a batch is repeated after its actor died; then the run stops.
     calls_at_once: batches that an actor works on at a time, each in a thread.
     """
@@ -75,6 +81,7 @@ class Pool:
     num_actors: int
     num_cpus: float
     num_gpus: float = 0.0
+    resource: str | None = None
     max_task_retries: int = 3
     calls_at_once: int = 1
 
@@ -113,7 +120,8 @@ def build_annotate(
     ray.data.DataContext.get_current().target_max_block_size = MAX_BLOCK_BYTES
     units = ray.data.from_blocks(blocks)  # from_arrow would start workers only to count rows
     prepared = stage(units, Prepare, (job, storage, code), pools.decoder_pool())
-    committer = Pool(num_actors=1, num_cpus=0)
+    writer = WRITER if WRITER in ray.cluster_resources() else None
+    committer = Pool(num_actors=1, num_cpus=0, resource=writer)
     with running_deaths() as deaths:
         answered = stage(prepared, Generate, (job, deaths, code, engines.num_cpus), engines)
         yield stage(
@@ -166,6 +174,7 @@ def stage(
     import ray
 
     sizes: dict[str, Any] = {"size": pool.num_actors}
+    place = {"resources": {pool.resource: 0.001}} if pool.resource else {}
     if pool.calls_at_once > 1:
         sizes |= {
             "max_concurrent_calls_per_actor": pool.calls_at_once,
@@ -185,4 +194,5 @@ def stage(
             num_gpus=pool.num_gpus,
             compute=ray.data.ActorPoolStrategy(**sizes),
             max_task_retries=pool.max_task_retries,
+            **place,
         )

@@ -15,6 +15,7 @@ SLOW_DOWN = (
 EXPIRED = (
     "<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
 )
+DENIED = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 KINDS = ("error", "throttled", "reset", "stall", "cut")
 _HOP_HEADERS = {"transfer-encoding", "connection", "content-encoding", "content-length", "server"}
 
@@ -24,14 +25,16 @@ class FaultyS3:
 
     rate: share of requests with a fault, each of one of ``kinds``: error (500), throttled (503),
         reset (no answer), stall (no answer for long), cut (half of the answer's body).
-    outage: no request gets an answer. expired: credentials are not accepted.
+    outage: no request gets an answer. expired: credentials are not accepted. read_only: they are,
+        but not to write; ``denied`` has what was tried.
     """
 
     def __init__(self, target: str, *, rate: float = 0.0, kinds=KINDS, seed: int = 0) -> None:
         self.rate, self.kinds = rate, kinds
-        self.outage = self.expired = False
+        self.outage = self.expired = self.read_only = False
         self.outage_after: int | None = None
         self.faults: Counter[str] = Counter()
+        self.denied: list[str] = []
         self.requests = 0
         self.stall_seconds = 30.0
         self._chance = random.Random(seed)
@@ -72,6 +75,9 @@ class FaultyS3:
             return self._abort(request)
         if self.expired:
             return web.Response(status=400, text=EXPIRED, content_type="application/xml")
+        if self.read_only and request.method not in ("GET", "HEAD"):
+            self.denied.append(f"{request.method} {request.raw_path}")
+            return web.Response(status=403, text=DENIED, content_type="application/xml")
         kind = self._chance.choice(self.kinds) if self._chance.random() < self.rate else None
         if kind:
             self.faults[kind] += 1

@@ -2,8 +2,11 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,33 +15,28 @@ import pytest
 import s3fs
 import yaml
 
+from pipeline.stages.graph import WRITER
+from tests.support.faulty_s3 import FaultyS3
 from tests.support.kubernetes import ray_job
+from tests.support.paths import ROOT
+from tests.support.ray_cluster import TOKEN, RayCluster, running_cluster
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 MOUNTED = "/etc/reelscribe/job.yaml"
 
 
 @pytest.fixture(scope="module")
-def jobs_api(s3_for_jobs) -> Iterator[str]:
-    """A head without CPUs, as the RayJob has it, and two workers; the Jobs API's address."""
-    from ray.cluster_utils import Cluster
-
-    head = {
-        "num_cpus": 0,
-        "num_gpus": 0,
-        "include_dashboard": True,
-        # Else a fixed one, which the agent of another test's Ray may hold.
-        "dashboard_agent_listen_port": 0,
-    }
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=2, num_gpus=0)
-        # The dashboard takes the next free port if its own is held.
-        yield f"http://{cluster.head_node.webui_url}"
-    finally:
-        cluster.shutdown()
+def cluster(s3_for_jobs) -> Iterator[RayCluster]:
+    """A head without CPUs, as the RayJob has it, and two workers whose keys only read."""
+    with FaultyS3(s3_for_jobs.endpoint_url) as keys_that_read:
+        keys_that_read.read_only = True
+        head = {"num_cpus": 0, "num_gpus": 0, "resources": {WRITER: 1}}
+        env = {"AWS_ENDPOINT_URL": keys_that_read.url}
+        worker = {"num_cpus": 2, "num_gpus": 0, "env_vars": env}
+        with running_cluster(head, worker, worker) as found:
+            yield found
+        assert keys_that_read.denied == []  # nobody there even tried to write
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +51,18 @@ def s3_for_jobs(s3) -> Iterator[object]:
         yield s3.new_bucket()
 
 
-def submit(jobs_api: str, job_file: Path) -> tuple[str, str]:
+def authorization(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def submit(cluster: RayCluster, job_file: Path) -> tuple[str, str]:
     """Run the entrypoint of the RayJob to its end; returns its status, and what it printed."""
     from ray.job_submission import JobSubmissionClient
 
     entrypoint = ray_job("no-gpu")["entrypoint"]
     assert entrypoint.endswith(f" annotate {MOUNTED}")
-    client, job_id = JobSubmissionClient(jobs_api), None
-    give_up = time.monotonic() + 300
+    client, job_id = JobSubmissionClient(cluster.dashboard, headers=authorization(TOKEN)), None
+    give_up = time.monotonic() + 900
     while job_id is None:  # a head's agent comes up some seconds after it, as in a pod
         try:
             job_id = client.submit_job(entrypoint=entrypoint.replace(MOUNTED, str(job_file)))
@@ -75,7 +77,7 @@ def submit(jobs_api: str, job_file: Path) -> tuple[str, str]:
 
 
 def test_the_entrypoint_runs_on_the_workers_and_its_end_tells_how_it_went(
-    jobs_api: str, s3_for_jobs, archive: Path, checkpoint: Path, tmp_path: Path
+    cluster: RayCluster, s3_for_jobs, archive: Path, checkpoint: Path, tmp_path: Path
 ):
     spec = {
         "name": "nightly",
@@ -94,7 +96,7 @@ def test_the_entrypoint_runs_on_the_workers_and_its_end_tells_how_it_went(
     job_file = tmp_path / "job.yaml"
     job_file.write_text(yaml.safe_dump(spec))
 
-    status, printed = submit(jobs_api, job_file)
+    status, printed = submit(cluster, job_file)
     assert status == "SUCCEEDED", printed
     rows = ds.dataset(f"{s3_for_jobs.bucket}/archive/annotations", filesystem=fs).to_table()
     uris = {uri.partition("/clips/")[2] for uri in rows["uri"].to_pylist()}
@@ -102,12 +104,58 @@ def test_the_entrypoint_runs_on_the_workers_and_its_end_tells_how_it_went(
     events = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     assert events
 
-    status, printed = submit(jobs_api, job_file)  # the night after: nothing is new
+    status, printed = submit(cluster, job_file)  # the night after: nothing is new
     assert status == "SUCCEEDED", printed
     again = ds.dataset(f"{s3_for_jobs.bucket}/archive/annotations", filesystem=fs)
     assert again.count_rows() == rows.num_rows
 
     job_file.write_text(yaml.safe_dump(spec | {"output": s3_for_jobs.uri("other"), "tasks": ["x"]}))
-    status, printed = submit(jobs_api, job_file)
+    status, printed = submit(cluster, job_file)
     assert status == "FAILED"
     assert "tasks" in printed
+
+
+def test_kuberays_operator_is_let_in_by_its_own_header(cluster: RayCluster):
+    headers = {"X-Ray-Authorization": f"Bearer {TOKEN}"}
+    request = urllib.request.Request(f"{cluster.dashboard}/api/jobs/", headers=headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize(("headers", "status"), [({}, 401), (authorization("another"), 403)])
+def test_nobody_submits_a_job_without_the_token(cluster: RayCluster, headers: dict, status: int):
+    for path in ("/api/jobs/", "/nodes?view=summary", "/api/cluster_status"):
+        request = urllib.request.Request(f"{cluster.dashboard}{path}", headers=headers)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=60)
+        assert caught.value.code == status
+        caught.value.close()
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {"RAY_AUTH_MODE": "disabled"},
+        {"RAY_AUTH_MODE": "token"},
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another"},
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nowhere/token"},
+    ],
+)
+def test_a_driver_without_the_token_is_refused_and_told_so(
+    cluster: RayCluster, env: dict[str, str], tmp_path: Path
+):
+    code = "from jobs.cluster.start import start_ray; start_ray()"
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=kept | {"RAY_ADDRESS": cluster.head, "HOME": str(tmp_path)} | env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    (message,) = [line for line in done.stderr.splitlines() if "ResourceError" in line]
+    assert "token" in message and "RAY_AUTH_TOKEN" in message and "another" not in message
+    assert "does not answer" not in message

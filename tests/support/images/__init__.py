@@ -1,0 +1,1 @@
+"""Images without a container engine: ``dockerfile`` reads the steps, ``rehearsal`` does them."""
