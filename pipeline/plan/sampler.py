@@ -74,15 +74,20 @@ class FrameSampler:
         with self.storage.open_media(first.uri, header_only=True) as file:
             if file.size_bytes == 0:
                 raise UnitError(ErrorType.MEDIA_UNREADABLE, "the file is empty")
-            if media_type != "video":
+            if media_type == "video":
+                return self._video(items, file, sampling)
+            try:
+                media = probe_image(file)
+            except UnitError as no_image:
+                if media_type == "image":
+                    raise
                 try:
-                    media = probe_image(file)
+                    return self._video(items, file, sampling)
                 except UnitError:
-                    if media_type == "image":
-                        raise
-                else:
-                    return [_attempt(partial(self._image, item, media)) for item in items]
-            return self._video(items, file, sampling)
+                    if no_image.error_type == ErrorType.MEDIA_UNSUPPORTED:
+                        raise no_image from None  # it names the format
+                    raise
+            return [_attempt(partial(self._image, item, media)) for item in items]
 
     def _image(self, item: MediaItem, media: Media) -> list[SampledMedia]:
         if item.start_seconds is not None or item.end_seconds is not None:

@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -54,6 +55,15 @@ def eat_memory() -> None:
     eaten = []
     while True:
         eaten.append(np.ones(1 << 22))
+
+
+def start_program(mark: str, then: str) -> int:
+    """Start a program as a library may, leave its number in a file, and break as ``then`` says."""
+    started = subprocess.Popen(["sleep", "600"])
+    Path(mark).write_text(str(started.pid))
+    if then:
+        globals()[then]()
+    return started.pid
 
 
 def frames(*shape: int) -> list[np.ndarray]:

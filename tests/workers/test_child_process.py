@@ -26,6 +26,7 @@ from tests.support.misbehave import (
     loaded,
     pid,
     refuse,
+    start_program,
 )
 from tests.support.paths import ROOT
 
@@ -111,6 +112,22 @@ def test_memory_is_bounded(isolated):
         isolated.call(eat_memory, limits=small)
     assert was.value.error_type == ErrorType.MEDIA_TOO_LARGE
     assert isolated.call(abs, -1, limits=LIMITS) == 1
+
+
+@pytest.mark.parametrize("then", ["hang", "eat_memory", "crash", "die"])
+def test_what_a_child_has_started_ends_with_it(isolated, tmp_path, then):
+    small = ChildLimits(timeout_seconds=5, max_resident_bytes=300 << 20)
+    with pytest.raises(UnitError):
+        isolated.call(start_program, str(tmp_path / "mark"), then, limits=small)
+    until(lambda: not is_running(int((tmp_path / "mark").read_text())))
+
+
+def test_what_a_child_has_started_ends_with_the_calls(tmp_path):
+    isolated = Isolated("tests.support.misbehave")
+    started = isolated.call(start_program, str(tmp_path / "mark"), "", limits=LIMITS)
+    assert is_running(started)
+    isolated.close()
+    until(lambda: not is_running(started))
 
 
 def test_of_calls_at_a_time_only_the_bad_ones_fail():
