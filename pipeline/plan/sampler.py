@@ -24,7 +24,7 @@ from pipeline.storage.storage import Storage
 from schemas.errors import ErrorType, UnitError
 from schemas.job.sampling import Budget, SamplingSpec
 from schemas.tables.manifest import MediaItem, guess_media_type
-from schemas.tables.media import Media, Sampling
+from schemas.tables.media import Media, Part, Sampling
 
 DEFAULT_LIST_FPS = 2.0
 """Frames per second of a frame list without ``sample_fps``, as in the model's reference code."""
@@ -213,6 +213,18 @@ def planned_pts(
             pts[k : k + 2] = [displayed_pts(t) for t in times[k : k + 2]]
         before = prompt_seconds(k)
     return pts
+
+
+def exact_pts(video: Part, storage: Storage) -> list[float]:
+    """Return the frame times of a planned video as ``planned_pts`` does; reads its header again.
+
+    Raises:
+        UnitError: the media cannot be read.
+    """
+    with storage.open_media(video.uri, header_only=True) as file, open_video(file) as opened:
+        probe = VideoProbe(file, *opened)
+        begin = max(video.media.begin_seconds or 0.0, 0.0)
+        return planned_pts(video.sampling.times_seconds(), begin, probe.displayed_pts)
 
 
 def _attempt(choose: Callable[[], list[SampledMedia]]) -> list[SampledMedia] | UnitError:

@@ -66,6 +66,32 @@ def start_program(mark: str, then: str) -> int:
     return started.pid
 
 
+def hold_memory(folder: str, num_bytes: int) -> int:
+    """Note this process, take memory, and keep it until the file ``go`` is there."""
+    (Path(folder) / str(os.getpid())).touch()
+    held = np.ones(num_bytes // 8)
+    while not (Path(folder) / "go").exists():
+        time.sleep(0.01)
+    return held.nbytes
+
+
+def die_once(folder: str, other: int) -> bool:
+    """Be killed as by a kernel that lacks memory; then return whether another process runs."""
+    mark = Path(folder) / "died"
+    if not mark.exists():
+        mark.touch()
+        die()
+    return is_running(other)
+
+
+def is_running(process_id: int) -> bool:
+    """Whether a process runs and is no zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process_id}/status").read_text()
+    except OSError:
+        return False
+
+
 def frames(*shape: int) -> list[np.ndarray]:
     numbers = np.arange(np.prod(shape), dtype=np.uint64).astype(np.uint8).reshape(shape)
     return [numbers, numbers[:, ::2], np.empty((0, 3)), numbers + 1]

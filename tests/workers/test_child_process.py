@@ -23,6 +23,7 @@ from tests.support.misbehave import (
     frames,
     hang,
     hang_holding_the_interpreter,
+    is_running,
     loaded,
     pid,
     refuse,
@@ -32,13 +33,6 @@ from tests.support.paths import ROOT
 
 LIMITS = ChildLimits(timeout_seconds=60, max_resident_bytes=1 << 30)
 SHORT = ChildLimits(timeout_seconds=1, max_resident_bytes=1 << 30)
-
-
-def is_running(process_id: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{process_id}/status").read_text()
-    except OSError:
-        return False
 
 
 def until(condition) -> None:
