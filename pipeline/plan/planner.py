@@ -76,7 +76,9 @@ class Planner:
         self._job = job
         self._questions = job.questions()
         self._max_model_len = max_model_len
-        self._sampler = FrameSampler(budget=job.budget, storage=storage)
+        self._sampler = FrameSampler(
+            budget=job.budget, storage=storage, max_units=job.limits.max_units_per_item
+        )
         self._isolated = isolated
         # Finding shots may decode the whole video, whose duration is not known yet.
         times = 10 if job.sampling.segmentation.kind == "shots" else 1

@@ -51,10 +51,14 @@ class SampledMedia:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSampler:
-    """Probes media items by range requests. Small and picklable, so that a child can run it."""
+    """Probes media items by range requests. Small and picklable, so that a child can run it.
+
+    max_units: of one item.
+    """
 
     budget: Budget
     storage: Storage
+    max_units: int
 
     def choose_each(
         self, items: Sequence[MediaItem], sampling: SamplingSpec
@@ -111,7 +115,9 @@ class FrameSampler:
         self, item: MediaItem, probe: VideoProbe, sampling: SamplingSpec, shots: Sequence[float]
     ) -> list[SampledMedia]:
         """Plan the time spans into which a video, or the part that an item requests, is cut."""
-        spans = segment_spans(probe.media, item.start_seconds, item.end_seconds, sampling, shots)
+        spans = segment_spans(
+            probe.media, item.start_seconds, item.end_seconds, sampling, shots, self.max_units
+        )
         found: list[SampledMedia] = []
         pairs = [(-math.inf, probe.media.begin_seconds or 0.0)]
         for start, end in spans:

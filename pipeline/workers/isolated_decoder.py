@@ -4,6 +4,7 @@ Whoever needs frames uses this: a run's decoders, training, and what shows or ex
 """
 
 import logging
+import math
 from functools import partial
 
 from pipeline.media.decode import decode_unit, decoder_modules
@@ -45,8 +46,10 @@ class IsolatedDecoder:
             UnitError: as ``decode_unit``; or the child crashed, took too long or too much memory.
             ResourceError: no child can be started on this machine.
         """
-        seconds = (part.sampling.end_seconds or 0.0) - (part.sampling.start_seconds or 0.0)
-        limits = ChildLimits.of(self._resources, more_seconds=10 * seconds)
+        span = (part.sampling.end_seconds or 0.0) - (part.sampling.start_seconds or 0.0)
+        # A file of few bytes may claim years.
+        by_bytes = math.inf if part.media.size_bytes is None else part.media.size_bytes / 100
+        limits = ChildLimits.of(self._resources, more_seconds=min(10 * span, by_bytes))
         modules = self._storage.modules(part.frames or (part.uri,))
         if part.media.media_type == "video" and not part.frames:
             modules |= decoder_modules(decoder)
