@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import io
 import re
-from typing import Any
 
 import numpy as np
 

@@ -18,7 +18,8 @@ from pipeline.plan.segment import part_sampling
 from pipeline.storage.ids import digest
 from pipeline.storage.storage import Storage
 from pipeline.tasks.registry import TASKS
-from pipeline.workers.child_process import ChildLimits, Isolated
+from pipeline.workers.child_limits import ChildLimits
+from pipeline.workers.child_process import Isolated
 from schemas.errors import ErrorType, ResourceError, UnitError
 from schemas.job.job import Job
 from schemas.job.sampling import SamplingSpec

@@ -15,7 +15,8 @@ from pipeline.model.positions import Grid, Ints, mrope_positions, token_types
 from pipeline.model.prompter import Prompter, Vision
 from pipeline.plan.planner import PROBE_THREADS, Planner
 from pipeline.storage.storage import Storage
-from pipeline.workers.child_process import ChildLimits, Isolated
+from pipeline.workers.child_limits import ChildLimits
+from pipeline.workers.child_process import Isolated
 from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.conversation import Conversation, DataProblem, ProblemType
 from schemas.errors import ErrorType, UnitError

@@ -11,7 +11,8 @@ from pipeline.media.decode import decode_unit, decoder_modules
 from pipeline.media.frames import Frames
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
-from pipeline.workers.child_process import ChildLimits, Isolated
+from pipeline.workers.child_limits import ChildLimits
+from pipeline.workers.child_process import Isolated
 from schemas.errors import ErrorType, ResourceError, UnitError
 from schemas.job.resources import DecodeLimits
 from schemas.tables.media import Part

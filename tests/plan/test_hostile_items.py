@@ -1,4 +1,4 @@
-"""What a file claims costs no more than its bytes may hold; sound files of few bytes are planned."""
+"""What a file claims costs no more than its bytes hold; sound files of few bytes are planned."""
 
 from pathlib import Path
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.workers.child_process import ChildLimits, Isolated
+from pipeline.workers.child_limits import ChildLimits
+from pipeline.workers.child_process import Isolated
 from schemas.errors import ErrorType, UnitError
 from tests.support.misbehave import after, die_once, hold_memory, is_running, pid
 

@@ -7,12 +7,12 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.workers.child_process import ChildLimits, Isolated
+from pipeline.workers.child_limits import ChildLimits
+from pipeline.workers.child_process import Isolated
 from schemas.errors import ErrorType, ResourceError, UnitError
 from tests.support.misbehave import (
     after,
@@ -186,7 +186,8 @@ def test_no_child_outlives_its_parent(busy, tmp_path):
     code = f"""
 import sys, time; sys.path[:0] = {[str(ROOT), *sys.path]!r}
 from tests.support import misbehave
-from pipeline.workers.child_process import ChildLimits, Isolated
+from pipeline.workers.child_limits import ChildLimits
+from pipeline.workers.child_process import Isolated
 limits = ChildLimits(timeout_seconds=600, max_resident_bytes=1 << 40)
 isolated = Isolated("tests.support.misbehave")
 print(isolated.call(misbehave.pid, limits=limits), flush=True)

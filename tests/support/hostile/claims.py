@@ -42,7 +42,9 @@ def claiming_mp4(*, num_samples: int = 1, sample_seconds: int = 1, missing_bytes
         ),
         _box(
             "trak",
-            _box("tkhd", _ints(3, 0, 0, 1, 0, seconds), bytes(16), matrix, _ints(64 << 16, 48 << 16)),
+            _box(
+                "tkhd", _ints(3, 0, 0, 1, 0, seconds), bytes(16), matrix, _ints(64 << 16, 48 << 16)
+            ),
             _box(
                 "mdia",
                 _full("mdhd", _ints(0, 0, 1, seconds), struct.pack(">HH", 0x55C4, 0)),
