@@ -64,7 +64,7 @@ class Forker:
 
 
 def _forget() -> None:
-    """Leave alone what belongs to the process that this one, such as a data loader, is a fork of."""
+    """Leave alone what belongs to the process of which this one, as a data loader, is a fork."""
     global _starter
     _starter = ThreadPoolExecutor(1, thread_name_prefix="isolate")
     Forker._known, Forker._lock = {}, threading.Lock()
