@@ -210,3 +210,22 @@ def test_a_child_outlives_the_thread_that_made_it(isolated):
     thread.join()
     time.sleep(0.2)
     assert isolated.call(pid, limits=LIMITS) == found[0]
+
+
+def test_a_fork_of_the_parent_has_children_of_its_own(isolated):
+    """As a data loader of training has, whose parent has decoded before."""
+    ours = isolated.call(os.getppid, limits=LIMITS)
+    code = f"""
+import os, sys; sys.path[:0] = {[str(ROOT), *sys.path]!r}
+from pipeline.workers.child_limits import ChildLimits
+from pipeline.workers.child_process import Isolated
+limits = ChildLimits(timeout_seconds=600, max_resident_bytes=1 << 40)
+ours = Isolated("tests.support.misbehave").call(os.getppid, limits=limits)
+if os.fork() == 0:
+    theirs = Isolated("tests.support.misbehave").call(os.getppid, limits=limits)
+    os._exit(0 if theirs != ours else 1)
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["0"]
+    assert isolated.call(os.getppid, limits=LIMITS) == ours
