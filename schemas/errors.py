@@ -85,6 +85,11 @@ class ErrorType(StrEnum):
         "Prompt and answer are more tokens than the model's context.",
         "Shorten the windows, lower `sampling.fps` or `budget`, or raise `model.max_model_len`.",
     )
+    TOO_MANY_UNITS = (
+        "too_many_units",
+        "The video is longer than `limits.max_units_per_item` allows.",
+        "If it is that long, raise the limit or `sampling.segmentation.seconds`; else replace it.",
+    )
     BAD_REQUEST = (
         "bad_request",
         "The manifest row requests something impossible.",

@@ -13,8 +13,7 @@ from PIL import Image
 from jobs.export.source import Source, drawings, draws_boxes
 from jobs.results.frames import seen_parts
 from jobs.results.read import Row
-from pipeline.media.decode import decode_unit
-from pipeline.storage.storage import Storage
+from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.errors import StorageError, UnitError
 from schemas.tables.media import Part
 from schemas.task import Drawing
@@ -58,7 +57,7 @@ def boxed_frames(source: Source) -> Iterator[BoxedFrame]:
             for pts_seconds, boxes in _by_time(found, part):
                 name = file_name(number, row["uri"], pts_seconds)
                 try:
-                    image = full_size(part, pts_seconds, source.storage)
+                    image = full_size(part, pts_seconds, source.decoder)
                 except (UnitError, StorageError) as error:
                     source.skipped.append((row["uri"], str(error)))
                     break
@@ -67,7 +66,7 @@ def boxed_frames(source: Source) -> Iterator[BoxedFrame]:
                 )
 
 
-def full_size(part: Part, pts_seconds: float | None, storage: Storage) -> Image.Image:
+def full_size(part: Part, pts_seconds: float | None, decoder: IsolatedDecoder) -> Image.Image:
     """Decode an image, or the video frame with this PTS, in its original size.
 
     Raises:
@@ -79,7 +78,7 @@ def full_size(part: Part, pts_seconds: float | None, storage: Storage) -> Image.
         changed |= {"num_frames": 1, "frames": "exact"}
     changed |= {"resized_width": part.media.width, "resized_height": part.media.height}
     sampling = dataclasses.replace(part.sampling, **changed)
-    pixels = decode_unit(dataclasses.replace(part, sampling=sampling), storage).pixels
+    pixels = decoder.decode(dataclasses.replace(part, sampling=sampling)).pixels
     place = 0
     if pts_seconds is not None and part.frames and part.sampling.pts_seconds:
         place = part.sampling.pts_seconds.index(pts_seconds)

@@ -15,7 +15,7 @@ from jobs.export.label_studio import gold_rows, label_studio
 from jobs.export.source import Files, Source, requested_labels
 from jobs.export.subtitles import subtitles
 from jobs.export.training import conversations, huggingface, webdataset
-from jobs.results.frames import planned_sources
+from jobs.results.frames import planned_sources, run_decoder
 from jobs.results.read import Selection, output_and_run, read_annotations
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage, join
@@ -69,7 +69,7 @@ def run(selection: Selection, form: str, output: str, storage: Storage, console:
         rows=rows,
         recipe_ids=table.recipe_ids,
         planned=planned_sources(selection, table.run_ids, storage),
-        storage=storage,
+        decoder=run_decoder(selection, table.run_ids, storage),
         labels=requested_labels(output_and_run(selection.uri)[0], table.run_ids, storage),
         named=list(table.named.values()),
     )

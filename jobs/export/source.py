@@ -10,6 +10,7 @@ from jobs.results.read import Row
 from pipeline.output.run_file import read_run_file
 from pipeline.storage.storage import Storage
 from pipeline.tasks.registry import TASKS
+from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.errors import StorageError
 from schemas.task import Drawing, Task
 
@@ -22,6 +23,7 @@ class Source:
     """The rows to export.
 
     planned: unit id -> the unit's row of the plan, as ``jobs.results.frames`` returns it.
+    decoder: decodes the media again.
     labels: those that the job asked for, in the job's order: the first classes of a detector.
     named: the columns of questions with names of their own.
     skipped: (name, reason) of each row that the format cannot hold or read; the format adds them.
@@ -31,7 +33,7 @@ class Source:
     rows: list[Row]
     recipe_ids: list[str]
     planned: dict[str, dict[str, Any]]
-    storage: Storage
+    decoder: IsolatedDecoder
     labels: Sequence[str] = ()
     named: "Sequence[pa.Field[Any]]" = ()
     skipped: list[tuple[str, str]] = field(default_factory=list)

@@ -147,7 +147,7 @@ def _units(source: Source) -> Iterator[tuple[str, Row, list[bytes]]]:
             pixels = [
                 frame
                 for part in seen_parts(row, source.planned.get(row["unit_id"]))
-                for frame in decode_again(part, source.storage)
+                for frame in decode_again(part, source.decoder)
             ]
         except (UnitError, StorageError) as error:
             source.skipped.append((row["uri"], str(error)))

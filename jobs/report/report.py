@@ -34,11 +34,13 @@ from jobs.results.frames import (
     decode_again,
     make_sheet,
     planned_sources,
+    run_decoder,
     seen_parts,
 )
 from jobs.results.read import Row, Selection, output_and_run, read_annotations
 from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage, join
+from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.errors import StorageError, UnitError, UserError
 from schemas.tables.media import Part
 
@@ -48,6 +50,8 @@ UNITS_PER_PIECE = 20
 
 MAX_SINGLE_PAGE = 300
 """Maximum number of units of a one-file report, if no output is given."""
+
+_NUM_DECODERS = 4
 
 _Details = Callable[[Row, list[dict[str, Any]]], dict[str, Any]]
 """Takes a row and its pictures; returns the details of the unit."""
@@ -94,6 +98,7 @@ def run(selection: Selection, options: ReportOptions, storage: Storage, console:
     source = output_and_run(selection.uri)[0]
     pictures = _Pictures(
         planned=planned_sources(selection, table.run_ids, storage),
+        decoder=run_decoder(selection, table.run_ids, storage, _NUM_DECODERS),
         options=options,
         folder=None if is_single else folder,
         storage=storage,
@@ -180,6 +185,7 @@ class _Pictures:
     """
 
     planned: dict[str, dict[str, Any]]
+    decoder: IsolatedDecoder
     options: ReportOptions
     folder: str | None
     storage: Storage
@@ -208,7 +214,7 @@ class _Pictures:
             "problem": None,
         }
         try:
-            pixels = decode_again(part, self.storage)
+            pixels = decode_again(part, self.decoder)
         except (UnitError, StorageError) as error:
             return value | {"problem": str(error)}
         frames = choose_frames(len(pixels), self.options.max_frames, times, marked)
@@ -241,7 +247,7 @@ def _units(
     values = []
     with (
         Progress(console, "decoding", total_units=len(rows), total_cost=0.0) as bar,
-        ThreadPoolExecutor(4) as pool,
+        ThreadPoolExecutor(_NUM_DECODERS) as pool,
     ):
         for value in pool.map(unit, range(len(rows))):
             values.append(value)

@@ -15,7 +15,7 @@ from jobs.console.output_path import absolute_uri, check_output
 from jobs.console.progress import print_summary
 from jobs.console.text import printable
 from jobs.report.units import facts
-from jobs.results.frames import decode_again, planned_sources, seen_parts
+from jobs.results.frames import decode_again, planned_sources, run_decoder, seen_parts
 from jobs.results.read import Row, Selection, read_annotations
 from pipeline.media.frames import Pixels
 from pipeline.storage.errors import redact_uri
@@ -58,9 +58,10 @@ def run(
     if options.contact_sheet is not None:
         check_output("--contact-sheet", options.contact_sheet, (selection.uri,))
     planned = planned_sources(selection, [row["run_id"]], storage)
+    decoder = run_decoder(selection, [row["run_id"]], storage)
     try:
         seen = [
-            (decode_again(part, storage), part.sampling.pts_seconds or ())
+            (decode_again(part, decoder), part.sampling.pts_seconds or ())
             for part in seen_parts(row, planned.get(row["unit_id"]))
         ]
     except UnitError as error:

@@ -1,6 +1,7 @@
 """Decode the frames that the model saw again, as planned, and lay them out on a sheet."""
 
 import io
+import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ import numpy as np
 from PIL import Image
 
 from jobs.results.read import Selection, output_and_run
-from pipeline.media.decode import decode_unit
 from pipeline.media.frames import Pixels
 from pipeline.output.run_file import run_folder
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.storage import Storage, join
+from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.errors import ErrorType, StorageError, UnitError
+from schemas.job.resources import DecodeLimits
 from schemas.tables.columns import from_row
 from schemas.tables.media import Part
 
@@ -63,8 +65,11 @@ def planned_sources(
 def seen_parts(row: dict[str, Any], planned: dict[str, Any] | None) -> list[Part]:
     """Return a row's image or video, or those of its conversation, as the model saw them.
 
-    planned: as in ``planned_sources``. Empty if the media could not be read.
+    planned: as in ``planned_sources``. Empty if the media could not be read or decoded: what broke
+        a decoder once is not decoded again.
     """
+    if (row.get("error") or {}).get("stage") in ("plan", "decode"):
+        return []
     if row.get("media") and row.get("sampling"):
         source = {k: planned[k] for k in ("uri", "frames")} if planned else {}
         return [from_row(row | source, Part)]
@@ -77,14 +82,35 @@ def seen_parts(row: dict[str, Any], planned: dict[str, Any] | None) -> list[Part
     ]
 
 
-def decode_again(part: Part, storage: Storage) -> Pixels:
+def run_decoder(
+    selection: Selection, run_ids: Collection[str], storage: Storage, num_children: int = 1
+) -> IsolatedDecoder:
+    """Return what decodes the media of these runs again, under the limits that the runs had.
+
+    Of several runs, the largest limits; the defaults for runs without a ``run.json``.
+    """
+    output, _ = output_and_run(selection.uri)
+    names = set(DecodeLimits.model_fields)
+    found: list[dict[str, float]] = []
+    for run_id in run_ids:
+        try:
+            content = json.loads(storage.read_bytes(join(output, "runs", run_id, "run.json")))
+            given = {name: content["job"]["resources"][name] for name in names}
+            found.append(DecodeLimits.model_validate(given).model_dump())
+        except (FileNotFoundError, StorageError, ValueError, KeyError, TypeError):
+            continue
+    largest = {name: max(limits[name] for limits in found) for name in names if found}
+    limits = DecodeLimits.model_validate(largest)
+    return IsolatedDecoder(limits, storage, num_children=num_children, quiet=True)
+
+
+def decode_again(part: Part, decoder: IsolatedDecoder) -> Pixels:
     """Decode a part as the run did: the same frames at the same size, ``uint8 [T, H, W, 3]``.
 
     Raises:
         UnitError: it cannot be read now, or its frames have other times than those of the run.
     """
-    decoder = "pyav" if part.sampling.decoder == "pyav" else "auto"
-    found = decode_unit(part, storage, decoder=decoder)
+    found = decoder.decode(part, "pyav" if part.sampling.decoder == "pyav" else "auto")
     recorded = part.sampling.pts_seconds or ()
     if len(found.pts_seconds) == len(recorded):
         offsets = np.abs(np.subtract(found.pts_seconds, recorded))

@@ -46,12 +46,28 @@ _SMALLER_DEPTHS = (8, 10, 12, 14)
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
+# fmt: off
+_SELF_CONTAINED = (
+    "JPEG", "PNG", "HEIF", "GIF", "BMP", "PPM", "AVIF", "TIFF", "WEBP", "JPEG2000", "CUR", "DCX",
+    "DDS", "DIB", "ICNS", "ICO", "PCX", "PSD", "QOI", "SGI", "SUN", "XBM", "XPM", "PCD",
+    "TGA",  # the last: it has no magic number
+)
+# fmt: on
+"""Formats that Pillow reads from the file's own bytes.
+
+EPS starts Ghostscript, WMF calls Windows, IPTC opens what it contains in any format.
+"""
+
 try:
     import pillow_heif
 
     pillow_heif.register_heif_opener()
 except ImportError:  # there is no wheel for this platform
     logger.warning("pillow-heif is not installed: HEIC images will be error rows")
+
+Image.init()
+FORMATS = tuple(name for name in _SELF_CONTAINED if name in Image.OPEN)
+"""Pillow's names of the formats that are read, whatever a file is called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +99,7 @@ def open_image(media: MediaFile) -> OpenedImage:
     """Open an image without decoding its pixels; of a camera's raw file its largest preview.
 
     Raises:
-        UnitError: Pillow does not know the format, the header is broken, the image has more than
+        UnitError: the format is none of FORMATS, the header is broken, the image has more than
             MAX_IMAGE_PIXELS, or a raw file has only a small preview.
     """
     media.file.seek(0)
@@ -92,7 +108,7 @@ def open_image(media: MediaFile) -> OpenedImage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of EXIF that it cannot read
-            image = Image.open(media.file)
+            image = Image.open(media.file, formats=FORMATS)
             found = OpenedImage(image=image, orientation=image_orientation(image))
             if image.format == "TIFF" and is_camera_raw(image, media.file):
                 found = _open_preview(media, found.orientation)
@@ -130,7 +146,7 @@ def _open_preview(media: MediaFile, orientation: Orientation) -> OpenedImage:
 
 
 def _unidentified(head: bytes) -> UnitError:
-    """The error for a file that Pillow cannot open. head: its first 16 bytes."""
+    """The error for a file in none of FORMATS. head: its first 16 bytes."""
     raw = other_raw_format(head)
     if raw is not None:
         return UnitError(
@@ -142,7 +158,23 @@ def _unidentified(head: bytes) -> UnitError:
             ErrorType.MEDIA_UNSUPPORTED,
             "a TIFF file of a kind that Pillow does not read: convert it to 8-bit RGB",
         )
-    return UnitError(ErrorType.MEDIA_UNREADABLE, "not an image in any known format")
+    name = _refused_format(head)
+    if name is not None:
+        return UnitError(
+            ErrorType.MEDIA_UNSUPPORTED,
+            f"an image in the format {name}, which is not read: convert it to PNG or JPEG",
+        )
+    return UnitError(
+        ErrorType.MEDIA_UNREADABLE, f"not an image in any known format: {', '.join(FORMATS)}"
+    )
+
+
+def _refused_format(head: bytes) -> str | None:
+    """Name of a format that Pillow would read, from the first 16 bytes; its reader does not run."""
+    for name, (_, accept) in Image.OPEN.items():
+        if name not in FORMATS and accept is not None and accept(head):
+            return name
+    return None
 
 
 def load_image(media: MediaFile) -> Image.Image:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import io
-from typing import Any
+import re
 
 import numpy as np
 
@@ -29,7 +29,13 @@ from schemas.tables.media import Media, Part, Sampling
 from schemas.tables.unit import Unit
 
 MAX_TORCHCODEC_BYTES = 64 << 20
-"""Largest file for torchcodec, which needs all packet times, and a remote file in memory."""
+"""Largest file for torchcodec, which needs all packet times, and the file in memory."""
+
+_SELF_CONTAINED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf", "ogg"}
+"""FFmpeg's names of containers that torchcodec reads. In MPEG-TS it seeks to wrong frames."""
+
+_PLAYLIST = re.compile(rb"#EXTM3U|ffconcat|<MPD|<CompositionPlaylist|c=IN |rtsp:", re.IGNORECASE)
+"""By what FFmpeg takes a file for a list of others: torchcodec's FFmpeg may know more of them."""
 
 
 def decoder_modules(decoder: str) -> set[str]:
@@ -135,24 +141,26 @@ def _suits_torchcodec(media: Media, sampling: Sampling, file: MediaFile) -> bool
         return False  # torchcodec drops alpha, and FFmpeg versions round 10 bits differently
     if media.is_mirrored:
         return False  # torchcodec only rotates
-    if media.container and "mpegts" in media.container:
-        return False  # no index: torchcodec 0.13 seeks to wrong frames there
     span = (sampling.end_seconds or 0.0) - (sampling.start_seconds or 0.0)
-    return file.local_path is not None or span >= 0.5 * (media.duration_seconds or 0.0)
+    is_local = file.bytes_read is None
+    return is_local or span >= 0.5 * (media.duration_seconds or 0.0)
 
 
 def _decode_with_torchcodec(
     media: Media, sampling: Sampling, file: MediaFile, num_threads: int
 ) -> Frames | None:
-    """Decode a whole file; a remote one is read once, into memory."""
-    if file.local_path is not None:
-        source: Any = file.local_path
-    else:
-        source = b"".join(iter(functools.partial(file.file.read, 1 << 20), b""))
-        file = dataclasses.replace(file, file=io.BytesIO(source))
+    """Decode a whole file, read once into memory; None if PyAV is to decode it.
+
+    torchcodec gets bytes, never a path, and only those in which PyAV, without any protocol, found
+    a container that holds its own frames: torchcodec would open the files that a playlist names.
+    """
+    content = b"".join(iter(functools.partial(file.file.read, 1 << 20), b""))
+    file = dataclasses.replace(file, file=io.BytesIO(content))
     with open_video(file) as (container, stream), names_missing_bytes(file, container, stream):
+        if container.format.name not in _SELF_CONTAINED or _PLAYLIST.search(content, 0, 1 << 20):
+            return None
         if matrix_notes(stream.codec_context):
             return None  # torchcodec has its own idea of such colours
         times, _ = packet_times(container, stream)
-        found = torchcodec_frames(source, stream, times, media, sampling, num_threads)
+        found = torchcodec_frames(content, stream, times, media, sampling, num_threads)
         return None if found is None else check_end(found, file, container, stream, sampling)

@@ -39,6 +39,9 @@ MAX_FRAME_PIXELS = 1 << 26
 _MIN_BYTES_PER_SECOND = 500
 """Of a video whose header is believed. A length that the bytes can hardly hold is checked."""
 
+_MAX_SECONDS_PER_BYTE = 100
+"""Of the length of a video. Even one frame an hour that repeats the last one takes more bytes."""
+
 _CLOCK_CHECKS = 8
 """Number of places in an MPEG stream at which its clock is read."""
 
@@ -182,7 +185,20 @@ class VideoProbe:
         """Seconds from the first frame to the end of the last one.
 
         If the header is not to be relied on, the packets near the end are read.
+
+        Raises:
+            UnitError: the file has too few bytes for that length.
         """
+        seconds, size_bytes = self._claimed_duration(), self._file.size_bytes
+        if seconds > size_bytes * _MAX_SECONDS_PER_BYTE:
+            raise UnitError(
+                ErrorType.MEDIA_UNREADABLE,
+                f"the file claims {seconds:,.0f} s of video, which its {size_bytes:,} bytes cannot "
+                "hold",
+            )
+        return seconds
+
+    def _claimed_duration(self) -> float:
         end, is_certain = header_end_seconds(self._container, self._stream)
         begin = float(self._begin_ticks * self._time_base)
         seconds = 0.0 if end is None else end - begin

@@ -27,7 +27,7 @@ def torchcodec_problem() -> str | None:
 
 
 def torchcodec_frames(
-    source: Any,
+    content: bytes,
     stream: Any,
     times: list[PacketTime],
     media: Media,
@@ -36,7 +36,7 @@ def torchcodec_frames(
 ) -> Frames | None:
     """Decode the frames of a unit.
 
-    source: path of the file, or its bytes.
+    content: the whole file. Not a path: FFmpeg would follow the paths in it.
     stream: the video stream, opened with PyAV.
     times: of all packets; torchcodec gets them as its frame index. Its ``exact`` mode would scan
         the file again; its ``approximate`` mode is wrong for variable frame rates.
@@ -57,7 +57,7 @@ def torchcodec_frames(
     ]
     try:
         decoder = VideoDecoder(
-            source,
+            content,
             stream_index=stream.index,
             dimension_order="NHWC",
             num_ffmpeg_threads=num_threads,

@@ -18,7 +18,8 @@ from pipeline.plan.segment import part_sampling
 from pipeline.storage.ids import digest
 from pipeline.storage.storage import Storage
 from pipeline.tasks.registry import TASKS
-from pipeline.workers.child_process import ChildLimits, Isolated
+from pipeline.workers.child_limits import ChildLimits
+from pipeline.workers.child_process import Isolated
 from schemas.errors import ErrorType, ResourceError, UnitError
 from schemas.job.job import Job
 from schemas.job.sampling import SamplingSpec
@@ -76,7 +77,9 @@ class Planner:
         self._job = job
         self._questions = job.questions()
         self._max_model_len = max_model_len
-        self._sampler = FrameSampler(budget=job.budget, storage=storage)
+        self._sampler = FrameSampler(
+            budget=job.budget, storage=storage, max_units=job.limits.max_units_per_item
+        )
         self._isolated = isolated
         # Finding shots may decode the whole video, whose duration is not known yet.
         times = 10 if job.sampling.segmentation.kind == "shots" else 1

@@ -24,7 +24,7 @@ from pipeline.storage.storage import Storage
 from schemas.errors import ErrorType, UnitError
 from schemas.job.sampling import Budget, SamplingSpec
 from schemas.tables.manifest import MediaItem, guess_media_type
-from schemas.tables.media import Media, Sampling
+from schemas.tables.media import Media, Part, Sampling
 
 DEFAULT_LIST_FPS = 2.0
 """Frames per second of a frame list without ``sample_fps``, as in the model's reference code."""
@@ -51,10 +51,14 @@ class SampledMedia:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSampler:
-    """Probes media items by range requests. Small and picklable, so that a child can run it."""
+    """Probes media items by range requests. Small and picklable, so that a child can run it.
+
+    max_units: of one item.
+    """
 
     budget: Budget
     storage: Storage
+    max_units: int
 
     def choose_each(
         self, items: Sequence[MediaItem], sampling: SamplingSpec
@@ -74,15 +78,20 @@ class FrameSampler:
         with self.storage.open_media(first.uri, header_only=True) as file:
             if file.size_bytes == 0:
                 raise UnitError(ErrorType.MEDIA_UNREADABLE, "the file is empty")
-            if media_type != "video":
+            if media_type == "video":
+                return self._video(items, file, sampling)
+            try:
+                media = probe_image(file)
+            except UnitError as no_image:
+                if media_type == "image":
+                    raise
                 try:
-                    media = probe_image(file)
+                    return self._video(items, file, sampling)
                 except UnitError:
-                    if media_type == "image":
-                        raise
-                else:
-                    return [_attempt(partial(self._image, item, media)) for item in items]
-            return self._video(items, file, sampling)
+                    if no_image.error_type == ErrorType.MEDIA_UNSUPPORTED:
+                        raise no_image from None  # it names the format
+                    raise
+            return [_attempt(partial(self._image, item, media)) for item in items]
 
     def _image(self, item: MediaItem, media: Media) -> list[SampledMedia]:
         if item.start_seconds is not None or item.end_seconds is not None:
@@ -106,7 +115,9 @@ class FrameSampler:
         self, item: MediaItem, probe: VideoProbe, sampling: SamplingSpec, shots: Sequence[float]
     ) -> list[SampledMedia]:
         """Plan the time spans into which a video, or the part that an item requests, is cut."""
-        spans = segment_spans(probe.media, item.start_seconds, item.end_seconds, sampling, shots)
+        spans = segment_spans(
+            probe.media, item.start_seconds, item.end_seconds, sampling, shots, self.max_units
+        )
         found: list[SampledMedia] = []
         pairs = [(-math.inf, probe.media.begin_seconds or 0.0)]
         for start, end in spans:
@@ -208,6 +219,18 @@ def planned_pts(
             pts[k : k + 2] = [displayed_pts(t) for t in times[k : k + 2]]
         before = prompt_seconds(k)
     return pts
+
+
+def exact_pts(video: Part, storage: Storage) -> list[float]:
+    """Return the frame times of a planned video as ``planned_pts`` does; reads its header again.
+
+    Raises:
+        UnitError: the media cannot be read.
+    """
+    with storage.open_media(video.uri, header_only=True) as file, open_video(file) as opened:
+        probe = VideoProbe(file, *opened)
+        begin = max(video.media.begin_seconds or 0.0, 0.0)
+        return planned_pts(video.sampling.times_seconds(), begin, probe.displayed_pts)
 
 
 def _attempt(choose: Callable[[], list[SampledMedia]]) -> list[SampledMedia] | UnitError:

@@ -32,6 +32,7 @@ def segment_spans(
     end_seconds: float | None,
     sampling: SamplingSpec,
     shots: Sequence[float] = (),
+    max_units: int = 1 << 40,
 ) -> list[tuple[float, float]]:
     """The time spans of a video's units: (start, end) in seconds on the PTS clock, end excluded.
 
@@ -39,7 +40,7 @@ def segment_spans(
     shots: starts of shots, ascending, for ``segmentation.kind: shots``.
 
     Raises:
-        UnitError: no part of the video lies in the requested span.
+        UnitError: no part of the video lies in the requested span, or there are over ``max_units``.
     """
     begin = media.begin_seconds or 0.0
     end = begin + (media.duration_seconds or 0.0)
@@ -57,6 +58,14 @@ def segment_spans(
         return [(start, stop)]
     bounds = [start, *(t for t in shots if start < t < stop), stop]
     merged = _merge_short(bounds, segmentation.min_seconds)
+    count = sum(_num_windows(*shot, segmentation) for shot in merged)
+    if count > max_units:
+        raise UnitError(
+            ErrorType.TOO_MANY_UNITS,
+            f"{stop - start:,.0f} s of video are {count:,} units, over limits.max_units_per_item "
+            f"{max_units:,}: raise it if the video is that long, or choose longer windows "
+            f"(sampling.segmentation.seconds is {segmentation.seconds:g})",
+        )
     return [window for shot in merged for window in _windows(*shot, segmentation)]
 
 
@@ -71,10 +80,16 @@ def _merge_short(bounds: Sequence[float], min_seconds: float) -> list[tuple[floa
     return list(pairwise([*kept, bounds[-1]]))
 
 
+def _num_windows(start: float, stop: float, spec: Segmentation) -> int:
+    """Number of windows before a short remainder joins the one before it."""
+    step = spec.seconds - spec.overlap_seconds
+    return max(1, math.ceil((stop - start - spec.overlap_seconds) / step - 1e-9))
+
+
 def _windows(start: float, stop: float, spec: Segmentation) -> list[tuple[float, float]]:
     """Cut windows of ``seconds``, the last one shorter or longer, with ``overlap_seconds``."""
     step = spec.seconds - spec.overlap_seconds
-    count = max(1, math.ceil((stop - start - spec.overlap_seconds) / step - 1e-9))
+    count = _num_windows(start, stop, spec)
     begins = [start + k * step for k in range(count)]
     if count > 1 and stop - begins[-1] - spec.overlap_seconds < spec.min_seconds:
         begins.pop()  # a short remainder is part of the previous window

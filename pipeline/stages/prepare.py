@@ -1,7 +1,6 @@
 """The stage that decodes: units in, frames and token ids out."""
 
 import dataclasses
-import functools
 import logging
 import time
 from collections.abc import Iterator
@@ -9,18 +8,15 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from pipeline.media.decode import decode_unit, decoder_modules
-from pipeline.media.frames import Frames
 from pipeline.model.prompter import Prompter, Vision
 from pipeline.storage.storage import Storage
 from pipeline.tasks.registry import TASKS
-from pipeline.workers.child_process import ChildLimits, Isolated
 from pipeline.workers.code_version import check_code
+from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.errors import ErrorType, ResourceError, UnitError
 from schemas.job.job import Job
 from schemas.tables.columns import from_table, to_table
 from schemas.tables.error import ErrorRecord
-from schemas.tables.media import Part
 from schemas.tables.unit import PREPARED, PreparedUnit, Prompt, Unit, UnitStatus
 
 logger = logging.getLogger(__name__)
@@ -35,12 +31,11 @@ class Prepare:
 
     def __init__(self, job: Job, storage: Storage, code: str) -> None:
         check_code(code)
-        self._isolated = Isolated("pipeline.media.decode")
-        self._job = job
-        self._storage = storage
+        num_threads = max(1, int(job.resources.cpus_per_decoder))
+        self._decoder = IsolatedDecoder(job.resources, storage, num_threads=num_threads)
+        self._decoder_name = job.sampling.decoder
         self._questions = {question.name: question for question in job.questions()}
         self._prompter = Prompter(job.model.source, job.model.revision)
-        self._num_threads = max(1, int(job.resources.cpus_per_decoder))
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Decode unit by unit; yields small units together, large ones alone."""
@@ -83,7 +78,7 @@ class Prepare:
         return dataclasses.replace(failed, decode_seconds=time.perf_counter() - started)
 
     def _prepare(self, unit: PreparedUnit) -> PreparedUnit:
-        decoded = [self._decode(part) for part in unit.seen]
+        decoded = [self._decoder.decode(part, self._decoder_name) for part in unit.seen]
         visions = [
             Vision.of(part.media.media_type, part.sampling, frames.pts_seconds)
             for part, frames in zip(unit.seen, decoded, strict=True)
@@ -105,20 +100,6 @@ class Prepare:
             frame_data=b"".join(np.ascontiguousarray(f.pixels).data for f in decoded),
             bytes_read=sum(read) if read else None,
         )
-
-    def _decode(self, part: Part) -> Frames:
-        decode = functools.partial(
-            decode_unit, decoder=self._job.sampling.decoder, num_threads=self._num_threads
-        )
-        start, end = part.sampling.start_seconds or 0.0, part.sampling.end_seconds or 0.0
-        limits = ChildLimits.of(self._job.resources, more_seconds=10 * (end - start))
-        modules = self._storage.modules(part.frames or (part.uri,))
-        if part.media.media_type == "video" and not part.frames:
-            modules |= decoder_modules(self._job.sampling.decoder)
-        frames: Frames = self._isolated.call(
-            decode, part, self._storage, limits=limits, modules=modules
-        )
-        return frames
 
     def _prompt(self, unit: Unit, prompt: Prompt, visions: list[Vision]) -> Prompt:
         """Add the token ids to a prompt; the engine compares their number with the plan."""

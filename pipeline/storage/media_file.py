@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, cast
 from pipeline.storage.errors import redact_uri, unit_error
 from pipeline.storage.http_retry import read_range, retried
 from pipeline.storage.listing import local_version, version
-from pipeline.storage.protocols import is_https, is_local, is_utf8
+from pipeline.storage.protocols import is_https, is_local
 from pipeline.storage.ranged_file import RangedFile
 from schemas.errors import ErrorType, UnitError
 
@@ -26,14 +26,11 @@ class MediaFile:
 
     file: seekable, binary; reads ranges if the storage supports them.
     content_version: etag, else size and mtime; None if the storage has neither.
-    local_path: the path of a plain local file, for libraries that open files by themselves; None
-        for others, and if the name is not UTF-8.
     """
 
     file: BinaryIO
     size_bytes: int
     content_version: str | None
-    local_path: str | None = None
 
     @property
     def bytes_read(self) -> int | None:
@@ -98,7 +95,6 @@ def _open_local(uri: str, path: str) -> MediaFile:
         file=open(path, "rb"),
         size_bytes=stat.st_size,
         content_version=local_version(stat),
-        local_path=path if is_utf8(path) else None,
     )
 
 

@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.media.container import open_video
-from pipeline.media.probe import VideoProbe
 from pipeline.model.positions import TEXT
 from pipeline.model.prompter import Vision
 from pipeline.plan.planner import PROBE_THREADS
-from pipeline.plan.sampler import planned_pts
+from pipeline.plan.sampler import exact_pts
 from pipeline.stages.graph import Pool, stage
 from pipeline.storage.storage import Storage
 from pipeline.training.answer_boxes import (
@@ -178,16 +176,19 @@ class Checker(Preparer):
         assert unit.media is not None and unit.sampling is not None
         if unit.media.media_type == "image":
             return []
-        times = unit.sampling.times_seconds()
         if unit.frames:
             assert unit.sampling.sample_fps is not None
             last = len(unit.frames) - 1
+            times = unit.sampling.times_seconds()
             return [min(k, last) / unit.sampling.sample_fps for k in range(len(times))]
-        with self._storage.open_media(unit.uri, header_only=True) as file, open_video(file) as at:
-            probe = VideoProbe(file, *at)
-            return planned_pts(
-                times, max(unit.media.begin_seconds or 0.0, 0.0), probe.displayed_pts
-            )
+        found: list[float] = self._probes.call(
+            exact_pts,
+            unit.seen[0],
+            self._storage,
+            limits=self._limits,
+            modules=self._storage.modules((unit.uri,)),
+        )
+        return found
 
     def _check_boxes(
         self, group: Sequence[Conversation]

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.media.decode import decode_unit
 from pipeline.media.frames import Pixels
 from pipeline.model.positions import Grid, Ints, mrope_positions, token_types
 from pipeline.model.prompter import Prompter, Vision
-from pipeline.plan.planner import Planner
+from pipeline.plan.planner import PROBE_THREADS, Planner
 from pipeline.storage.storage import Storage
+from pipeline.workers.child_limits import ChildLimits
+from pipeline.workers.child_process import Isolated
+from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.conversation import Conversation, DataProblem, ProblemType
 from schemas.errors import ErrorType, UnitError
 from schemas.job.finetune import FinetuneJob
@@ -109,8 +111,11 @@ class Preparer:
         self._max_model_len = job.model.max_model_len
         self._storage = storage
         # No limit for the planner: `prepare` checks the whole sample, with its answers.
-        self._planner = Planner(annotate, 1 << 40, storage)
-        self._decoder = annotate.sampling.decoder
+        self._probes = Isolated("pipeline.plan.sampler", PROBE_THREADS)
+        self._limits = ChildLimits.of(annotate.resources)
+        self._planner = Planner(annotate, 1 << 40, storage, self._probes)
+        self._decoder = IsolatedDecoder(annotate.resources, storage)
+        self._decoder_name = annotate.sampling.decoder
         self.prompter = Prompter(job.model.source, job.model.revision)
 
     def prepare(self, group: Sequence[Conversation]) -> Sample | DataProblem:
@@ -154,7 +159,7 @@ class Preparer:
             assert unit.error is not None
             raise UnitError(ErrorType[unit.error.type.upper()], unit.error.message)
         assert unit.media is not None and unit.sampling is not None
-        frames = decode_unit(unit, self._storage, decoder=self._decoder)
+        frames = self._decoder.decode(unit.seen[0], self._decoder_name)
         vision = Vision.of(unit.media.media_type, unit.sampling, frames.pts_seconds)
         return PreparedMedia(
             media_type=unit.media.media_type,

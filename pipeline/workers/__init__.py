@@ -1,6 +1,7 @@
 """Processes that work for a stage, and how the stage survives their death.
 
-``child_process`` runs a decoder in a child that ``forker`` forks, with ``shared_memory`` for the
-frames. ``engine_guard`` limits the damage of an engine's death to one unit.
-``code_version`` compares the code of driver and workers.
+``isolated_decoder`` decodes media in children. ``child_process`` calls functions in them, within
+``child_limits``; ``start_forker`` starts the process that forks them, ``forker`` runs in it, and
+``shared_memory`` has the frames. ``engine_guard`` limits the damage of an engine's death to one
+unit. ``code_version`` compares the code of driver and workers.
 """

@@ -7,15 +7,9 @@ arrays are in shared memory, which the caller maps. The caller checks the deadli
 memory from outside, since broken C code may hold the interpreter lock for ever. All children die
 with the caller's process.
 
-multiprocessing's forkserver does not fit: a process has only one, with the environment and the path
-of its first use, and each child imports the caller's main module, here Ray's worker.
-
 This protects against faults of FFmpeg and Pillow. It is no sandbox against malicious code.
 """
 
-import atexit
-import mmap
-import os
 import pickle
 import queue
 import signal
@@ -24,54 +18,27 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe
-from multiprocessing.reduction import send_handle
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipeline.workers.child_limits import ChildLimits, resident_bytes
 from pipeline.workers.shared_memory import receive
+from pipeline.workers.start_forker import Forker
 from schemas.errors import ErrorType, ResourceError, UnitError
-
-if TYPE_CHECKING:
-    from schemas.job.resources import Resources
 
 START_SECONDS = 300.0
 """Deadline of a child's start; after it the machine is at fault, not the media."""
 
-_FORKER = (
-    "import sys, _reelscribe; from pipeline.workers.forker import main; "
-    "main(sys.argv[1], *map(int, sys.argv[2:]))"
-)
 _END_SECONDS = 10.0
-_TICK_SECONDS = 0.2
-
-# The kernel kills a child when the thread that started it ends: this thread ends with the process.
-_starter = ThreadPoolExecutor(1, thread_name_prefix="isolate")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChildLimits:
-    """Time and memory that one call in a child may take."""
-
-    timeout_seconds: float
-    max_resident_bytes: int
-
-    @classmethod
-    def of(
-        cls, resources: "Resources", *, times: float = 1, more_seconds: float = 0
-    ) -> "ChildLimits":
-        """Make the limits of a job; the deadline is ``times`` the job's plus ``more_seconds``."""
-        return cls(
-            timeout_seconds=times * resources.decode_timeout_seconds + more_seconds,
-            max_resident_bytes=int(resources.decode_memory_gib * (1 << 30)),
-        )
+_TICK_SECONDS = 0.05
 
 
 class Isolated:
     """Calls functions in child processes, up to ``num_children`` at a time.
+
+    All calls share one limit of memory: where they exceed it together, the largest is ended.
 
     module: imported before children are forked, so that deadlines do not include the import.
     quiet: discard what libraries write to stderr, for a process whose stderr is a terminal.
@@ -79,11 +46,15 @@ class Isolated:
 
     def __init__(self, module: str, num_children: int = 1, *, quiet: bool = False) -> None:
         self._module, self._quiet = module, quiet
+        self._num_children = num_children
         # Last in, first out: few concurrent calls keep few children.
-        self._children: queue.LifoQueue[_Child | None] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[_Child | None] = queue.LifoQueue()
         for _ in range(num_children):
-            self._children.put(None)
-        _Forker.of(module, quiet)  # starts while the caller does other things
+            self._idle.put(None)
+        self._turn = threading.Lock()
+        self._lock = threading.Lock()
+        self._grown: dict[_Child, int] = {}
+        Forker.of(module, quiet)  # starts while the caller does other things
 
     def call(
         self,
@@ -96,89 +67,85 @@ class Isolated:
 
         modules: imported, if they exist, before the deadline begins, and once for all children.
 
-        Function and arguments must pickle. If the child dies or grows too large, the call is
-        tried once more, in case something else killed the child; a missed deadline is final.
+        Function and arguments must pickle. If the child dies, or is the largest of those that are
+        too large together, the call is tried once more: for lack of memory, while no other call
+        runs. A missed deadline is final.
 
         Raises:
             UnitError: decoder_crashed, decode_timeout, or media_too_large (memory).
             ResourceError: no child can be started on this machine.
         """
         request = pickle.dumps((function, args), protocol=pickle.HIGHEST_PROTOCOL)
-        child = self._children.get()
-        try:
-            attempts = 0
-            while True:
-                if child is None or child.lost or not child.modules.issuperset(modules):
-                    if child is not None:
-                        child.end()
-                    child = _Child(_Forker.of(self._module, self._quiet), modules)
-                attempts += 1
+        attempts, lacked_memory = 0, False
+        while True:
+            attempts += 1
+            with self._child(modules, is_alone=lacked_memory) as child:
                 try:
-                    return child.call(request, limits)
+                    return child.call(request, limits, self._is_too_large)
                 except _LostError as lost:
                     if attempts == 2 or lost.error_type == ErrorType.DECODE_TIMEOUT:
                         raise UnitError(lost.error_type, str(lost), attempts) from None
+                    lacked_memory = lost.lacked_memory
+
+    @contextmanager
+    def _child(self, modules: Collection[str], *, is_alone: bool) -> Iterator["_Child"]:
+        """Wait for a child that has imported ``modules``, or until no other call runs."""
+        with self._turn:  # two callers with some of the places each would wait for ever
+            found = [self._idle.get() for _ in range(self._num_children if is_alone else 1)]
+        child, others = found[0], found[1:]
+        try:
+            for other in others:
+                self._end(other)
+            if child is None or child.lost or not child.modules.issuperset(modules):
+                self._end(child)
+                child = None
+                child = _Child(Forker.of(self._module, self._quiet), modules)
+            yield child
         finally:
-            self._children.put(child)
+            self._idle.put(child)
+            for _ in others:
+                self._idle.put(None)
+
+    def _is_too_large(self, child: "_Child", grown: int, limits: ChildLimits) -> bool:
+        """Note a child's memory; whether it must end: all are too large, and it is the largest."""
+        with self._lock:
+            self._grown[child] = grown
+            total, largest = sum(self._grown.values()), max(self._grown.values())
+        if total <= limits.max_resident_bytes:
+            return False
+        self.close()  # what idle children keep may be all that is too much
+        return grown == largest
+
+    def _end(self, child: "_Child | None") -> None:
+        if child is not None:
+            child.end()
+            with self._lock:
+                self._grown.pop(child, None)
 
     def close(self) -> None:
         """End the idle children now, rather than with this object."""
+        found: list[_Child | None] = []
         with suppress(queue.Empty):
             while True:
-                if (child := self._children.get_nowait()) is not None:
-                    child.end()
+                found.append(self._idle.get_nowait())
+        for child in found:
+            self._end(child)
+            self._idle.put(None)
 
 
 class _LostError(Exception):
     """The child died during a call, which has no result."""
 
-    def __init__(self, error_type: ErrorType, message: str) -> None:
+    def __init__(self, error_type: ErrorType, message: str, *, lacked_memory: bool = False) -> None:
         super().__init__(message)
         self.error_type = error_type
-
-
-class _Forker:
-    """The process that forks children: one for each module, as long as this process runs."""
-
-    _known: dict[str, "_Forker"] = {}  # noqa: RUF012
-    _lock = threading.Lock()
-
-    def __init__(self, module: str, quiet: bool) -> None:
-        self._control, theirs = Pipe()
-        self.process = _starter.submit(_start, module, theirs.fileno(), quiet).result()
-        theirs.close()
-        atexit.register(_kill, self.process)
-        self._modules: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(cls, module: str, quiet: bool) -> "_Forker":
-        """Return the forker of a module; start it if there is none, or it has ended."""
-        with cls._lock:
-            forker = cls._known.get(module)
-            if forker is None or forker.process.poll() is not None:
-                forker = cls._known[module] = _Forker(module, quiet)
-            return forker
-
-    def fork(self, modules: Collection[str], fds: list[int]) -> frozenset[str]:
-        """Request a child that holds ``fds``; return the modules that it has imported.
-
-        Does not wait for the child. If it does not start, the other ends of ``fds`` are closed.
-        """
-        with self._lock:
-            self._modules |= frozenset(modules)
-            # The environment may have changed since the start.
-            state = pickle.dumps((sorted(self._modules), dict(os.environ), os.getcwd()))
-            with suppress(OSError):
-                self._control.send_bytes(state)
-                for fd in fds:
-                    send_handle(self._control, fd, None)
-            return self._modules
+        self.lacked_memory = lacked_memory
 
 
 class _Child:
     """A child process, a socket to it, and one to its forker, which reports its end."""
 
-    def __init__(self, forker: _Forker, modules: Collection[str]) -> None:
+    def __init__(self, forker: Forker, modules: Collection[str]) -> None:
         self._forker = forker
         self._lane, lane = Pipe()
         self._handle, handle = Pipe()
@@ -186,19 +153,30 @@ class _Child:
         lane.close()
         handle.close()
         self._pid: int | None = None
+        self._first_bytes = 0
         self.lost = False
         self.end = weakref.finalize(self, _ask_to_end, self._handle)
 
-    def call(self, request: bytes, limits: ChildLimits) -> Any:
+    def call(
+        self,
+        request: bytes,
+        limits: ChildLimits,
+        is_too_large: Callable[["_Child", int, ChildLimits], bool],
+    ) -> Any:
         try:
             if self._pid is None:
                 self._pid = self._await_start()
+                self._first_bytes = resident_bytes(self._pid) or 0
             self._lane.send_bytes(request)
-            self._await_answer(self._pid, limits)
+            self._await_answer(self._pid, limits, is_too_large)
             ok, answer = receive(self._lane)
         except (EOFError, OSError):
-            message = f"the decoder's process ended with {_exit_name(self._end())}"
-            raise _LostError(ErrorType.DECODER_CRASHED, message) from None
+            code = self._end()
+            raise _LostError(
+                ErrorType.DECODER_CRASHED,
+                f"the decoder's process ended with {_exit_name(code)}",
+                lacked_memory=code == -signal.SIGKILL,  # as the kernel does where memory is short
+            ) from None
         except _LostError:
             self._end()
             raise
@@ -218,7 +196,12 @@ class _Child:
             f"{_exit_name(code)}; see its messages in the worker's log"
         )
 
-    def _await_answer(self, pid: int, limits: ChildLimits) -> None:
+    def _await_answer(
+        self,
+        pid: int,
+        limits: ChildLimits,
+        is_too_large: Callable[["_Child", int, ChildLimits], bool],
+    ) -> None:
         deadline = time.monotonic() + limits.timeout_seconds
         while not self._lane.poll(min(_TICK_SECONDS, limits.timeout_seconds)):
             if time.monotonic() > deadline:
@@ -227,12 +210,13 @@ class _Child:
                     f"not done after {limits.timeout_seconds:g} s; if other programs can read the "
                     "media, raise resources.decode_timeout_seconds",
                 )
-            resident = _resident_bytes(pid)
-            if resident > limits.max_resident_bytes:
+            grown = (resident_bytes(pid) or 0) - self._first_bytes
+            if is_too_large(self, grown, limits):
                 raise _LostError(
                     ErrorType.MEDIA_TOO_LARGE,
-                    f"decoding took {resident / 2**30:.1f} GiB of memory, over "
+                    f"decoding took {grown / 2**30:.1f} GiB of memory, over "
                     f"resources.decode_memory_gib {limits.max_resident_bytes / 2**30:g}",
+                    lacked_memory=True,
                 )
 
     def _end(self) -> int:
@@ -247,23 +231,6 @@ class _Child:
         return -signal.SIGKILL  # sent, but the child waits for a disk or network
 
 
-def _start(module: str, control: int, quiet: bool) -> subprocess.Popen[bytes]:
-    folders = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", _FORKER, module, str(os.getpid()), str(control)],
-        pass_fds=[control],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL if quiet else None,
-        # Threads do not survive a fork, and decoders multiply no matrices.
-        env=os.environ | {"PYTHONPATH": folders, "OPENBLAS_NUM_THREADS": "1"},
-    )
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-
-
 def _ask_to_end(handle: Connection) -> None:
     with suppress(OSError):
         handle.send_bytes(b"end")
@@ -274,12 +241,3 @@ def _exit_name(code: int) -> str:
     with suppress(ValueError):
         return signal.Signals(-code).name
     return f"exit code {code}"
-
-
-def _resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process; 0 where there is no /proc."""
-    try:
-        with open(f"/proc/{pid}/statm") as file:
-            return int(file.read().split()[1]) * mmap.PAGESIZE
-    except (OSError, IndexError):
-        return 0

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pipeline.workers.child_limits import resident_bytes
 from schemas.errors import ErrorType, ResourceError, UnitError
 from schemas.job.resources import Resources
 from schemas.tables.error import ErrorRecord
@@ -235,16 +236,3 @@ def _quarantined(unit: PreparedUnit, deaths: int) -> PreparedUnit:
     message = f"the engine's process died {deaths} times at this unit, the last time alone with it"
     error = UnitError(ErrorType.ENGINE_CRASHED, message, attempts=deaths)
     return unit.failed(ErrorRecord.from_error("engine", error))
-
-
-def resident_bytes() -> int | None:
-    """Return the memory of this process in bytes; None where there is no /proc.
-
-    Shared pages do not count: the process does not own what it read from Ray's object store.
-    """
-    try:
-        with open("/proc/self/statm") as file:
-            _, resident, shared, *_ = map(int, file.read().split())
-            return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return None

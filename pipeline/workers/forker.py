@@ -27,7 +27,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _serve(lane: Connection, environment: dict[str, str], folder: str) -> None:
-    """Answer requests in a child, until the parent's end of the socket is closed."""
+    """Answer requests in a child, until the parent's end of the socket is closed.
+
+    The child leads a session: what a library may start belongs to its group, and ends with it.
+    """
+    os.setsid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if (parent := multiprocessing.parent_process()) is None or os.getppid() != parent.pid:
         os._exit(0)  # the forker died before prctl
@@ -90,13 +94,21 @@ def main(module: str, parent: int, control_fd: int) -> None:
                 handles[handle] = child
             elif ready in children:
                 child, handle = children.pop(ready)
+                _kill(child)  # before join, after which the group's number may be another's
                 child.join()
                 handles.pop(handle, None)
                 with suppress(OSError):
                     handle.send_bytes(child.exitcode.to_bytes(4, signed=True))
                 handle.close()
             elif ready in handles:
-                handles.pop(ready).kill()
+                _kill(handles.pop(ready))
+
+
+def _kill(child: Any) -> None:
+    """Kill a child and all processes of its group."""
+    child.kill()
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _import(modules: Collection[str]) -> None:

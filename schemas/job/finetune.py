@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from schemas.job.job import Job
 from schemas.job.load import check, read_spec
 from schemas.job.model import Yarn
+from schemas.job.resources import DecodeLimits
 from schemas.job.sampling import Budget, SamplingSpec
 from schemas.job.section import Section
 from schemas.job.task_spec import TaskSpec, as_task, check_distinct
@@ -187,7 +188,7 @@ class Training(Section):
     )
 
 
-class TrainingResources(Section):
+class TrainingResources(DecodeLimits):
     """Ray Train workers."""
 
     num_workers: int = Field(1, ge=1, description="Training processes, one for each GPU.")
@@ -266,6 +267,7 @@ class FinetuneJob(Section):
                 },
                 "sampling": sampling.model_dump(),
                 "budget": self.budget.model_dump(),
+                "resources": self.resources.model_dump(include=set(DecodeLimits.model_fields)),
                 "storage_options": self.storage_options,
             }
         )

@@ -40,6 +40,12 @@ class Cost(Section):
 class Limits(Section):
     """Limits of a run."""
 
+    max_units_per_item: int = Field(
+        20_000,
+        ge=1,
+        description="A video that would be more units is one error row, too_many_units. By "
+        "default, windows of 60 s for two weeks of video.",
+    )
     max_failed: Annotated[float, BeforeValidator(as_share), Field(ge=0, le=1)] | None = Field(
         None,
         description="A complete run ends with exit code 3 if a larger share of its units failed: "

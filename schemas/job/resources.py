@@ -7,17 +7,13 @@ from pydantic import Field
 from schemas.job.section import Section
 
 
-class Resources(Section):
-    """How the work is distributed over the cluster."""
+class DecodeLimits(Section):
+    """Limits of the processes that read media."""
 
-    decoders: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto",
-        description="Number of decode actors; auto: one for each CPU that the engines leave free.",
-    )
-    cpus_per_decoder: float = Field(1.0, gt=0, description="Ray CPUs of a decode actor.")
     decode_timeout_seconds: float = Field(
         300.0,
         gt=0,
+        allow_inf_nan=False,
         description="Deadline for reading one media item's header, and for decoding one unit; "
         "ten times the duration of a unit's video is added. A unit that takes longer fails with "
         "decode_timeout.",
@@ -25,9 +21,20 @@ class Resources(Section):
     decode_memory_gib: float = Field(
         4.0,
         gt=0,
-        description="Maximum memory of a decoder, in GiB. A unit that takes more fails with "
-        "media_too_large.",
+        allow_inf_nan=False,
+        description="Maximum memory of a decoder, and of all headers that a planner reads at a "
+        "time, in GiB. A unit that takes more alone fails with media_too_large.",
     )
+
+
+class Resources(DecodeLimits):
+    """How the work is distributed over the cluster."""
+
+    decoders: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Number of decode actors; auto: one for each CPU that the engines leave free.",
+    )
+    cpus_per_decoder: float = Field(1.0, gt=0, description="Ray CPUs of a decode actor.")
     replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Number of engine actors; auto: one for each GPU, or one on the CPU."
     )

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from pipeline.manifest.read import read_manifest
 from pipeline.storage.storage import Storage
-from pipeline.workers.child_process import ChildLimits, Isolated
+from pipeline.workers.child_limits import ChildLimits
+from pipeline.workers.child_process import Isolated
 from schemas.errors import ManifestError, StorageError
 from schemas.tables.manifest import MediaItem
 

@@ -18,7 +18,9 @@ from jobs.results.frames import choose_frames, decode_again, make_sheet, seen_pa
 from jobs.results.read import Selection, read_annotations
 from pipeline.output.rows import annotation_row
 from pipeline.storage.storage import Storage
+from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.errors import ErrorType, UnitError
+from schemas.job.resources import DecodeLimits
 from tests.support.browser import needs_browser
 from tests.support.clips import number_in, numbered_frames, write_clip
 from tests.support.report_page import (
@@ -276,7 +278,8 @@ def test_text_has_the_contrast_that_wcag_asks_for(theme: int):
 def test_frames_are_those_of_the_run_or_an_error(clip: Path, tmp_path: Path):
     row = annotation_row(video_unit(clip), QUESTIONS, KEY)
     (part,) = seen_parts(row, None)
-    pixels = decode_again(part, Storage())
+    decoder = IsolatedDecoder(DecodeLimits(), Storage())
+    pixels = decode_again(part, decoder)
     assert pixels.shape == (
         16,
         row["sampling"]["resized_height"],
@@ -285,7 +288,7 @@ def test_frames_are_those_of_the_run_or_an_error(clip: Path, tmp_path: Path):
     )
     row["sampling"]["pts_seconds"] = [k / 2 + 0.1 for k in range(16)]
     with pytest.raises(UnitError, match="decoded frames at 0.000") as raised:
-        decode_again(seen_parts(row, None)[0], Storage())
+        decode_again(seen_parts(row, None)[0], decoder)
     assert raised.value.error_type == ErrorType.MEDIA_CHANGED
 
 

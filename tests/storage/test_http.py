@@ -28,7 +28,6 @@ def test_reading_by_ranges(http, name, header_only):
     with OPEN.open_media(f"{http.url}/ranges/{name}", header_only=header_only) as media:
         assert media.size_bytes == len(content)
         assert media.content_version == "the-etag"
-        assert media.local_path is None
         whole = b"".join(iter(lambda: media.file.read(70_001), b""))
     assert whole == content
     assert media.bytes_read == len(content)  # each byte once

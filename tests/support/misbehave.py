@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -54,6 +55,41 @@ def eat_memory() -> None:
     eaten = []
     while True:
         eaten.append(np.ones(1 << 22))
+
+
+def start_program(mark: str, then: str) -> int:
+    """Start a program as a library may, leave its number in a file, and break as ``then`` says."""
+    started = subprocess.Popen(["sleep", "600"])
+    Path(mark).write_text(str(started.pid))
+    if then:
+        globals()[then]()
+    return started.pid
+
+
+def hold_memory(folder: str, num_bytes: int) -> int:
+    """Note this process, take memory, and keep it until the file ``go`` is there."""
+    (Path(folder) / str(os.getpid())).touch()
+    held = np.ones(num_bytes // 8)
+    while not (Path(folder) / "go").exists():
+        time.sleep(0.01)
+    return held.nbytes
+
+
+def die_once(folder: str, other: int) -> bool:
+    """Be killed as by a kernel that lacks memory; then return whether another process runs."""
+    mark = Path(folder) / "died"
+    if not mark.exists():
+        mark.touch()
+        die()
+    return is_running(other)
+
+
+def is_running(process_id: int) -> bool:
+    """Whether a process runs and is no zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process_id}/status").read_text()
+    except OSError:
+        return False
 
 
 def frames(*shape: int) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 """What the model sees in training is what it sees in annotation: the same ids, the same bytes."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.storage.storage import Storage
 from pipeline.tasks.registry import TASKS
 from pipeline.training.sample import IGNORED, ROOT, Preparer, Sample, group_by_media
 from pipeline.workers.code_version import code_digest
+from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.conversation import Conversation, DataProblem, Turn
 from schemas.errors import ErrorType, UnitError
 from schemas.job.finetune import FinetuneJob
@@ -22,6 +24,7 @@ from schemas.job.load import check
 from schemas.tables.manifest import MediaItem
 from schemas.tables.unit import PreparedUnit
 from schemas.task import Question
+from tests.support.misbehave import Trap
 
 BUDGET = {"image_tokens": [4, 64], "frame_tokens": [4, 16], "unit_tokens": 256}
 SAMPLING = {"fps": 1.5, "min_frames": 4, "max_frames": 10}
@@ -138,17 +141,15 @@ def test_a_frame_list_has_its_own_times(archive, checkpoint, preparer):
 
 @pytest.mark.parametrize("decoder", ["torchcodec", "pyav"])
 def test_the_decoder_is_the_one_of_the_job(archive, checkpoint, monkeypatch, decoder: str):
-    from pipeline.training import sample as module
-
     used = []
-    original = module.decode_unit
+    original = IsolatedDecoder.decode
 
-    def noting(*args: Any, **options: Any) -> Any:
-        frames = original(*args, **options)
+    def noting(*args: Any) -> Any:
+        frames = original(*args)
         used.append(frames.decoder)
         return frames
 
-    monkeypatch.setattr(module, "decode_unit", noting)
+    monkeypatch.setattr(IsolatedDecoder, "decode", noting)
     job = finetune_job(checkpoint, sampling=SAMPLING | {"decoder": decoder})
     prepared = Preparer(job, Storage()).prepare([asked(media_item(archive, "clips/h264.mov"), "?")])
     assert isinstance(prepared, Sample)
@@ -184,15 +185,24 @@ def test_media_that_fail_are_named_problems(archive, preparer, tmp_path):
 
 
 def test_a_decoder_that_breaks_costs_its_own_sample(archive, preparer, monkeypatch, caplog):
-    from pipeline.training import sample as module
-
-    def broken(*args: Any, **options: Any) -> Any:
+    def broken(*args: Any) -> Any:
         raise RuntimeError("hostile")
 
-    monkeypatch.setattr(module, "decode_unit", broken)
+    monkeypatch.setattr(IsolatedDecoder, "decode", broken)
     found = problem(preparer, media_item(archive, FILES[0]))
     assert found == ("media_unreadable", "decoding failed: RuntimeError: hostile")
     assert "decoding the media of row:?" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["crash plan", "crash decode"])
+def test_a_decoder_that_crashes_costs_its_own_sample(archive, checkpoint, tmp_path, name):
+    """Media are read and decoded in children, as in a run."""
+    for copy in (name, "sound"):
+        shutil.copy(archive / "images" / "gray.jpg", tmp_path / f"{copy}.jpg")
+    preparer = Preparer(finetune_job(checkpoint), Trap())
+    kind, message = problem(preparer, media_item(tmp_path, f"{name}.jpg"))
+    assert (kind, message.partition(":")[0]) == ("media_unreadable", "decoder_crashed")
+    assert isinstance(preparer.prepare([asked(media_item(tmp_path, "sound.jpg"), "?")]), Sample)
 
 
 def test_an_over_long_sample_says_how_long_it_is(archive, checkpoint):

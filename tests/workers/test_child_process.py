@@ -7,12 +7,12 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.workers.child_process import ChildLimits, Isolated
+from pipeline.workers.child_limits import ChildLimits
+from pipeline.workers.child_process import Isolated
 from schemas.errors import ErrorType, ResourceError, UnitError
 from tests.support.misbehave import (
     after,
@@ -23,21 +23,16 @@ from tests.support.misbehave import (
     frames,
     hang,
     hang_holding_the_interpreter,
+    is_running,
     loaded,
     pid,
     refuse,
+    start_program,
 )
 from tests.support.paths import ROOT
 
 LIMITS = ChildLimits(timeout_seconds=60, max_resident_bytes=1 << 30)
 SHORT = ChildLimits(timeout_seconds=1, max_resident_bytes=1 << 30)
-
-
-def is_running(process_id: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{process_id}/status").read_text()
-    except OSError:
-        return False
 
 
 def until(condition) -> None:
@@ -113,6 +108,22 @@ def test_memory_is_bounded(isolated):
     assert isolated.call(abs, -1, limits=LIMITS) == 1
 
 
+@pytest.mark.parametrize("then", ["hang", "eat_memory", "crash", "die"])
+def test_what_a_child_has_started_ends_with_it(isolated, tmp_path, then):
+    small = ChildLimits(timeout_seconds=5, max_resident_bytes=300 << 20)
+    with pytest.raises(UnitError):
+        isolated.call(start_program, str(tmp_path / "mark"), then, limits=small)
+    until(lambda: not is_running(int((tmp_path / "mark").read_text())))
+
+
+def test_what_a_child_has_started_ends_with_the_calls(tmp_path):
+    isolated = Isolated("tests.support.misbehave")
+    started = isolated.call(start_program, str(tmp_path / "mark"), "", limits=LIMITS)
+    assert is_running(started)
+    isolated.close()
+    until(lambda: not is_running(started))
+
+
 def test_of_calls_at_a_time_only_the_bad_ones_fail():
     bad = {crash: ErrorType.DECODER_CRASHED, hang: ErrorType.DECODE_TIMEOUT}
     isolated = Isolated("tests.support.misbehave", 4)
@@ -175,7 +186,8 @@ def test_no_child_outlives_its_parent(busy, tmp_path):
     code = f"""
 import sys, time; sys.path[:0] = {[str(ROOT), *sys.path]!r}
 from tests.support import misbehave
-from pipeline.workers.child_process import ChildLimits, Isolated
+from pipeline.workers.child_limits import ChildLimits
+from pipeline.workers.child_process import Isolated
 limits = ChildLimits(timeout_seconds=600, max_resident_bytes=1 << 40)
 isolated = Isolated("tests.support.misbehave")
 print(isolated.call(misbehave.pid, limits=limits), flush=True)
@@ -198,3 +210,22 @@ def test_a_child_outlives_the_thread_that_made_it(isolated):
     thread.join()
     time.sleep(0.2)
     assert isolated.call(pid, limits=LIMITS) == found[0]
+
+
+def test_a_fork_of_the_parent_has_children_of_its_own(isolated):
+    """As a data loader of training has, whose parent has decoded before."""
+    ours = isolated.call(os.getppid, limits=LIMITS)
+    code = f"""
+import os, sys; sys.path[:0] = {[str(ROOT), *sys.path]!r}
+from pipeline.workers.child_limits import ChildLimits
+from pipeline.workers.child_process import Isolated
+limits = ChildLimits(timeout_seconds=600, max_resident_bytes=1 << 40)
+ours = Isolated("tests.support.misbehave").call(os.getppid, limits=limits)
+if os.fork() == 0:
+    theirs = Isolated("tests.support.misbehave").call(os.getppid, limits=limits)
+    os._exit(0 if theirs != ours else 1)
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["0"]
+    assert isolated.call(os.getppid, limits=LIMITS) == ours

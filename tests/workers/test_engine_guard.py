@@ -17,7 +17,8 @@ from rich.console import Console
 
 import pipeline.stages.graph
 from jobs.run import annotate, driver
-from pipeline.workers.engine_guard import Guard, group_by_deaths, resident_bytes, running_deaths
+from pipeline.workers.child_limits import resident_bytes
+from pipeline.workers.engine_guard import Guard, group_by_deaths, running_deaths
 from schemas.errors import ResourceError
 from schemas.job.job import Job, check_job
 from schemas.job.resources import Resources

@@ -24,7 +24,8 @@ import jobs
 sys.path.insert(0, sys.path.pop())
 import ray
 from jobs.cluster.start import start_ray
-from pipeline.workers.child_process import ChildLimits, Isolated
+from pipeline.workers.child_limits import ChildLimits
+from pipeline.workers.child_process import Isolated
 
 where = "[__import__(name).__file__ for name in {NAMES}]"
 start_ray(num_cpus=1)

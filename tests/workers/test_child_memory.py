@@ -1,0 +1,94 @@
+"""All calls at a time have one limit of memory; what does not fit beside others is tried alone."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline.workers.child_limits import ChildLimits
+from pipeline.workers.child_process import Isolated
+from schemas.errors import ErrorType, UnitError
+from tests.support.misbehave import after, die_once, hold_memory, is_running, pid
+
+MIB = 1 << 20
+LIMITS = ChildLimits(timeout_seconds=600, max_resident_bytes=256 * MIB)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what must happen, however slow the machine."""
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def noted(folder: Path) -> list[int]:
+    return [int(mark.name) for mark in folder.iterdir() if mark.name.isdecimal()]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.4])
+def test_calls_that_exceed_the_limit_together_are_done_one_after_the_other(tmp_path, share):
+    """Each fits into the limit; before the file is there, so many run as fit together."""
+    isolated = Isolated("tests.support.misbehave", 6)
+    num_bytes = int(share * LIMITS.max_resident_bytes)
+
+    def fit() -> bool:
+        found = noted(tmp_path)
+        return len(found) >= 6 and sum(map(is_running, found)) == int(1 / share)
+
+    with ThreadPoolExecutor(6) as pool:
+        calls = [
+            pool.submit(isolated.call, hold_memory, str(tmp_path), num_bytes, limits=LIMITS)
+            for _ in range(6)
+        ]
+        until(fit)
+        (tmp_path / "go").touch()
+        assert [call.result() for call in calls] == [num_bytes // 8 * 8] * 6
+    isolated.close()
+
+
+def test_a_call_that_is_too_large_alone_fails_and_the_others_do_not(tmp_path):
+    isolated = Isolated("tests.support.misbehave", 4)
+    (tmp_path / "go").touch()
+    with ThreadPoolExecutor(4) as pool:
+        bad = pool.submit(isolated.call, hold_memory, str(tmp_path), 2048 * MIB, limits=LIMITS)
+        good = [pool.submit(isolated.call, after, 0.1, k, limits=LIMITS) for k in range(20)]
+        assert [call.result() for call in good] == list(range(20))
+        with pytest.raises(UnitError, match=r"over resources\.decode_memory_gib 0\.25") as caught:
+            bad.result()
+    assert caught.value.error_type == ErrorType.MEDIA_TOO_LARGE
+    assert caught.value.attempts == 2
+    isolated.close()
+
+
+def test_what_the_kernel_killed_is_tried_alone(tmp_path):
+    isolated = Isolated("tests.support.misbehave", 4)
+    with ThreadPoolExecutor(2) as pool:
+        held = pool.submit(isolated.call, hold_memory, str(tmp_path), MIB, limits=LIMITS)
+        until(lambda: bool(noted(tmp_path)))
+        (other,) = noted(tmp_path)
+        killed = pool.submit(isolated.call, die_once, str(tmp_path), other, limits=LIMITS)
+        until((tmp_path / "died").exists)
+        assert is_running(other) and not killed.done()
+        (tmp_path / "go").touch()
+        assert held.result() == MIB
+        assert killed.result() is False  # the other one had ended with its call
+    isolated.close()
+
+
+def test_memory_that_an_idle_child_keeps_does_not_count_against_others(tmp_path):
+    """Its child is ended instead."""
+    isolated = Isolated("tests.support.misbehave", 2)
+    with ThreadPoolExecutor(2) as pool:
+        calls = [
+            pool.submit(isolated.call, hold_memory, str(tmp_path), 200 * MIB, limits=LIMITS)
+            for _ in range(2)
+        ]
+        until(lambda: len(noted(tmp_path)) == 2 and sum(map(is_running, noted(tmp_path))) == 1)
+        (tmp_path / "go").touch()
+        assert all(call.result() for call in calls)
+    before = isolated.call(pid, limits=LIMITS)
+    assert isolated.call(pid, limits=LIMITS) == before
+    isolated.close()
