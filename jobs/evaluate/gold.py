@@ -14,9 +14,9 @@ from pipeline.manifest.formats import Problems, Rows, joined_rows, parquet_rows,
 from pipeline.manifest.items import media_item
 from pipeline.manifest.uris import base_uri, parent_folder
 from pipeline.manifest.values import RowError, brief
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
 from schemas.errors import UserError
+from schemas.shown import redact_uri
 
 _SPAN = ("start_seconds", "end_seconds")
 _TABLE_COLUMNS = frozenset({"media", "sampling", "responses", "timings", "error", "attributes"})

@@ -6,10 +6,10 @@ from typing import Any
 
 from jobs.export.source import Files, Source
 from jobs.results.read import Row
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
 from pipeline.tasks.registry import TASKS
 from schemas.errors import UserError
+from schemas.shown import redact_uri
 from schemas.task import MetricKind
 
 _LOCAL = "/data/local-files/?d="

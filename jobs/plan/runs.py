@@ -18,12 +18,12 @@ from jobs.cost.calibration import read_calibration
 from jobs.cost.rates import Rates
 from pipeline.output.rows import RunKey
 from pipeline.plan.recipe import differences, recipe_id
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.parquet import write_json
 from pipeline.storage.storage import Storage, join
 from pipeline.workers.code_version import code_digest
 from schemas.errors import JobFileError, StorageError
 from schemas.job.job import Job
+from schemas.shown import redact_uri
 from schemas.tables.annotation import SCHEMA_VERSION
 
 _PACKAGES = ("reelscribe", "ray", "torch", "transformers", "torchcodec", "av", "pillow", "pyarrow")

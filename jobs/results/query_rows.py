@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console.text import printable
+from schemas.shown import one_line, printable
 
 _SHOWN_ROWS = 100
 _SHOWN_CHARS = 400
@@ -68,9 +68,9 @@ def print_table(rows: QueryRows, console: Console) -> None:
 
     Long texts are cut.
     """
-    names = [printable(name) for name in rows.names]
+    names = [one_line(name) for name in rows.names]
     found = [
-        [_cut(printable(_text(value))) for value in row] for row in islice(rows, _SHOWN_ROWS + 1)
+        [_cut(one_line(_text(value))) for value in row] for row in islice(rows, _SHOWN_ROWS + 1)
     ]
     shown = found[:_SHOWN_ROWS]
     if not shown:

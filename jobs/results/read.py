@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 from jobs.results.latest import latest_rows, listed_under, names_to_read, read_listed
 from jobs.results.media_roots import MediaRoots
 from pipeline.output.table import a_file_of_each_recipe, ids_in
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.parquet import read_parquet, read_schema
 from pipeline.storage.storage import Storage, join
 from pipeline.tasks.columns import named_columns, questions_by_name
 from pipeline.tasks.registry import TASKS
 from schemas.errors import StorageError, UserError
+from schemas.shown import redact_uri
 from schemas.task import Question
 
 Row = dict[str, Any]

@@ -19,9 +19,10 @@ from pipeline.manifest.items import conversation_item, media_item
 from pipeline.manifest.listing import is_hidden
 from pipeline.manifest.uris import base_uri, parent_folder
 from pipeline.manifest.values import RowError
-from pipeline.storage.errors import redact_uri
+from pipeline.storage.protocols import is_https
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError
+from schemas.shown import redact_uri
 from schemas.tables.manifest import MANIFEST, MediaItem, guess_media_type
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def _read_rows(uri: str, storage: Storage) -> tuple[Rows, str]:
         base = base_uri(uri, storage)
         return Rows(columns=["uri"], values=[{"uri": base}], places=["the file"]), base
     name = redact_uri(uri)
-    is_web = uri.startswith(("http://", "https://"))
+    is_web = is_https(uri)
     read = reader_for(re.split(r"[?#]", uri)[0] if is_web else uri)
     # Spark writes a folder of files that is itself named manifest.parquet.
     if read in (None, parquet_rows) and not is_web:

@@ -18,6 +18,7 @@ from pipeline.workers.child_process import ChildLimits, Isolated
 from pipeline.workers.code_version import check_code
 from schemas.errors import ErrorType, ResourceError, UnitError
 from schemas.job.job import Job
+from schemas.shown import log_shown
 from schemas.tables.columns import from_table, to_table
 from schemas.tables.error import ErrorRecord
 from schemas.tables.media import Part
@@ -34,6 +35,7 @@ class Prepare:
     """Stage: UNIT in, PREPARED out. Decodes in a child process."""
 
     def __init__(self, job: Job, storage: Storage, code: str) -> None:
+        log_shown()
         check_code(code)
         self._isolated = Isolated("pipeline.media.decode")
         self._job = job

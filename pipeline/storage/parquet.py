@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
 from schemas.errors import StorageError
+from schemas.shown import redact_uri
 
 _RANGED_BYTES = 4 << 20
 """Minimum size of an object that is read by ranges."""

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.manifest.uris import without_slash
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
 from pipeline.training.examples import Example, RowError, media_base, media_uri
 from schemas.conversation import Conversation, DataProblem, ProblemType, Turn
 from schemas.errors import ManifestError
 from schemas.job.finetune import DataSpec
+from schemas.shown import redact_uri
 from schemas.tables.manifest import MediaItem, default_media_id
 
 _ROLES = {

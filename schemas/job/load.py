@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.errors import JobFileError
 from schemas.job.section import Section
+from schemas.shown import redact_text
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -108,7 +109,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         if message not in problems.setdefault(where, []):
             problems[where].append(message)
         if _may_be_shown(found):
-            got[where] = f" (got {str(found['input'])[:80]!r})"
+            got[where] = f" (got {redact_text(str(found['input']))[:80]!r})"
     lines = [f"  {key}: {' or '.join(texts)}{got.get(key, '')}" for key, texts in problems.items()]
     return "\n".join(lines)
 
