@@ -1,12 +1,11 @@
 """The file of a calibration: ``calibrate`` writes it, plans and runs read it."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.cost.rates import Rates
-from pipeline.storage.parquet import write_json
+from pipeline.storage.parquet import read_json, write_json
 from pipeline.storage.storage import Storage, join
 from schemas.errors import JobFileError
 from schemas.job.job import Job
@@ -43,7 +42,7 @@ def read_calibration(job: Job, model: dict[str, Any], storage: Storage) -> Calib
     """
     uri, is_named = calibration_uri(job), job.cost.calibration is not None
     try:
-        content = json.loads(storage.read_bytes(uri))
+        content = read_json(uri, storage)
     except FileNotFoundError:
         if is_named:
             raise JobFileError(

@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.export.source import Files, Source
 from jobs.results.read import Row
+from pipeline.storage.parquet import read_json
 from pipeline.storage.storage import Storage
 from pipeline.tasks.registry import TASKS
 from schemas.errors import UserError
@@ -166,7 +167,7 @@ def gold_rows(uri: str, storage: Storage) -> list[dict[str, Any]]:
         UserError: the file is missing, or is not an export of tasks that ``label_studio`` wrote.
     """
     try:
-        tasks = json.loads(storage.read_bytes(uri))
+        tasks = read_json(uri, storage)
         return [_gold(task) for task in tasks if _last_annotation(task)]
     except FileNotFoundError:
         raise UserError(f"there is no file {redact_uri(uri)}") from None

@@ -1,6 +1,5 @@
 """The rows to export, and their drawings: the input of all formats."""
 
-import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.results.read import Row
+from pipeline.storage.parquet import read_json
 from pipeline.storage.storage import Storage, join
 from pipeline.tasks.registry import TASKS
 from schemas.errors import StorageError
@@ -65,7 +65,7 @@ def requested_labels(output: str, run_ids: Collection[str], storage: Storage) ->
     """
     for run_id in run_ids:
         try:
-            content = json.loads(storage.read_bytes(join(output, "runs", run_id, "run.json")))
+            content = read_json(join(output, "runs", run_id, "run.json"), storage)
             tasks = [task for task in content["job"]["tasks"] if draws_boxes(TASKS[task["task"]])]
             labels = [label for task in tasks for label in task["labels"]]
         except (FileNotFoundError, StorageError, ValueError, KeyError, TypeError):

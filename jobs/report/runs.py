@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.storage.parquet import read_json
 from pipeline.storage.storage import Storage, join
 from schemas.errors import StorageError
 
@@ -19,7 +20,7 @@ def run_values(output: str, run_id: str, storage: Storage) -> dict[str, Any]:
     ``settings``: (section, (key, value) of each setting) of the job. ``raw``: the whole file.
     """
     try:
-        content = json.loads(storage.read_bytes(join(output, "runs", run_id, "run.json")))
+        content = read_json(join(output, "runs", run_id, "run.json"), storage)
     except (FileNotFoundError, StorageError, ValueError):
         return {"run_id": run_id}
     if not isinstance(content, dict):

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from jobs.results.latest import latest_rows, listed_under, names_to_read, read_listed
 from jobs.results.media_roots import MediaRoots
 from pipeline.output.table import a_file_of_each_recipe, ids_in
-from pipeline.storage.parquet import read_parquet, read_schema
+from pipeline.storage.parquet import read_json, read_parquet, read_schema
 from pipeline.storage.storage import Storage, join
 from pipeline.tasks.columns import named_columns, questions_by_name
 from pipeline.tasks.registry import TASKS
@@ -247,7 +247,7 @@ def _creation_time(run_id: str, file: str, storage: Storage) -> str:
     """
     output = file.rpartition("/annotations/")[0]
     try:
-        content = json.loads(storage.read_bytes(join(output, "runs", run_id, "run.json")))
+        content = read_json(join(output, "runs", run_id, "run.json"), storage)
         return str(content["created_at"])
     except (FileNotFoundError, StorageError, ValueError, KeyError, TypeError):
         day = re.search(r"-(\d{4})(\d\d)(\d\d)-", run_id)

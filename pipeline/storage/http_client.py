@@ -1,9 +1,10 @@
-"""The HTTP session that fsspec reads with: addresses are sent as they are written.
+"""The HTTP sessions that fsspec reads with: addresses are sent as they are written.
 
 A signed address is signed letter by letter. aiohttp normalises ``%2F``, ``%40``, ``%7e`` and
 ``a/../b``, and a server then refuses the signature. Redirects are sent as written too.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -50,6 +51,33 @@ def sent_url(url: str) -> Any:
     host = str(yarl.URL(found[1])).rstrip("/")
     target = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", found[2])
     return yarl.URL(host + quote(target, safe=_SENDABLE), encoded=True)
+
+
+@functools.cache
+def s3_session() -> type[Any]:
+    """Return the class of the sessions for S3, which follow no redirect.
+
+    aiohttp would, with the session token and the keys of encryption among the headers. Other S3
+    clients do not.
+    """
+    from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
+
+    class Session(AIOHTTPSession):  # type: ignore[misc]
+        async def _get_session(self, proxy_url: str | None) -> Any:
+            return _Redirectless(await super()._get_session(proxy_url))
+
+    return Session
+
+
+class _Redirectless:
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def request(self, *args: Any, **kwargs: Any) -> Any:
+        return self._session.request(*args, **kwargs, allow_redirects=False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
 
 
 def origin(url: Any) -> Origin:

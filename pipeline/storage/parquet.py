@@ -78,3 +78,17 @@ def write_json(content: dict[str, Any], uri: str, storage: Storage) -> None:
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
     storage.write_bytes(uri, text.encode())
+
+
+def read_json(uri: str, storage: Storage) -> Any:
+    """Read one JSON object.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: the storage refused or failed.
+        ValueError: not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(storage.read_bytes(uri))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

@@ -6,15 +6,17 @@ private addresses unless the job allows it (``public_hosts``).
 """
 
 import os
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.registry import known_implementations
 
 from pipeline.storage.errors import storage_errors, unit_error
-from pipeline.storage.http_client import any_client, public_client
+from pipeline.storage.http_client import any_client, public_client, s3_session
 from pipeline.storage.http_retry import retried
 from pipeline.storage.listing import PassOver, list_pages
 from pipeline.storage.media_file import MediaFile, open_file
@@ -65,6 +67,9 @@ class Storage:
             settings = options.get("client_kwargs") or {}
             settings = settings | {"headers_by_origin": headers_by_origin(self.options)}
             options |= {"get_client": client, "encoded": True, "client_kwargs": settings}
+        if protocol == "s3":
+            settings = {"http_session_cls": s3_session()} | (options.get("config_kwargs") or {})
+            options |= {"config_kwargs": settings}
         try:
             # Not url_to_fs: it splits file names at "::" and lets a uri chain file systems
             # (simplecache::http://...), which evades the check of private addresses.
@@ -130,6 +135,25 @@ class Storage:
             fs, path = self.filesystem(uri)
             content: bytes = retried(lambda: fs.cat_file(path), is_https=is_https(uri))
             return content
+
+    @contextmanager
+    def local_copy(self, uri: str) -> Iterator[Path]:
+        """Give an object as a local file, to read it in pieces: itself, or a copy for the time.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: the storage refused or failed.
+        """
+        with tempfile.TemporaryDirectory(prefix="reelscribe-") as folder:
+            with storage_errors(uri):
+                fs, path = self.filesystem(uri)
+                copy = os.path.join(folder, "copy")
+                if is_local(fs):
+                    copy = path
+                    open(copy, "rb").close()  # raises if it cannot be read
+                else:
+                    retried(lambda: fs.get_file(path, copy), is_https=is_https(uri))
+            yield Path(copy)
 
     @contextmanager
     def open_ranges(self, uri: str) -> Iterator[BinaryIO]:

@@ -68,9 +68,10 @@ def _numbered_rows(text: str, name: str) -> Iterator[tuple[int, Any]]:
     """The rows of a JSON list with their positions, or of JSON lines with their line numbers."""
     if text.lstrip().startswith("["):
         try:
-            yield from enumerate(json.loads(text), start=1)
+            rows = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ManifestError(f"{name} is not valid JSON: {error}") from None
+        yield from enumerate(rows, start=1)
         return
     # Not splitlines: JSON may contain U+2028 and other Unicode line breaks unescaped.
     lines = [(k, line) for k, line in enumerate(text.split("\n"), start=1) if line.strip()]

@@ -51,7 +51,7 @@ def decode(path: Path, fps: float = 2.0, **span: float):
     [
         ("a.avi", "mpeg4", b"FMP4", b"\x1b[2J"),
         ("b.avi", "mpeg4", b"FMP4", b"ZZZZ"),
-        ("a.mkv", "ffv1", b"V_FFV1", b"V_FF\x1b1"),
+        ("a.mkv", "libvpx", b"V_VP8", b"V_\x1b[8"),
         ("b.mkv", "mpeg4", b"V_MPEG4/ISO/ASP", b"V_UNKNOWN/XYZ/1"),
     ],
 )

@@ -116,6 +116,7 @@ def test_keys_of_s3_stay_with_its_endpoint(http, s3_env, status):
         def do_GET(self):
             self.send_response(status)
             self.send_header("Location", f"{http.url}/ranges/clip.mp4")
+            self.send_header("x-amz-bucket-region", "eu-west-1")
             self.send_header("Content-Length", "0")
             self.end_headers()
 
