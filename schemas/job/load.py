@@ -91,6 +91,8 @@ def parse_yaml(text: str) -> Any:
         raise yaml.YAMLError(f"over {_MAX_CHARACTERS:,} characters")
     try:
         return yaml.load(text, _Loader)
+    except yaml.reader.ReaderError as error:  # its text has several lines
+        raise yaml.YAMLError(type(error).__name__) from None
     except yaml.YAMLError:
         raise
     except RecursionError:

@@ -73,6 +73,7 @@ def test_one_long_line_of_gzip(tmp_path):
         ("m.csv.gz", b'uri\n"', b"a\n" * (MB // 2), "line 2: over 67,108,864 bytes"),
         ("m.ndjson.gz", b"", b"\n" * MB, "over 1,000,000 blank lines"),
     ],
+    ids=["rows of JSON", "rows of CSV", "blank lines of CSV", "an open quote", "blank lines"],
 )
 def test_gzip_that_grows(tmp_path, name, begin, line, said):
     with gzip.open(tmp_path / name, "wb", 1) as file:

@@ -105,6 +105,8 @@ def test_a_planted_secret_is_in_nothing_that_is_written(
         host, signed = f"127.0.0.1:{server.server_port}", f"X-Amz-Signature={SECRET}"
         uris = [f"http://{host}/a.png?{signed}", f"http://{host}/none.png?{signed}"]
         uris += [f"http://{host}/denied.png?{signed}", f"http://u:{SECRET}@{host}/a.png"]
+        uris += [f"HTTP://{host}/a.png?hdnts={SECRET}", f"http://{host}/a.png?verify={SECRET}"]
+        uris += [f"http://{host}/none.png?pw={SECRET}", f"http://u:p@{SECRET}@{host}/a.png"]
         # What is there already is of other tests; terminal escapes in names are shown, not sent.
         uris += ["\x1b[31m\x1b]0;title\x07.png"]
         lines = "".join(
@@ -131,7 +133,8 @@ def test_a_planted_secret_is_in_nothing_that_is_written(
         thread.join()
         server.server_close()
     assert run.counts["units"] == len(uris)
-    assert run.counts["status"]["failed"] >= 3
+    assert run.counts["status"]["failed"] >= 4
+    assert run.counts["status"]["ok"] >= 3
     said = console.file.getvalue()
     assert SECRET not in said
     assert "\x1b" not in said and "\x07" not in said

@@ -176,7 +176,7 @@ def _lines(path: Path, name: str, is_packed: bool) -> Iterator[str]:
             num_bytes += len(line)
             num_blank = num_blank + 1 if line.isspace() else 0
             if num_blank > _MAX_LINES:
-                raise ManifestError(f"{name}, line {number}: after over {_MAX_LINES:,} blank lines")
+                raise ManifestError(f"{name}, line {number}: over {_MAX_LINES:,} blank lines")
             if len(line) > MAX_ROW_BYTES:
                 raise too_large(name, f"line {number}")
             if is_packed and num_bytes > max_bytes:
