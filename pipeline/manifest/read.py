@@ -44,7 +44,7 @@ _ALIASES = {
 }
 """Common wrong names of columns, which difflib does not find."""
 
-_MAX_SHARED = 1024
+_MAX_SHARED = 64
 """Attributes that are kept, to be shared by the rows that have the same."""
 
 _LIKE_URI = re.compile(r"ur[il]|path|file|src|source|location|key|media|image|video", re.IGNORECASE)

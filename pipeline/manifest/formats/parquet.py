@@ -19,7 +19,9 @@ from schemas.tables.manifest import MANIFEST
 logger = logging.getLogger(__name__)
 
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__\Z")
-_BATCH_ROWS = 1024
+_BATCH_ROWS = 256
+_SLICE_BYTES = 16 << 20
+"""Of the rows of a batch that are Python values at a time."""
 _MAX_VALUES = 64 << 20
 """Of one column in one row group; lists of numbers and nulls may be packed to nothing."""
 
@@ -65,7 +67,7 @@ def parquet_rows(path: Path, name: str) -> Rows:
 
 
 def _batches(path: Path, columns: list[str], name: str) -> Iterator[pa.RecordBatch]:
-    """Yield batches, of at most about ``MAX_ROW_BYTES`` of text."""
+    """Yield batches, of at most about ``_SLICE_BYTES`` of text, or of one row."""
     number = 1
     try:
         with pq.ParquetFile(path) as plain:
@@ -77,7 +79,7 @@ def _batches(path: Path, columns: list[str], name: str) -> Iterator[pa.RecordBat
                 largest = max((_largest(column) for column in batch.columns), default=0)
                 if largest > MAX_ROW_BYTES:
                     raise too_large(name, f"rows {number} to {number + batch.num_rows - 1}")
-                step = max(1, min(batch.num_rows, MAX_ROW_BYTES // max(largest, 1)))
+                step = max(1, min(batch.num_rows, _SLICE_BYTES // max(largest, 1)))
                 for begin in range(0, batch.num_rows, step):
                     yield batch.slice(begin, step)
                 number += batch.num_rows
