@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 _PANDAS_INDEX = re.compile(r"__index_level_\d+__\Z")
 _BATCH_ROWS = 256
+_BATCH_BYTES = 256 << 20
+_DICTIONARY_BYTES = 2 << 20
+_MAX_RATIO = 50
 _SLICE_BYTES = 16 << 20
 """Of the rows of a batch that are Python values at a time."""
 _MAX_VALUES = 64 << 20
@@ -70,12 +73,10 @@ def _batches(path: Path, columns: list[str], name: str) -> Iterator[pa.RecordBat
     """Yield batches, of at most about ``_SLICE_BYTES`` of text, or of one row."""
     number = 1
     try:
-        with pq.ParquetFile(path) as plain:
-            # A text that is stored once stays once in memory, however many rows have it.
-            shared = _texts(plain)
         # Spark's old times: as nanoseconds, those after 2262 would silently become others.
-        with pq.ParquetFile(path, coerce_int96_timestamp_unit="us", read_dictionary=shared) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
+        with pq.ParquetFile(path, coerce_int96_timestamp_unit="us") as file:
+            num_rows = _batch_rows(file.metadata)
+            for batch in file.iter_batches(num_rows, columns=columns, use_threads=False):
                 largest = max((_largest(column) for column in batch.columns), default=0)
                 if largest > MAX_ROW_BYTES:
                     raise too_large(name, f"rows {number} to {number + batch.num_rows - 1}")
@@ -87,10 +88,23 @@ def _batches(path: Path, columns: list[str], name: str) -> Iterator[pa.RecordBat
         raise ManifestError(f"{name} is not a readable Parquet file: {error}") from None
 
 
-def _texts(file: pq.ParquetFile) -> list[str]:
-    """The columns of text that are not inside of others."""
-    fields = {field.name for field in file.schema_arrow if pa.types.is_string(field.type)}
-    return [name for name in file.schema_arrow.names if name in fields]
+def _batch_rows(metadata: Any) -> int:
+    """Rows of a batch: fewer if a text that is stored once may be large, since each row gets it.
+
+    Writers end a dictionary at 1 MB, so that a larger one is rare.
+    """
+    largest = 1
+    for k in range(metadata.num_row_groups):
+        group = metadata.row_group(k)
+        for j in range(group.num_columns):
+            column = group.column(j)
+            if not column.has_dictionary_page:
+                continue
+            size, packed = column.total_uncompressed_size, column.total_compressed_size
+            dictionary = column.data_page_offset - (column.dictionary_page_offset or 0)
+            if dictionary > _DICTIONARY_BYTES or size > max(_SLICE_BYTES, _MAX_RATIO * packed):
+                largest = max(largest, size)
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // largest))
 
 
 def _largest(values: Any) -> int:
