@@ -157,7 +157,7 @@ def http(media_server):
     """The web server, with empty records of requests."""
     HTTPFileSystem.clear_instance_cache()  # its clients have the settings of other tests
     media_server.requests, media_server.bad_ranges, media_server.num_bytes = [], [], 0
-    media_server.targets = []
+    media_server.targets, media_server.headers = [], []
     return media_server
 
 

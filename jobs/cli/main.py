@@ -1,6 +1,7 @@
 """The command ``reelscribe``: the group of all commands, its options and exit codes."""
 
 import sys
+import traceback
 from typing import Any
 
 import click
@@ -26,18 +27,24 @@ class _Commands(click.Group):
 
 
 def _exit_with_message(ctx: click.Context, error: Exception) -> None:
-    """Print a UserError and exit with its code.
+    """Print a UserError and exit with its code; of a fault in the program the traceback, and 1.
 
     Raises:
-        Exception: ``error``, if it is another one.
+        Exception: ``error``, if click prints it.
     """
+    if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
+        raise error
+    if isinstance(error, BrokenPipeError):  # such as of `| head`
+        raise error
+    from schemas.shown import printable, redact_text
+
     # If a UserError was raised, its module is loaded; else it need not be imported.
     errors = sys.modules.get("schemas.errors")
     if errors is None or not isinstance(error, errors.UserError):
-        raise error
-    from jobs.console.text import printable
-
-    click.echo(f"error: {printable(str(error))}", err=True)
+        lines = "".join(traceback.format_exception(error))
+        click.echo(printable(redact_text(lines)).rstrip(), err=True)
+        ctx.exit(1)
+    click.echo(f"error: {printable(redact_text(str(error)))}", err=True)
     if code := getattr(error, "code", None):
         click.echo(f"see docs/errors.md#{code}", err=True)
     ctx.exit(error.exit_code)
@@ -72,9 +79,9 @@ def _print_version(ctx: click.Context, _: click.Parameter, is_given: bool) -> No
 )
 def main(log_format: str) -> None:
     """Annotate archives of images and videos with Qwen3-VL: a manifest in, a Parquet table out."""
-    import logging
+    from schemas.shown import log_shown
 
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    log_shown()
     if log_format == "json":
         from jobs.observe.log import log_as_json
 

@@ -84,14 +84,16 @@ def overrides_of(assignments: tuple[str, ...]) -> dict[str, Any]:
     """
     import yaml
 
+    from schemas.job.load import parse_yaml
+
     overrides = {}
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise click.UsageError(f"--set takes KEY=VALUE, such as sampling.fps=1, got {key!r}")
         try:
-            overrides[key.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError):
+            overrides[key.strip()] = parse_yaml(value)
+        except yaml.YAMLError:
             raise click.UsageError(f"--set {key}: the value is not valid YAML, quote it") from None
     return overrides
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from jobs.console.text import printable
+from schemas.shown import one_line
 
 RECENT_SECONDS = 60.0
 RECENT_EVENTS = 20
@@ -98,7 +98,7 @@ class Progress:
         interval: seconds between lines in a log.
         """
         self._console = console
-        self._title = printable(title)
+        self._title = one_line(title)
         self._total_units = total_units
         self._by_cost = total_cost > 0
         self._total_cost = total_cost if self._by_cost else float(total_units)
@@ -148,7 +148,7 @@ class Progress:
 
     def status(self, text: str) -> None:
         """Show a step before the first completed unit, such as ``starting engines``."""
-        self._status = printable(text)
+        self._status = one_line(text)
         if self._lines:
             self._print_line()
 
@@ -222,9 +222,9 @@ def duration(seconds: float) -> str:
 
 def print_summary(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
     """Print names and values below a title, without wrapping: paths can be copied."""
-    console.print(Text(printable(title), style="bold"), soft_wrap=True)
+    console.print(Text(one_line(title), style="bold"), soft_wrap=True)
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        line = Text(f"  {printable(name):<{width}}  ", style="dim")
-        line.append(printable(value), style="not dim")
+        line = Text(f"  {one_line(name):<{width}}  ", style="dim")
+        line.append(one_line(value), style="not dim")
         console.print(line, soft_wrap=True)

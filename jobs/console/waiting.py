@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.storage.errors import redact_uri
+from schemas.shown import redact_uri
 
 logger = logging.getLogger(__name__)
 

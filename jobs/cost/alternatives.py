@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console.text import printable
 from jobs.cost.estimate import Estimate, number, time_unit
 from jobs.cost.rates import features
 from pipeline.media.timestamps import pair_seconds, time_tokens
 from pipeline.model.frame_size import image_size, video_size
 from pipeline.plan.segment import num_frames
 from schemas.job.job import Job, check_job
+from schemas.shown import printable
 from schemas.tables.columns import from_table, to_table
 from schemas.tables.unit import UNIT, Unit
 

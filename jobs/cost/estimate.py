@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console.text import printable
 from jobs.cost.rates import Rates, features
 from pipeline.engines.speed import EngineTimes, ModelSize
 from pipeline.model.checkpoint import load_config
 from schemas.errors import CostError
 from schemas.job.job import Job
+from schemas.shown import printable
 
 MEDIA = "media, read once"
 

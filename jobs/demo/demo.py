@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console.text import printable
 from jobs.demo.archive import render_archive
 from jobs.run import annotate
 from schemas.job.job import load_job
+from schemas.shown import printable
 
 SPEC = Path(__file__).parents[1] / "specs" / "demo.yaml"
 MODEL = Path(__file__).parents[1] / "demo_model"

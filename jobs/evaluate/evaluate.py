@@ -25,11 +25,11 @@ from jobs.evaluate.report import (
 )
 from jobs.evaluate.slices import check_name, labels_of, sorted_labels
 from jobs.results.read import Annotations, Row, Selection, read_annotations, read_questions
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.parquet import write_json
 from pipeline.storage.storage import Storage
 from schemas.errors import UserError
 from schemas.extras import install_command
+from schemas.shown import redact_uri
 from schemas.task import AnswerStatus
 
 _READ = (

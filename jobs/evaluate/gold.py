@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,15 @@ import pyarrow as pa
 
 from jobs.evaluate.metrics import METRICS, Metric
 from jobs.results.read import parquet_files
-from pipeline.manifest.formats import Problems, Rows, joined_rows, parquet_rows, reader_for
+from pipeline.manifest.formats.parquet import parquet_rows
+from pipeline.manifest.formats.readers import joined_rows, reader_for
+from pipeline.manifest.formats.rows import Problems, Rows
 from pipeline.manifest.items import media_item
 from pipeline.manifest.uris import base_uri, parent_folder
 from pipeline.manifest.values import RowError, brief
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
 from schemas.errors import UserError
+from schemas.shown import redact_uri
 
 _SPAN = ("start_seconds", "end_seconds")
 _TABLE_COLUMNS = frozenset({"media", "sampling", "responses", "timings", "error", "attributes"})
@@ -66,23 +69,25 @@ def read_gold(uri: str, storage: Storage, metrics: Mapping[str, Metric] = METRIC
     Raises:
         UserError: gold is missing or broken, or has no task column, no rows or invalid rows.
     """
-    rows, base = _read(uri, storage)
-    tasks = [task for task in metrics if task in rows.columns]
-    if not tasks:
-        raise UserError(
-            f"{redact_uri(uri)} has no task column; its columns: "
-            f"{', '.join(rows.columns) or 'none'}; name gold's columns as the table's: "
-            f"{', '.join(metrics)}"
-        )
-    _check_recipes(rows.values, redact_uri(uri))
     judging: list[GoldRow] = []
-    problems = Problems(redact_uri(uri))
-    for place, row in zip(rows.places, rows.values, strict=True):
-        try:
-            if any(row.get(task) is not None for task in tasks):
-                judging.append(_gold_row(place, row, {t: metrics[t] for t in tasks}, base))
-        except RowError as error:
-            problems.add(place, str(error))
+    problems, recipe_of, num_rows = Problems(redact_uri(uri)), dict[str, str](), 0
+    with _open(uri, storage) as (rows, base):
+        tasks = [task for task in metrics if task in rows.columns]
+        if not tasks:
+            raise UserError(
+                f"{redact_uri(uri)} has no task column; its columns: "
+                f"{', '.join(rows.columns) or 'none'}; name gold's columns as the table's: "
+                f"{', '.join(metrics)}"
+            )
+        of_tasks = {task: metrics[task] for task in tasks}
+        for place, row in rows.read():
+            num_rows += 1
+            _check_recipe(row, recipe_of, redact_uri(uri))
+            try:
+                if any(row.get(task) is not None for task in tasks):
+                    judging.append(_gold_row(place, row, of_tasks, base))
+            except RowError as error:
+                problems.add(place, str(error))
     problems.check(len(judging))
     if not judging:
         raise UserError(
@@ -92,27 +97,26 @@ def read_gold(uri: str, storage: Storage, metrics: Mapping[str, Metric] = METRIC
     columns = [column for column in rows.columns if column not in known]
     return Gold(
         rows=judging,
-        num_rows=len(rows.values),
+        num_rows=num_rows,
         tasks=[task for task in tasks if any(task in row.answers for row in judging)],
         columns=columns,
         metrics=metrics,
     )
 
 
-def _check_recipes(rows: Iterable[Mapping[str, Any]], name: str) -> None:
-    """Refuse a table with rows of several recipes about one unit."""
-    recipe_of: dict[str, str] = {}
-    for row in rows:
-        unit, recipe = row.get("unit_id") or row.get("media_id"), row.get("recipe_id")
-        if isinstance(unit, str) and recipe and recipe_of.setdefault(unit, recipe) != recipe:
-            raise UserError(
-                f"{name} has rows of several recipes about the unit {unit}, but gold has one "
-                "answer for each unit: write the rows of one run to a file"
-            )
+def _check_recipe(row: Mapping[str, Any], recipe_of: dict[str, str], name: str) -> None:
+    """Refuse a table with rows of several recipes about one unit. recipe_of: by unit, so far."""
+    unit, recipe = row.get("unit_id") or row.get("media_id"), row.get("recipe_id")
+    if isinstance(unit, str) and recipe and recipe_of.setdefault(unit, recipe) != recipe:
+        raise UserError(
+            f"{name} has rows of several recipes about the unit {unit}, but gold has one answer "
+            "for each unit: write the rows of one run to a file"
+        )
 
 
-def _read(uri: str, storage: Storage) -> tuple[Rows, str]:
-    """Return gold's rows, and the folder that its relative uris are relative to."""
+@contextmanager
+def _open(uri: str, storage: Storage) -> Iterator[tuple[Rows, str]]:
+    """Give gold's rows, and the folder that its relative uris are relative to."""
     is_lines = re.search(r"\.(jsonl|ndjson)(\.gz)?\Z", uri, re.IGNORECASE)
     files = [uri] if is_lines else parquet_files(uri, storage)
     if not files:
@@ -120,18 +124,18 @@ def _read(uri: str, storage: Storage) -> tuple[Rows, str]:
             f"there is no gold {redact_uri(uri)}; give a .parquet or .jsonl file, or a folder of "
             "Parquet files"
         )
-    if files != [uri]:
-        parts = [_read_file(file, storage) for file in files]
-        return joined_rows(files, parts), base_uri(uri, storage)
-    return _read_file(uri, storage), parent_folder(base_uri(uri, storage))
-
-
-def _read_file(uri: str, storage: Storage) -> Rows:
-    try:
-        content = storage.read_bytes(uri)
-    except FileNotFoundError:
-        raise UserError(f"there is no gold {redact_uri(uri)}") from None
-    return (reader_for(uri) or parquet_rows)(content, redact_uri(uri))
+    with ExitStack() as stack:
+        parts = []
+        for file in files:
+            try:
+                copy = stack.enter_context(storage.local_copy(file))
+            except FileNotFoundError:
+                raise UserError(f"there is no gold {redact_uri(file)}") from None
+            parts.append((reader_for(file) or parquet_rows)(copy, redact_uri(file)))
+        if files != [uri]:
+            yield joined_rows(files, parts, redact_uri(uri)), base_uri(uri, storage)
+        else:
+            yield parts[0], parent_folder(base_uri(uri, storage))
 
 
 def _gold_row(place: str, row: dict[str, Any], metrics: Mapping[str, Metric], base: str) -> GoldRow:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.evaluate.gold import GoldRow
 from jobs.results.read import Annotations, Row
-from pipeline.manifest.formats import Problems
+from pipeline.manifest.formats.rows import Problems
 from schemas.errors import UserError
 from schemas.tables.unit import UnitStatus
 from schemas.task import AnswerStatus

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.console.progress import print_summary
-from jobs.console.text import printable
 from jobs.evaluate.figures import ERROR_RATES, OUT_OF_100, Figure
 from schemas.errors import UserError
+from schemas.shown import one_line, printable
 
 SCHEMA_VERSION = 1
 """Version of the JSON: raised when a key changes its meaning or is removed."""
@@ -152,7 +152,7 @@ def print_report(report: Report, console: Console) -> None:
         for header in _header(found.whole):
             table.add_column(header, justify="right", no_wrap=True)
         for label, cells in _rows(found):
-            table.add_row(Text(_cut(printable(label).replace("\n", " "))), *cells)
+            table.add_row(Text(_cut(one_line(label))), *cells)
         console.print(table)
 
 

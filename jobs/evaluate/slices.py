@@ -7,8 +7,8 @@ from typing import Any
 
 from jobs.evaluate.match import Pair
 from jobs.results.read import attributes_of
-from pipeline.storage.errors import redact_uri
 from schemas.errors import UserError
+from schemas.shown import redact_text
 
 MEDIA_SLICES = ("media_type", "container", "codec", "resolution", "duration")
 """Slices by properties of the media; ``--by all`` means these five."""
@@ -62,7 +62,7 @@ def _label(name: str, pair: Pair, attributes: dict[str, Any]) -> str:
         value = media.get(name)
     else:
         value = pair.gold.columns.get(name, attributes.get(name))
-    text = NO_VALUE if value is None or value == "" else redact_uri(str(value))
+    text = NO_VALUE if value is None or value == "" else redact_text(str(value))
     return text.encode("utf-8", "replace").decode()  # an attribute may hold a lone surrogate
 
 

@@ -10,8 +10,8 @@ from jobs.evaluate.match import match_rows
 from jobs.evaluate.metrics import Metric, metrics_of
 from jobs.evaluate.report import Report
 from jobs.results.read import Annotations
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
+from schemas.shown import redact_uri
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs.console.output_path import absolute_uri, check_output
-from jobs.console.text import printable
 from jobs.export.boxes import coco, yolo
 from jobs.export.label_studio import gold_rows, label_studio
 from jobs.export.source import Files, Source, requested_labels
@@ -17,10 +16,10 @@ from jobs.export.subtitles import subtitles
 from jobs.export.training import conversations, huggingface, webdataset
 from jobs.results.frames import planned_sources, run_decoder
 from jobs.results.read import Selection, output_and_run, read_annotations
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage, join
 from pipeline.tasks.registry import TASKS
 from schemas.errors import UserError
+from schemas.shown import one_line, redact_uri
 
 FORMATS: dict[str, Callable[[Source], Files]] = {
     "coco": coco,
@@ -81,7 +80,7 @@ def run(selection: Selection, form: str, output: str, storage: Storage, console:
         raise UserError(_nothing_to_export(form, source))
     console.print(Text(f"{num_files:,} files: {redact_uri(folder)}"), soft_wrap=True)
     for remark in source.remarks:
-        console.print(Text(printable(remark)), soft_wrap=True)
+        console.print(Text(one_line(remark)), soft_wrap=True)
     _print_skipped(source, console)
 
 
@@ -110,7 +109,7 @@ def _print_skipped(source: Source, console: Console) -> None:
     for reason, count in reasons.most_common(_MAX_REASONS):
         more = f", such as {example[reason]}" if example[reason] else ""
         line = f"  {count:,}: {reason[:160]}{more}"
-        console.print(Text(printable(line)), soft_wrap=True)
+        console.print(Text(one_line(line)), soft_wrap=True)
     if len(reasons) > _MAX_REASONS:
         console.print(f"  and {len(reasons) - _MAX_REASONS:,} more reasons")
 

@@ -8,10 +8,11 @@ from typing import Any
 from jobs.console.json_values import json_text
 from jobs.export.source import Files, Source
 from jobs.results.read import Row
-from pipeline.storage.errors import redact_uri
+from pipeline.storage.parquet import parse_json
 from pipeline.storage.storage import Storage
 from pipeline.tasks.registry import TASKS
 from schemas.errors import UserError
+from schemas.shown import redact_uri
 from schemas.task import MetricKind
 
 _NOT_XML = re.compile(r"[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -171,7 +172,7 @@ def gold_rows(uri: str, storage: Storage) -> list[dict[str, Any]]:
         UserError: the file is missing, or is not an export of tasks that ``label_studio`` wrote.
     """
     try:
-        tasks = json.loads(storage.read_bytes(uri))
+        tasks = parse_json(storage.read_bytes(uri))
         return [_gold(task) for task in tasks if _last_annotation(task)]
     except FileNotFoundError:
         raise UserError(f"there is no file {redact_uri(uri)}") from None

@@ -68,7 +68,7 @@ def _name(uri: str) -> str:
 
 
 def _is_url(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
+    return uri.lower().startswith(("http://", "https://"))
 
 
 def _path(uri: str) -> str:

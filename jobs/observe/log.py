@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipeline.storage.storage import Storage, join
+from schemas.shown import redact_text
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +29,9 @@ class JsonFormatter(logging.Formatter):
         if record.name == __name__:
             return record.getMessage()
         found = {"time": _time(record.created), "event": "log", "level": record.levelname.lower()}
-        found |= {"logger": record.name, "message": record.getMessage()}
+        found |= {"logger": record.name, "message": redact_text(record.getMessage())}
         if record.exc_info:
-            found["exception"] = self.formatException(record.exc_info)
+            found["exception"] = redact_text(self.formatException(record.exc_info))
         return json.dumps(found)
 
 
@@ -69,7 +70,9 @@ class RunLog:
     ) -> None:
         """Write the last lines; an error that ended the run is one of them."""
         if error is not None:
-            self.write("run_stopped", type=type(error).__name__, message=str(error)[:2000])
+            self.write(
+                "run_stopped", type=type(error).__name__, message=redact_text(str(error))[:2000]
+            )
         self._flush()
 
     def write(self, event: str, **fields: Any) -> None:

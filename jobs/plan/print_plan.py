@@ -7,10 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console.text import printable
 from jobs.plan.open_job import JobContext
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import join
+from schemas.shown import one_line, redact_uri
 from schemas.tables.unit import UnitStatus
 
 _MAX_PROBLEMS = 20
@@ -19,7 +18,7 @@ _MAX_PROBLEMS = 20
 def print_left_out(context: JobContext, console: Console) -> None:
     """Print what the listing of a folder left out, a line for each reason."""
     for line in context.left_out:
-        console.print(Text(printable(f"left out: {line}")), soft_wrap=True)
+        console.print(Text(one_line(f"left out: {line}")), soft_wrap=True)
 
 
 def print_plan(
@@ -45,7 +44,7 @@ def print_plan(
         uri, message = redact_uri(unit["uri"]), unit["error"]["message"]
         where = "" if message.startswith(uri) else f"{uri}: "
         line = f"  {unit['error']['type']}: {where}{message}"
-        console.print(Text(printable(line)), soft_wrap=True)
+        console.print(Text(one_line(line)), soft_wrap=True)
     if (more := problems.num_rows - _MAX_PROBLEMS) > 0:
         where = "" if dry_run else ", in the plan's `error` column"
         console.print(f"  ... and {more:,} more{where}")

@@ -21,12 +21,12 @@ from jobs.cost.rates import Rates
 from pipeline.output.rows import RunKey
 from pipeline.output.run_file import is_run_id, not_a_run_file, read_run_file, run_folder
 from pipeline.plan.recipe import differences, recipe_id, recipe_ids
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.parquet import write_json
 from pipeline.storage.storage import Storage, join
 from pipeline.workers.code_version import code_digest
 from schemas.errors import JobFileError
 from schemas.job.job import Job
+from schemas.shown import redact_uri
 from schemas.tables.annotation import SCHEMA_VERSION, RecipeIds
 
 _PACKAGES = ("reelscribe", "ray", "torch", "transformers", "torchcodec", "av", "pillow", "pyarrow")

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from pipeline.manifest.messages import split_messages
 from pipeline.output.table import ids_in
-from pipeline.storage.errors import redact_uri
+from schemas.shown import redact_uri
 from schemas.tables.manifest import MediaItem
 from schemas.tables.unit import UNIT
 

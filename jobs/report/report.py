@@ -38,10 +38,10 @@ from jobs.results.frames import (
     seen_parts,
 )
 from jobs.results.read import Row, Selection, output_and_run, read_annotations
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage, join
 from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.errors import StorageError, UnitError, UserError
+from schemas.shown import redact_uri
 from schemas.tables.media import Part
 
 PAGE = Path(__file__).parent / "page"

@@ -13,14 +13,13 @@ from rich.text import Text
 
 from jobs.console.output_path import absolute_uri, check_output
 from jobs.console.progress import print_summary
-from jobs.console.text import printable
 from jobs.report.units import facts
 from jobs.results.frames import decode_again, planned_sources, run_decoder, seen_parts
 from jobs.results.read import Row, Selection, read_annotations
 from pipeline.media.frames import Pixels
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage, join
 from schemas.errors import UnitError, UserError
+from schemas.shown import one_line, printable, redact_uri
 
 _MAX_NAMES = 5
 _GAP = 8
@@ -118,9 +117,7 @@ def _id_and_place(row: Row) -> str:
 
 
 def _print(row: Row, console: Console) -> None:
-    print_summary(
-        console, printable(redact_uri(row["uri"])), [("status", row["status"]), *facts(row)]
-    )
+    print_summary(console, redact_uri(row["uri"]), [("status", row["status"]), *facts(row)])
     if error := row["error"]:
         _print_block(console, f"{error['type']} at {error['stage']}", error["message"])
     for answer in row["responses"]:
@@ -132,7 +129,7 @@ def _print(row: Row, console: Console) -> None:
         note = f", {answer['note']}" if answer["note"] else ""
         console.print()
         head = Text.assemble((answer["task"], "bold"), f"  {answer['status']}{tokens}{note}")
-        console.print(Text(printable(head.plain), spans=head.spans), soft_wrap=True)
+        console.print(Text(one_line(head.plain), spans=head.spans), soft_wrap=True)
         _print_block(console, "prompt", answer["prompt"])
         _print_block(console, "reasoning", answer["reasoning"])
         _print_block(console, "raw answer", answer["raw_text"])

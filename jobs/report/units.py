@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 from jobs.evaluate.unit_scores import Scored
 from jobs.results.read import Row, attributes_of
-from pipeline.storage.errors import redact_uri
 from pipeline.tasks.columns import draw, questions_by_name
 from pipeline.tasks.registry import TASKS
 from schemas.errors import ErrorType
+from schemas.shown import redact_text
 from schemas.task import Drawing, Question
 
 _SEARCHED_CHARS = 1000
@@ -140,7 +140,7 @@ def facts(row: Row) -> list[tuple[str, str]]:
         found.append(("bytes read", f"{seconds['bytes_read']:,}"))
     found += [("run", row["run_id"]), ("recipe", row["recipe_id"])]
     attributes = attributes_of(row).items()
-    found += [(f"attribute {key}", redact_uri(str(value))) for key, value in attributes]
+    found += [(f"attribute {key}", redact_text(str(value))) for key, value in attributes]
     return [(name, str(value)) for name, value in found if value not in (None, "")]
 
 
@@ -231,7 +231,7 @@ def _events(drawings: Mapping[str, Drawing]) -> list[dict[str, Any]]:
 
 def href(uri: str) -> str | None:
     """Return a url of the original for a browser; None if there is none."""
-    if uri.startswith(("https://", "http://")):
+    if uri.lower().startswith(("https://", "http://")):
         return None if "?..." in uri else uri
     if uri.startswith("/"):
         return "file://" + quote(uri)

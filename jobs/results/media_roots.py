@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.storage.errors import redact_uri
 from schemas.errors import UserError
+from schemas.shown import redact_uri
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.console.json_values import json_text, json_values
-from jobs.console.text import printable
+from schemas.shown import one_line, printable
 
 _FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠](?!\d*(?:\.\d+)?\Z)")
 """Begins of formulas in Excel, LibreOffice and Google Sheets; a number is none."""
@@ -79,9 +79,9 @@ def print_table(rows: QueryRows, console: Console) -> None:
 
     Long texts are cut.
     """
-    names = [printable(name) for name in rows.names]
+    names = [one_line(name) for name in rows.names]
     found = [
-        [_cut(printable(_text(value))) for value in row] for row in islice(rows, _SHOWN_ROWS + 1)
+        [_cut(one_line(_text(value))) for value in row] for row in islice(rows, _SHOWN_ROWS + 1)
     ]
     shown = found[:_SHOWN_ROWS]
     if not shown:

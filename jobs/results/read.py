@@ -18,12 +18,12 @@ from jobs.results.media_roots import MediaRoots
 from jobs.results.recipes import choose_recipes, creation_time, run_file_of
 from pipeline.output.rows import ANNOTATION
 from pipeline.output.table import a_file_of_each_recipe, check_rows, ids_in
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.parquet import read_parquet, read_schema
 from pipeline.storage.storage import Storage, join
 from pipeline.tasks.columns import named_columns, questions_by_name
 from pipeline.tasks.registry import TASKS
 from schemas.errors import UserError
+from schemas.shown import redact_uri
 from schemas.task import Question
 
 Row = dict[str, Any]

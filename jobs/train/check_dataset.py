@@ -19,7 +19,6 @@ from jobs.train.box_units import BoxUnit, add_problems
 from jobs.train.check_report import DataSet, print_report, write_lines, write_report
 from jobs.train.job_checks import check_model, with_absolute_paths
 from pipeline.manifest.uris import resolve_uri, without_slash
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
 from pipeline.training.answer_boxes import pixels_to_1000
 from pipeline.training.check import Checked, Work, build_check
@@ -30,6 +29,7 @@ from pipeline.training.sample import group_by_media
 from schemas.conversation import Conversation, DataProblem
 from schemas.errors import UserError
 from schemas.job.finetune import DataSpec, FinetuneJob, load_finetune_job
+from schemas.shown import redact_uri
 
 _JSON = (".json", ".jsonl", ".ndjson")
 

@@ -16,14 +16,13 @@ from rich.text import Text
 
 from jobs.console.output_path import absolute_uri
 from jobs.console.progress import print_summary
-from jobs.console.text import printable
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import Storage
 from pipeline.training.check import Checked, Work
 from pipeline.training.examples import Example
 from schemas.conversation import DataProblem
 from schemas.job.finetune import DataSpec
+from schemas.shown import one_line, redact_uri
 
 _SHOWN_PROBLEMS = 20
 _REPORT = pa.schema([(name, pa.string()) for name in ("data_set", "origin", "type", "message")])
@@ -74,13 +73,13 @@ def print_report(data_sets: Sequence[DataSet], console: Console) -> None:
     for name in right:
         grid.add_column(name, justify="right")
     for data in data_sets:
-        grid.add_row(Text(printable(data.name)), *_figures([data]))
+        grid.add_row(Text(one_line(data.name)), *_figures([data]))
     if len(data_sets) > 1:
         grid.add_row("all", *_figures(data_sets), style="bold")
     console.print(grid)
     for data in data_sets:
         if data.note:
-            line = Text(printable(f"{data.name}: {data.note}"), style="yellow")
+            line = Text(one_line(f"{data.name}: {data.note}"), style="yellow")
             console.print(line, soft_wrap=True)
     problems = [(data, problem) for data in data_sets for problem in data.problems]
     if not problems:
@@ -103,7 +102,7 @@ def print_report(data_sets: Sequence[DataSet], console: Console) -> None:
     found.add_column("problem", no_wrap=True)
     found.add_column("what is wrong", overflow="fold")
     for row, problem in rows:
-        found.add_row(*(Text(printable(text)) for text in (row, problem.type, problem.message)))
+        found.add_row(*(Text(one_line(text)) for text in (row, problem.type, problem.message)))
     console.print(found)
     if (more := len(problems) - _SHOWN_PROBLEMS) > 0:
         console.print(f"  ... and {more:,} more; --report FILE.jsonl writes all")

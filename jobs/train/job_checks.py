@@ -11,6 +11,7 @@ from typing import Any
 from jobs.console.output_path import absolute_uri
 from jobs.plan.runs import redact_uris
 from pipeline.model.checkpoint import inspect_checkpoint
+from pipeline.storage.parquet import read_json
 from pipeline.storage.storage import Storage, join
 from pipeline.training.sample import Group
 from schemas.errors import JobFileError
@@ -123,7 +124,7 @@ def check_same_job(job: FinetuneJob, digest: str, storage: Storage) -> None:
     before = None
     if storage.list_files(join(job.output, "checkpoints"), "*/*"):
         with suppress(FileNotFoundError):
-            before = json.loads(storage.read_bytes(uri))
+            before = read_json(uri, storage)
     if before is None:
         storage.write_bytes(uri, json.dumps(spec, indent=2).encode())
         return

@@ -9,12 +9,12 @@ from typing import Any
 from rich.console import Console
 
 from jobs.console.progress import duration
-from jobs.console.text import printable
 from jobs.train.worker import is_local, train_worker
 from pipeline.training.sample import TrainingData
 from pipeline.workers.code_version import code_digest
 from schemas.errors import ResourceError, UserError
 from schemas.job.finetune import FinetuneJob
+from schemas.shown import one_line, printable, redact_text
 
 MAX_FAILURES = 3
 """Failures of workers, such as a lost machine, after which one command continues the training."""
@@ -89,13 +89,13 @@ def train_on_ray(job: FinetuneJob, data: TrainingData, console: Console) -> None
                 raise ResourceError(
                     f"{workers} could not be started. If another job uses the cluster, wait until "
                     "it ends; then run this again, and it resumes from its last checkpoint. "
-                    f"Ray's message: {printable(str(error))}"
+                    f"Ray's message: {printable(redact_text(str(error)))}"
                 ) from None
             except TrainingFailedError as error:
                 cause = _cause(error)
                 if isinstance(cause, UserError) or not num_left:
                     raise cause from None
-                reason = printable((str(cause).strip() or repr(cause)).splitlines()[-1])
+                reason = one_line(redact_text((str(cause).strip() or repr(cause)).splitlines()[-1]))
                 message = f"a worker failed; continuing from the last checkpoint: {reason}"
                 console.print(message, markup=False)
     finally:

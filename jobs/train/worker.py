@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.storage.storage import Storage, join
 from pipeline.workers.code_version import check_code
 from schemas.job.finetune import FinetuneJob
+from schemas.shown import log_shown
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -27,6 +28,7 @@ def train_worker(config: dict[str, Any]) -> None:
     from pipeline.training.load import export
     from pipeline.training.train import WorkerFolders, make_trainer
 
+    log_shown()
     check_code(config["code"])
     job, data = ray.get(config["inputs"][0])
     queue, rank = config["queue"], ray.train.get_context().get_world_rank()

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.manifest.existing_rows import batches, flat, read_listing, read_rows
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
 from schemas.errors import TRANSIENT
+from schemas.shown import redact_uri
 from schemas.tables.annotation import RecipeIds
 from schemas.tables.listing import LISTING, MAX_AHEAD_SECONDS
 from schemas.tables.manifest import MediaItem

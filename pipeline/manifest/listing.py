@@ -11,11 +11,11 @@ from urllib.parse import unquote_to_bytes
 
 from fsspec.utils import glob_translate
 
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.listing import PassedOver, is_missing, listed_root
 from pipeline.storage.protocols import is_local, is_utf8, uri_of_path
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError
+from schemas.shown import redact_uri
 from schemas.tables.manifest import MediaItem, default_media_id, guess_media_type
 
 HIDDEN = "hidden files (a dot in front of their name or folder)"

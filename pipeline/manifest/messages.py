@@ -68,15 +68,19 @@ def split_messages(messages: str) -> tuple[str, tuple[MediaItem, ...]]:
     media: list[MediaItem] = []
     for turn in turns:
         content: list[dict[str, Any]] = []
+        texts: list[list[str]] = []  # of each part of text
         for part in turn["content"]:
             if part["type"] != "text":
                 content.append({"type": part["type"]})
                 media.append(_item(part))
             elif content and content[-1]["type"] == "text":
-                # Joined before special tokens are escaped: "<" and "|im_end|>" alone look harmless.
-                content[-1]["text"] += part["text"]
+                texts[-1].append(part["text"])
             else:
                 content.append(part)
+                texts.append([part["text"]])
+        # Joined before special tokens are escaped: "<" and "|im_end|>" alone look harmless.
+        for part, found in zip((p for p in content if p["type"] == "text"), texts, strict=True):
+            part["text"] = "".join(found)
         # Templates expect plain text in the other turns.
         turn["content"] = content if turn["role"] == "user" else content[0]["text"]
     return json.dumps(turns, ensure_ascii=False), tuple(media)

@@ -12,16 +12,22 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
-from pipeline.manifest.formats import Problems, Rows, joined_rows, parquet_rows, reader_for
+from pipeline.manifest.distinct import Distinct, Source, Span, source_of, span_of
+from pipeline.manifest.formats.parquet import parquet_rows
+from pipeline.manifest.formats.readers import joined_rows, reader_for
+from pipeline.manifest.formats.rows import Problems, Rows
 from pipeline.manifest.items import conversation_item, media_item
 from pipeline.manifest.listing import is_hidden
 from pipeline.manifest.uris import base_uri, parent_folder
 from pipeline.manifest.values import RowError
-from pipeline.storage.errors import redact_uri
+from pipeline.storage.protocols import is_https
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError
+from schemas.shown import redact_uri
 from schemas.tables.manifest import MANIFEST, MediaItem, guess_media_type
 
 logger = logging.getLogger(__name__)
@@ -38,50 +44,102 @@ _ALIASES = {
 }
 """Common wrong names of columns, which difflib does not find."""
 
+_MAX_SHARED = 64
+"""Attributes that are kept, to be shared by the rows that have the same."""
+
 _LIKE_URI = re.compile(r"ur[il]|path|file|src|source|location|key|media|image|video", re.IGNORECASE)
 
 
 def read_manifest(uri: str, storage: Storage) -> list[MediaItem]:
-    """Read and check a manifest. One image or video in its place is a manifest of one row.
-
-    Relative uris start at the manifest's folder. A column whose name is nearly that of a
-    known one is logged as a warning.
+    """Read and check a manifest as ``manifest_items`` does, as a whole.
 
     Raises:
         ManifestError: the manifest is missing, broken or empty, or has wrong rows; says which.
         StorageError: the storage refused or failed.
     """
-    rows, base = _read_rows(uri, storage)
+    return list(manifest_items(uri, storage))
+
+
+def manifest_items(uri: str, storage: Storage) -> Iterator[MediaItem]:
+    """Read and check a manifest. One image or video in its place is a manifest of one row.
+
+    Relative uris start at the manifest's folder. A column whose name is nearly that of a
+    known one is logged as a warning.
+
+    Memory does not grow with the manifest, but for 24 bytes a row. Wrong rows are left out, and an
+    error follows after the last row: the items are good only then.
+
+    Raises:
+        ManifestError: the manifest is missing, broken or empty, or has wrong rows; says which.
+        StorageError: the storage refused or failed.
+    """
     name = redact_uri(uri)
-    further = _check_columns(rows.columns, name)
-    if not rows.values:
-        raise ManifestError(f"{name} has no rows; write one for each media item")
-    items: list[MediaItem] = []
-    problems = Problems(name)
-    sources: dict[str, tuple[str, tuple[str, ...], str | None]] = {}
-    spans: dict[tuple[str, float | None, float | None], str] = {}
-    for place, row in zip(rows.places, rows.values, strict=True):
+    with _open_rows(uri, storage) as (rows, base):
+        further = _check_columns(rows.columns, name)
+        problems, distinct, num_good = Problems(name), Distinct(), 0
+        texts: dict[str, str] = {}
+        for place, row in rows.read():
+            try:
+                item = _item(row, further, base)
+            except RowError as error:
+                problems.add(place, str(error))
+                continue
+            distinct.add(item)
+            num_good += 1
+            yield _sharing(item, texts)
+        if repeated := distinct.repeated():
+            problems, num_good = _compare(rows, repeated, (name, further, base))
+        problems.check(num_good)
+        if not num_good:
+            raise ManifestError(f"{name} has no rows; write one for each media item")
+
+
+def _item(row: dict[str, Any], further: list[str], base: str) -> MediaItem:
+    make_item = conversation_item if row.get("messages") else media_item
+    return make_item(row, further, base)
+
+
+def _sharing(item: MediaItem, texts: dict[str, str]) -> MediaItem:
+    """The item with the attributes of an earlier one, if they are the same."""
+    if item.attributes is None:
+        return item
+    shared = texts.setdefault(item.attributes, item.attributes)
+    if len(texts) > _MAX_SHARED:
+        texts.clear()
+    return item if shared is item.attributes else dataclasses.replace(item, attributes=shared)
+
+
+def _compare(
+    rows: Rows, repeated: set[int], context: tuple[str, list[str], str]
+) -> tuple[Problems, int]:
+    """Read again, and compare the rows whose ids are among the repeated ones.
+
+    Returns all problems, and the number of the other rows.
+    """
+    name, further, base = context
+    problems, num_good = Problems(name), 0
+    sources: dict[str, Source] = {}
+    spans: dict[Span, str] = {}
+    for place, row in rows.read():
         try:
-            make_item = conversation_item if row.get("messages") else media_item
-            item = make_item(row, further, base)
-            source = (item.uri, item.frames, item.messages)
-            if sources.setdefault(item.media_id, source) != source:
-                other = redact_uri(sources[item.media_id][0]) or "other messages"
-                raise RowError(
-                    f"media_id {item.media_id!r} is also that of {other}; "
-                    "give each uri and each conversation its own media_id"
-                )
-            span = (item.media_id, item.start_seconds, item.end_seconds)
-            first = spans.setdefault(span, place)
-            if first != place:
-                what = "messages" if item.messages else f"time span of {redact_uri(item.uri)}"
-                raise RowError(f"the same {what} as {first}; remove one")
+            item = _item(row, further, base)
+            if Distinct.has(repeated, item):
+                source, span = source_of(item), span_of(item)
+                if sources.setdefault(item.media_id, source) != source:
+                    other = redact_uri(sources[item.media_id][0]) or "other messages"
+                    raise RowError(
+                        f"media_id {item.media_id!r} is also that of {other}; "
+                        "give each uri and each conversation its own media_id"
+                    )
+                first = spans.setdefault(span, place)
+                if first != place:
+                    what = "messages" if item.messages else f"time span of {redact_uri(item.uri)}"
+                    raise RowError(f"the same {what} as {first}; remove one")
         except RowError as error:
             problems.add(place, str(error))
         else:
-            items.append(item)
-    problems.check(len(items))
-    return items
+            num_good += 1
+    return problems, num_good
 
 
 def manifest_digest(items: Iterable[MediaItem]) -> str:
@@ -124,31 +182,40 @@ class ManifestDigest:
         return f"{self._sum % (1 << 256):064x}"
 
 
-def _read_rows(uri: str, storage: Storage) -> tuple[Rows, str]:
-    """Return the rows, and the folder where relative uris start."""
+@contextmanager
+def _open_rows(uri: str, storage: Storage) -> Iterator[tuple[Rows, str]]:
+    """Give the rows, and the folder where relative uris start."""
     if guess_media_type(uri) is not None and not os.path.isdir(uri):
         base = base_uri(uri, storage)
-        return Rows(columns=["uri"], values=[{"uri": base}], places=["the file"]), base
+        yield Rows(columns=["uri"], read=lambda: iter([("the file", {"uri": base})])), base
+        return
     name = redact_uri(uri)
-    is_web = uri.startswith(("http://", "https://"))
+    is_web = is_https(uri)
     read = reader_for(re.split(r"[?#]", uri)[0] if is_web else uri)
     # Spark writes a folder of files that is itself named manifest.parquet.
     if read in (None, parquet_rows) and not is_web:
         listed = storage.list_files(uri, "**/*.parquet")
         files = [file["uri"] for file in listed if not is_hidden(file["name"], (".", "_"))]
         if files:
-            parts = [parquet_rows(storage.read_bytes(file), redact_uri(file)) for file in files]
-            return joined_rows(files, parts), base_uri(uri, storage)
+            with ExitStack() as stack:
+                copies = [stack.enter_context(storage.local_copy(file)) for file in files]
+                parts = [
+                    parquet_rows(copy, redact_uri(file))
+                    for copy, file in zip(copies, files, strict=True)
+                ]
+                yield joined_rows(files, parts, name), base_uri(uri, storage)
+            return
     if read is None:
         raise ManifestError(
             f"{name} is not a manifest: no Parquet files are below it, and it has none of the "
             f"extensions {FORMATS}. To annotate a folder of media, use input.scan"
         )
-    try:
-        content = storage.read_bytes(uri)
-    except FileNotFoundError:
-        raise ManifestError(f"there is no manifest {name}") from None
-    return read(content, name), parent_folder(base_uri(uri, storage))
+    with ExitStack() as stack:
+        try:
+            copy = stack.enter_context(storage.local_copy(uri))
+        except FileNotFoundError:
+            raise ManifestError(f"there is no manifest {name}") from None
+        yield read(copy, name), parent_folder(base_uri(uri, storage))
 
 
 def _check_columns(columns: list[str], name: str) -> list[str]:

@@ -10,8 +10,9 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 
 from pipeline.manifest.existing import ExistingMedia
+from pipeline.manifest.kept import Kept, free_bytes
 from pipeline.manifest.listing import LeftOut, as_items, media_pages, scope
-from pipeline.manifest.read import ManifestDigest, manifest_digest, read_manifest
+from pipeline.manifest.read import ManifestDigest, manifest_digest, manifest_items
 from pipeline.storage.storage import Storage
 from schemas.errors import JobFileError
 from schemas.job.job import Input
@@ -52,9 +53,13 @@ def select(spec: Input, storage: Storage, open_existing: Callable[[], ExistingMe
         UserError: the manifest or listing is wrong, or the storage failed.
     """
     left_out = LeftOut()
+    kept = Kept(free_bytes() // 2)
     listed = _sampled(_listed(spec, storage, left_out), spec.sample)
     if not spec.only_new:
-        items = list(itertools.islice(listed, spec.limit))
+        items = kept.added(itertools.islice(listed, spec.limit))
+        if spec.manifest is not None:
+            for _ in listed:  # what is after the limit is checked too
+                pass
         lines = tuple(left_out.lines())
         return Selection(items=items, digest=manifest_digest(items), left_out=lines)
     items, digest, num_listed, num_new = [], ManifestDigest(), 0, 0
@@ -66,7 +71,7 @@ def select(spec: Input, storage: Storage, open_existing: Callable[[], ExistingMe
             new, changed = existing.new_items(batch)
             num_listed, num_new = num_listed + len(batch), num_new + len(new)
             room = len(new) if spec.limit is None else spec.limit - len(items)
-            items += new[:room]
+            items += kept.added(new[:room])
             changes.append(changed)
         if spec.marks_gone:  # the listing ended without an error
             changes.append(existing.gone(*_scope(spec, storage)))
@@ -90,7 +95,7 @@ def _scope(spec: Input, storage: Storage) -> tuple[tuple[str, ...], Callable[[st
 def _listed(spec: Input, storage: Storage, left_out: LeftOut) -> Iterator[MediaItem]:
     """Yield the items of the manifest, or of the listing page by page."""
     if spec.manifest is not None:
-        yield from read_manifest(spec.manifest, storage)
+        yield from manifest_items(spec.manifest, storage)
         return
     assert spec.scan is not None
     since = since_time(spec.since, datetime.now(UTC)) if spec.since else None

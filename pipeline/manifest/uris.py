@@ -4,7 +4,7 @@ import os
 import posixpath
 import re
 
-from pipeline.storage.protocols import uri_of_path
+from pipeline.storage.protocols import is_https, uri_of_path
 from pipeline.storage.storage import Storage
 
 _PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
@@ -55,6 +55,6 @@ def base_uri(uri: str, storage: Storage) -> str:
 def parent_folder(uri: str) -> str:
     """The folder of a file, where its relative uris start."""
     protocol = _protocol_prefix(uri)
-    if protocol in ("http://", "https://"):
+    if is_https(uri):
         uri = re.split(r"[?#]", uri)[0]
     return protocol + uri.removeprefix(protocol).rpartition("/")[0]

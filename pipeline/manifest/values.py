@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 from pipeline.storage.protocols import is_utf8
+from schemas.shown import redact_text
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
@@ -131,5 +132,5 @@ def _json_value(value: Any) -> Any:
 
 def brief(value: Any) -> str:
     """Return a value's text for a message, cut to 80 characters."""
-    text = repr(value)
+    text = redact_text(repr(value))  # before it is cut, which could leave half of an address
     return text if len(text) <= 80 else f"{text[:80]}..."

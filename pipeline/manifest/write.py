@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError
+from schemas.shown import redact_uri
 from schemas.tables.manifest import MANIFEST, MediaItem, default_media_id
 
 

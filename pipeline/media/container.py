@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Any, BinaryIO, NamedTuple
 
 import av
+from av.codec.codec import UnknownCodecError
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -63,7 +64,8 @@ def open_video(media: MediaFile) -> Iterator[tuple[InputContainer, VideoStream]]
     """Open a container and its first video stream that is not cover art.
 
     Raises:
-        UnitError: FFmpeg does not know the container, it is broken, or it has no video stream.
+        UnitError: FFmpeg does not know the container, it is broken, or it has no video stream, or
+            one that FFmpeg has no decoder for.
     """
     with ffmpeg_errors("the container cannot be opened"):
         media.file.seek(0)
@@ -79,6 +81,12 @@ def open_video(media: MediaFile) -> Iterator[tuple[InputContainer, VideoStream]]
         streams = [s for s in container.streams.video if not s.disposition & pictures]
         if not streams:
             raise UnitError(ErrorType.MEDIA_UNSUPPORTED, "the file has no video stream")
+        if (context := streams[0].codec_context) is None or context.codec is None:
+            raise UnitError(
+                ErrorType.MEDIA_UNSUPPORTED,
+                "FFmpeg has no decoder for the codec of the video stream; transcode it, for "
+                "instance to H.264",
+            )
         yield container, streams[0]
     finally:
         container.close()
@@ -91,7 +99,9 @@ def ffmpeg_errors(problem: str) -> Iterator[None]:
         yield
     except (av.error.FFmpegError, EOFError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UnitError(ErrorType.MEDIA_UNREADABLE, f"{problem}: {reason}") from error
+        is_unknown = isinstance(error, av.error.DecoderNotFoundError | UnknownCodecError)
+        kind = ErrorType.MEDIA_UNSUPPORTED if is_unknown else ErrorType.MEDIA_UNREADABLE
+        raise UnitError(kind, f"{problem}: {reason}") from error
 
 
 class SeekError(Exception):

@@ -20,11 +20,11 @@ from pipeline.media.frames import Frames, check_end, check_size, names_missing_b
 from pipeline.media.pyav import pyav_frames
 from pipeline.media.resize import is_deep
 from pipeline.media.torchcodec import torchcodec_frames, torchcodec_problem
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.ids import digest
 from pipeline.storage.media_file import MediaFile
 from pipeline.storage.storage import Storage
 from schemas.errors import ErrorType, UnitError
+from schemas.shown import redact_uri
 from schemas.tables.media import Media, Part, Sampling
 from schemas.tables.unit import Unit
 

@@ -162,7 +162,10 @@ def _check_weights(folder: Path) -> None:
     names = {path.name for path in folder.glob("*.safetensors")}
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names |= set(json.loads(index.read_text())["weight_map"].values())
+        try:
+            names |= set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(f"model.source: {index} cannot be read: {error!r}") from None
     if not names:
         raise ModelError(f"model.source: {folder} has no *.safetensors weights")
     for name in sorted(names):

@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.storage.errors import redact_uri
 from pipeline.tasks.columns import column_of
 from pipeline.tasks.parse import Answer, parse_raw
 from pipeline.tasks.registry import TASKS
+from schemas.shown import redact_uri
 from schemas.tables.annotation import RecipeIds, annotation_schema
 from schemas.tables.columns import to_row
 from schemas.tables.item import item_schema

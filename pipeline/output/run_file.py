@@ -7,7 +7,7 @@ each path to a run's files is made by ``run_folder``.
 import re
 from typing import Any
 
-from pipeline.storage.errors import redact_uri
+from schemas.shown import redact_uri
 from pipeline.storage.parquet import read_json
 from pipeline.storage.storage import Storage, join
 from schemas.errors import StorageError

@@ -8,6 +8,7 @@ from pipeline.storage.storage import Storage
 from pipeline.workers.code_version import check_code
 from schemas.errors import ErrorType, StorageError
 from schemas.job.job import Job
+from schemas.shown import log_shown
 from schemas.tables.annotation import RESPONSE, TIMINGS
 from schemas.tables.columns import from_table
 from schemas.tables.error import ERROR
@@ -40,6 +41,7 @@ class Commit:
     """Stage: ANSWERED in, one committed Parquet file and COMMITTED out."""
 
     def __init__(self, job: Job, key: RunKey, storage: Storage, code: str) -> None:
+        log_shown()
         check_code(code)
         self._output = job.output
         self._questions = {question.name: question for question in job.questions()}

@@ -11,6 +11,7 @@ from pipeline.stages.reask import ask_again
 from pipeline.workers.code_version import check_code
 from pipeline.workers.engine_guard import Guard
 from schemas.job.job import Job
+from schemas.shown import log_shown
 from schemas.tables.columns import from_table, to_table
 from schemas.tables.unit import ANSWERED, AnsweredUnit, PreparedUnit
 
@@ -26,6 +27,7 @@ class Generate:
 
     def __init__(self, job: Job, deaths: Any, code: str, cpus: float) -> None:
         """Load the engine. cpus: of the actor, the number of threads of an engine without a GPU."""
+        log_shown()
         check_code(code)
         self._num_threads = max(1, int(cpus))
         self._questions = {question.name: question for question in job.questions()}

@@ -9,6 +9,7 @@ from pipeline.storage.storage import Storage
 from pipeline.workers.child_process import Isolated
 from pipeline.workers.code_version import check_code
 from schemas.job.job import Job
+from schemas.shown import log_shown
 from schemas.tables.columns import to_table
 from schemas.tables.manifest import MediaItem
 from schemas.tables.unit import UNIT
@@ -18,6 +19,7 @@ class Plan:
     """Stage: manifest rows in, units out."""
 
     def __init__(self, job: Job, max_model_len: int, storage: Storage, code: str) -> None:
+        log_shown()
         check_code(code)
         isolated = Isolated("pipeline.plan.sampler", PROBE_THREADS)
         self._planner = Planner(job, max_model_len, storage, isolated)

@@ -15,6 +15,7 @@ from pipeline.workers.code_version import check_code
 from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.errors import ErrorType, ResourceError, UnitError
 from schemas.job.job import Job
+from schemas.shown import log_shown
 from schemas.tables.columns import from_table, to_table
 from schemas.tables.error import ErrorRecord
 from schemas.tables.unit import PREPARED, PreparedUnit, Prompt, Unit, UnitStatus
@@ -30,6 +31,7 @@ class Prepare:
     """Stage: UNIT in, PREPARED out. Decodes in a child process."""
 
     def __init__(self, job: Job, storage: Storage, code: str) -> None:
+        log_shown()
         check_code(code)
         num_threads = max(1, int(job.resources.cpus_per_decoder))
         self._decoder = IsolatedDecoder(job.resources, storage, num_threads=num_threads)

@@ -1,7 +1,5 @@
 """Turn the exceptions of the storage libraries into this project's errors."""
 
-import hashlib
-import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,30 +7,7 @@ from contextlib import contextmanager
 from pipeline.storage.http_retry import causes, is_network, status
 from pipeline.storage.public_hosts import PrivateAddressError
 from schemas.errors import ErrorType, StorageError, UnitError
-
-_SECRET = re.compile(
-    r"sig|token|key|auth|jwt|credential|passw|pwd|secret|policy|session", re.IGNORECASE
-)
-
-
-def redact_uri(uri: str) -> str:
-    """Return a uri for messages and output rows: short, and without secrets.
-
-    A data: uri becomes its type and hash; https urls lose their password and signed query.
-    """
-    if uri.startswith("data:"):
-        head, _, content = uri.partition(",")
-        return f"{head[:60]},sha256={hashlib.sha256(content.encode()).hexdigest()[:16]}"
-    uri = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/@?#]*@", r"\1", uri)
-    if uri.startswith(("http://", "https://")):
-        head, mark, query = re.findall(r"\A([^?#]*)([?#]?)(.*)", uri, re.DOTALL)[0]
-        return f"{head}{mark}{'...' if _SECRET.search(query) else query}"
-    return uri
-
-
-def _text(error: BaseException) -> str:
-    """Return the message of an error with its urls redacted."""
-    return re.sub(r"https?://[^\s'\"<>]+", lambda found: redact_uri(found[0]), str(error))
+from schemas.shown import redact_text, redact_uri
 
 
 def unit_error(uri: str, error: Exception) -> UnitError:
@@ -62,14 +37,14 @@ def unit_error(uri: str, error: Exception) -> UnitError:
             return UnitError(ErrorType.MEDIA_DENIED, f"{name}: no credentials found")
     last = found[-1]
     if isinstance(error, StorageError) or _is_malformed(last):
-        return UnitError(ErrorType.BAD_REQUEST, f"{name}: {_text(last)}")
+        return UnitError(ErrorType.BAD_REQUEST, f"{name}: {redact_text(str(last), uri)}")
     # For https, fsspec raises FileNotFoundError for network errors too; those are in the causes.
     if isinstance(error, FileNotFoundError) and not any(map(is_network, found)):
         bucket = ", nor does its bucket" if _is_bucket(error) else ""
         return UnitError(ErrorType.MEDIA_MISSING, f"{name} does not exist{bucket}")
     return UnitError(
         ErrorType.STORAGE_FAILED,
-        f"{name}: {type(last).__name__}: {_text(last)}; try again later",
+        f"{name}: {type(last).__name__}: {redact_text(str(last), uri)}; try again later",
     )
 
 
@@ -94,7 +69,7 @@ def storage_errors(uri: str) -> Iterator[None]:
                 ) from None
             if isinstance(cause, ValueError) and "Invalid endpoint" in str(cause):
                 raise StorageError(
-                    f"{name}: {_text(cause)}; it must begin with https:// or http://"
+                    f"{name}: {redact_text(str(cause), uri)}; it must begin with https:// or http://"
                 ) from None
             if type(cause).__name__ == "NoCredentialsError":
                 raise StorageError(
@@ -105,7 +80,9 @@ def storage_errors(uri: str) -> Iterator[None]:
             if _is_bucket(error):
                 raise StorageError(f"{name}: the bucket does not exist") from None
             raise
-        raise StorageError(f"{name}: {type(error).__name__}: {_text(error)}") from None
+        raise StorageError(
+            f"{name}: {type(error).__name__}: {redact_text(str(error), uri)}"
+        ) from None
 
 
 def _private_address(cause: BaseException) -> str | None:

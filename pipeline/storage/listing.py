@@ -11,9 +11,9 @@ from typing import Any
 
 from fsspec.utils import glob_translate
 
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.protocols import is_local, uri_of_path
 from schemas.errors import StorageError
+from schemas.shown import redact_uri
 
 _MODIFIED_KEYS = ("LastModified", "last_modified", "updated", "mtime", "Last-Modified")
 

@@ -6,12 +6,13 @@ import os
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
-from pipeline.storage.errors import redact_uri, unit_error
+from pipeline.storage.errors import unit_error
 from pipeline.storage.http_retry import read_range, retried
 from pipeline.storage.listing import local_version, version
 from pipeline.storage.protocols import is_https, is_local
 from pipeline.storage.ranged_file import RangedFile
 from schemas.errors import ErrorType, UnitError
+from schemas.shown import redact_uri
 
 MAX_WHOLE_BYTES = 1 << 30
 """Largest object that is read as a whole (images, servers without range requests)."""

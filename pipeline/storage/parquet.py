@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
 from schemas.errors import StorageError
+from schemas.shown import redact_uri
 
 _RANGED_BYTES = 4 << 20
 """Minimum size of an object that is read by ranges."""
@@ -89,12 +89,22 @@ def read_json(uri: str, storage: Storage) -> dict[str, Any]:
         text = file.read(MAX_JSON_BYTES + 1)
     if len(text) > MAX_JSON_BYTES:
         raise ValueError(f"it is larger than {MAX_JSON_BYTES >> 20} MiB")
+    content = parse_json(text)
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    return content
+
+
+def parse_json(text: bytes) -> Any:
+    """Parse JSON of any form.
+
+    Raises:
+        ValueError: it is not JSON, or nested deeper than ``MAX_JSON_DEPTH``.
+    """
     try:
         content = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if not isinstance(content, dict):
-        raise ValueError("it is not a JSON object")
     if _is_deeper(content, MAX_JSON_DEPTH):
         raise ValueError("it is nested too deeply")
     return content

@@ -13,10 +13,9 @@ from urllib.parse import unquote_to_bytes
 
 from fsspec.registry import known_implementations
 
-_LOCAL = ("file", "local", "data", "memory")
-_CLOUD = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oci", "oss")
+from schemas.shown import KEY_PROTOCOLS
 
-MEDIA_PROTOCOLS = frozenset({*_LOCAL, *_CLOUD, "http", "https"})
+MEDIA_PROTOCOLS = frozenset({*KEY_PROTOCOLS, "http", "https"})
 """Protocols that a manifest may use: no host, a host from the job, or a host that is checked."""
 
 

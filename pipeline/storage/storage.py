@@ -6,40 +6,44 @@ private addresses unless the job allows it (``public_hosts``).
 """
 
 import os
+import tempfile
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.registry import known_implementations
 
-from pipeline.storage.errors import redact_uri, storage_errors, unit_error
-from pipeline.storage.http_client import any_client, public_client
+from pipeline.storage.errors import storage_errors, unit_error
+from pipeline.storage.http_client import any_client, public_client, s3_session
 from pipeline.storage.http_retry import retried
 from pipeline.storage.listing import PassOver, list_pages
 from pipeline.storage.media_file import MediaFile, open_file
+from pipeline.storage.options import check_options, headers_by_origin, options_for
 from pipeline.storage.protocols import (
     MEDIA_PROTOCOLS,
-    implementation,
     is_https,
     is_local,
     path_of_uri,
     protocol_of,
 )
 from schemas.errors import ErrorType, StorageError, UnitError
+from schemas.shown import HIDDEN, redact_uri
 
 
 class Storage:
     """Opens uris with the job's storage options. Small and picklable: every actor gets a copy.
 
-    options: by protocol, under any of its names (``s3`` and ``s3a``, ``gs`` and ``gcs``).
+    options: by protocol, under any of its names (``s3`` and ``s3a``, ``gs`` and ``gcs``), or by
+        host, ``https://archive.example.org``: see ``options``.
 
     This is not a dataclass: Ray logs the fields of dataclasses among a stage's arguments, and the
     options have the keys to buckets.
 
     Raises:
-        StorageError: options for an unknown protocol.
+        StorageError: options for an unknown protocol, or for every host.
     """
 
     def __init__(
@@ -49,11 +53,7 @@ class Storage:
     ) -> None:
         self.options = options or {}
         self.allow_private_hosts = allow_private_hosts
-        for name in self.options:
-            if name not in fsspec.available_protocols():
-                raise StorageError(
-                    f"storage_options: unknown protocol {name}; known ones are s3, gs, abfs, https"
-                )
+        check_options(self.options)
 
     def filesystem(self, uri: str) -> tuple[Any, str]:
         """Return fsspec's file system for ``uri``, and the path on it.
@@ -62,13 +62,15 @@ class Storage:
             StorageError: the protocol is unknown or its package is missing.
         """
         protocol = protocol_of(uri)
-        options: dict[str, Any] = {}
-        for name, given in self.options.items():
-            if implementation(name) == implementation(protocol):
-                options |= given
+        options = options_for(uri, self.options)
         if is_https(uri) and "get_client" not in options:
             client = any_client if self.allow_private_hosts else public_client
-            options |= {"get_client": client, "encoded": True}
+            settings = options.get("client_kwargs") or {}
+            settings = settings | {"headers_by_origin": headers_by_origin(self.options)}
+            options |= {"get_client": client, "encoded": True, "client_kwargs": settings}
+        if protocol == "s3":
+            settings = {"http_session_cls": s3_session()} | (options.get("config_kwargs") or {})
+            options |= {"config_kwargs": settings}
         try:
             # Not url_to_fs: it splits file names at "::" and lets a uri chain file systems
             # (simplecache::http://...), which evades the check of private addresses.
@@ -101,6 +103,12 @@ class Storage:
         """
         try:
             protocol = protocol_of(uri)
+            if is_https(uri) and uri.endswith(HIDDEN):
+                raise UnitError(
+                    ErrorType.MEDIA_DENIED,
+                    f"{redact_uri(uri)} was written without its query, which may be secret: "
+                    "it can be read from the manifest only",
+                )
             if protocol not in MEDIA_PROTOCOLS and not self.allow_private_hosts:
                 raise UnitError(
                     ErrorType.MEDIA_DENIED,
@@ -128,6 +136,25 @@ class Storage:
             fs, path = self.filesystem(uri)
             content: bytes = retried(lambda: fs.cat_file(path), is_https=is_https(uri))
             return content
+
+    @contextmanager
+    def local_copy(self, uri: str) -> Iterator[Path]:
+        """Give an object as a local file, to read it in pieces: itself, or a copy for the time.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StorageError: the storage refused or failed.
+        """
+        with tempfile.TemporaryDirectory(prefix="reelscribe-") as folder:
+            with storage_errors(uri):
+                fs, path = self.filesystem(uri)
+                copy = os.path.join(folder, "copy")
+                if is_local(fs):
+                    copy = path
+                    open(copy, "rb").close()  # raises if it cannot be read
+                else:
+                    retried(lambda: fs.get_file(path, copy), is_https=is_https(uri))
+            yield Path(copy)
 
     @contextmanager
     def open_ranges(self, uri: str) -> Iterator[BinaryIO]:

@@ -7,7 +7,6 @@ write it.
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage, join
 from pipeline.tasks.registry import TASKS
 from pipeline.training.answer_boxes import SLACK_PIXELS
@@ -16,6 +15,7 @@ from schemas.conversation import Conversation, DataProblem, ProblemType, Turn
 from schemas.errors import ManifestError
 from schemas.job.finetune import DataSpec
 from schemas.job.task_spec import TaskSpec, task_questions
+from schemas.shown import redact_uri
 from schemas.tables.manifest import MEDIA_TYPES, MediaItem, default_media_id, guess_media_type
 from schemas.task import View
 

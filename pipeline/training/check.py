@@ -28,6 +28,7 @@ from pipeline.training.sample import ROOT, PreparedMedia, Preparer, Sample
 from schemas.conversation import Conversation, DataProblem, ProblemType
 from schemas.errors import ErrorType, UnitError
 from schemas.job.finetune import FinetuneJob
+from schemas.shown import redact_text
 from schemas.tables.manifest import MediaItem
 from schemas.tables.unit import Unit, UnitStatus
 
@@ -117,7 +118,7 @@ class Checker(Preparer):
             sample = self.prepare(group)
         except Exception as error:  # such as a template or tokenizer that refuses a text
             logger.exception("preparing %s", group[0].origin)
-            message = f"preparing failed: {type(error).__name__}: {error}"
+            message = redact_text(f"preparing failed: {type(error).__name__}: {error}")
             problems += _problems(group, ProblemType.BAD_ROW, message)
         else:
             if isinstance(sample, DataProblem):

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.manifest.uris import without_slash
-from pipeline.storage.errors import redact_uri
 from pipeline.storage.storage import Storage
 from pipeline.training.examples import Example, RowError, media_base, media_uri
 from schemas.conversation import Conversation, DataProblem, ProblemType, Turn
 from schemas.errors import ManifestError
 from schemas.job.finetune import DataSpec
+from schemas.shown import redact_uri
 from schemas.tables.manifest import MediaItem, default_media_id
 
 _ROLES = {
@@ -68,9 +68,10 @@ def _numbered_rows(text: str, name: str) -> Iterator[tuple[int, Any]]:
     """The rows of a JSON list with their positions, or of JSON lines with their line numbers."""
     if text.lstrip().startswith("["):
         try:
-            yield from enumerate(json.loads(text), start=1)
+            rows = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ManifestError(f"{name} is not valid JSON: {error}") from None
+        yield from enumerate(rows, start=1)
         return
     # Not splitlines: JSON may contain U+2028 and other Unicode line breaks unescaped.
     lines = [(k, line) for k, line in enumerate(text.split("\n"), start=1) if line.strip()]

@@ -21,6 +21,7 @@ from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.conversation import Conversation, DataProblem, ProblemType
 from schemas.errors import ErrorType, UnitError
 from schemas.job.finetune import FinetuneJob
+from schemas.shown import redact_text
 from schemas.tables.manifest import MediaItem
 from schemas.tables.unit import UnitStatus
 
@@ -133,7 +134,7 @@ class Preparer:
             return DataProblem(origin=origin, type=kind, message=message)
         except Exception as error:  # damaged media must not fail the other samples
             logger.exception("decoding the media of %s", origin)
-            message = f"decoding failed: {type(error).__name__}: {error}"
+            message = redact_text(f"decoding failed: {type(error).__name__}: {error}")
             return DataProblem(origin=origin, type=ProblemType.MEDIA_UNREADABLE, message=message)
         try:
             sample = self._sample(origin, group, media)

@@ -9,7 +9,7 @@ from functools import partial
 
 from pipeline.media.decode import decode_unit, decoder_modules
 from pipeline.media.frames import Frames
-from pipeline.storage.errors import redact_uri
+from schemas.shown import redact_uri
 from pipeline.storage.storage import Storage
 from pipeline.workers.child_limits import ChildLimits
 from pipeline.workers.child_process import Isolated

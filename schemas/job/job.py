@@ -127,8 +127,9 @@ class Job(Section):
     storage_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="fsspec options per protocol, e.g. `{s3: {endpoint_url: ..., key: ..., secret: "
-        "...}}`; never stored or logged. The usual environment variables (AWS_ACCESS_KEY_ID, "
-        "AWS_ENDPOINT_URL, ...) work without it.",
+        '...}}`, and headers per https host, e.g. `{"https://archive.example.org": {headers: '
+        "{X-Api-Key: ...}}}`, which no other host gets; never stored or logged. The usual "
+        "environment variables (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...) work without it.",
         repr=False,
     )
 

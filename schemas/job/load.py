@@ -11,10 +11,13 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.errors import JobFileError
 from schemas.job.section import Section
+from schemas.shown import redact_text
 
 SectionT = TypeVar("SectionT", bound=Section)
 
 _SECRET_KEYS = ("storage_options", "on_finish")
+_MAX_CHARACTERS = 1 << 20
+_MAX_NODES = 100_000
 _UNION_TAG = re.compile(r"(constrained-)?(int|float)\Z|literal\[")  # in pydantic's locations
 
 
@@ -46,6 +49,8 @@ def check(kind: type[SectionT], spec: dict[str, Any], origin: str) -> SectionT:
     """
     try:
         return kind.model_validate(spec)
+    except RecursionError:  # such as of a JSON Schema
+        raise JobFileError(f"{origin} is not valid: a value is nested too deeply") from None
     except ValidationError as error:
         raise JobFileError(f"{origin} is not valid:\n{_explain(error, kind)}") from None
 
@@ -57,16 +62,18 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         JobFileError: it is missing, not YAML, no mapping, or gives a key twice.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise JobFileError(f"there is no job file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise JobFileError(f"the job file {path} cannot be read: {error}") from None
+    try:
+        content = parse_yaml(text)
     except yaml.MarkedYAMLError as error:  # its own text quotes the line, which may have secrets
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise JobFileError(f"{path}{line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise JobFileError(f"{path} is not valid YAML ({type(error).__name__})") from None
+    except yaml.YAMLError as error:
+        raise JobFileError(f"{path} is not valid YAML ({error})") from None
     if not isinstance(content, dict):
         raise JobFileError(
             f"{path} must be a mapping with `input` and `output`, see docs/job-file.md"
@@ -74,18 +81,66 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
+def parse_yaml(text: str) -> Any:
+    """Parse YAML text; anchors may not repeat more than a person writes.
+
+    Raises:
+        yaml.YAMLError: not YAML, too deep or too large, or a key is given twice.
+    """
+    if len(text) > _MAX_CHARACTERS:
+        raise yaml.YAMLError(f"over {_MAX_CHARACTERS:,} characters")
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.reader.ReaderError as error:  # its text has several lines
+        raise yaml.YAMLError(type(error).__name__) from None
+    except yaml.YAMLError:
+        raise
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # of tags and odd values
+        raise yaml.YAMLError(type(error).__name__) from None
+
+
 class _Loader(yaml.SafeLoader):
     """A YAML loader for which a key that is given twice is an error."""
+
+    def construct_document(self, node: Any) -> Any:
+        """Build the document, unless its anchors repeat too much."""
+        sizes: dict[int, int] = {}
+        if _num_nodes(node, sizes) > _MAX_NODES:
+            raise yaml.YAMLError(f"its anchors repeat it to over {_MAX_NODES:,} values")
+        return super().construct_document(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Build a dict, as SafeLoader does."""
         seen = set()
-        for key, _ in node.value:
-            if key.value in seen and key.value != "<<":
-                problem = f"{key.value} is given twice"
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        for key, _ in pairs:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name in seen and name not in (None, "<<"):
+                problem = f"{name} is given twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(key.value if isinstance(key.value, str) else id(key))
+            seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+def _num_nodes(node: Any, sizes: dict[int, int]) -> int:
+    """Number of nodes in a tree in which each alias is its anchor's tree.
+
+    sizes: of the nodes that were counted, by their ``id``; 0 for those that are being counted.
+
+    Raises:
+        yaml.YAMLError: an anchor contains itself.
+    """
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise yaml.YAMLError("an anchor contains itself")
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    children = node.value if isinstance(node, yaml.CollectionNode) else ()
+    parts = [p for child in children for p in (child if isinstance(child, tuple) else (child,))]
+    sizes[id(node)] = 1 + sum(_num_nodes(part, sizes) for part in parts)
+    return sizes[id(node)]
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -108,7 +163,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         if message not in problems.setdefault(where, []):
             problems[where].append(message)
         if _may_be_shown(found):
-            got[where] = f" (got {str(found['input'])[:80]!r})"
+            got[where] = f" (got {redact_text(str(found['input']))[:80]!r})"
     lines = [f"  {key}: {' or '.join(texts)}{got.get(key, '')}" for key, texts in problems.items()]
     return "\n".join(lines)
 

@@ -214,6 +214,8 @@ def _check_json_schema(schema: dict[str, Any]) -> None:
         jsonschema.validators.validator_for(schema).check_schema(schema)
     except jsonschema.SchemaError as error:
         raise ValueError(f"json_schema is not a valid JSON Schema: {error.message}") from None
+    except (AttributeError, TypeError):  # such as of a $schema that is no text
+        raise ValueError("json_schema is not a valid JSON Schema") from None
 
 
 def as_task(value: Any) -> Any:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from schemas.errors import UnitError
+from schemas.shown import redact_text
 from schemas.tables.columns import Column, struct_of
 
 MAX_MESSAGE_CHARACTERS = 2000
@@ -20,11 +21,12 @@ class ErrorRecord:
 
     @classmethod
     def from_error(cls, stage: str, error: UnitError) -> "ErrorRecord":
-        """Make the record of an error that ``stage`` raised; a very long message is cut."""
+        """Make the record of an error that ``stage`` raised; a very long message is cut,
+        and the secrets of addresses in it are hidden."""
         return cls(
             stage=stage,
             type=error.error_type.value,
-            message=str(error)[:MAX_MESSAGE_CHARACTERS],
+            message=redact_text(str(error))[:MAX_MESSAGE_CHARACTERS],
             attempts=error.attempts,
         )
 

@@ -159,7 +159,7 @@ def guess_media_type(uri: str) -> str | None:
         kind = re.split("[/;,]", uri[5:], maxsplit=1)[0]
         return kind if kind in MEDIA_TYPES else None
     # Only https uris have a query: in an object key or a file name, ? and # are plain characters.
-    path = urlsplit(uri).path if uri.startswith(("http://", "https://")) else uri
+    path = urlsplit(uri).path if uri.lower().startswith(("http://", "https://")) else uri
     extension = PurePosixPath(path).suffix.lower().lstrip(".")
     if extension in IMAGE_EXTENSIONS:
         return "image"

@@ -3,7 +3,9 @@
 import gzip
 import io
 import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -46,23 +48,15 @@ def as_parquet(compression: str = "snappy") -> bytes:
     return out.getvalue()
 
 
-class OneContent(Storage):
-    """Storage in which every object has the same bytes."""
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__()
-        self.content = content
-
-    def read_bytes(self, uri: str) -> bytes:
-        return self.content
-
-
 def read(content: bytes, extension: str) -> list[MediaItem] | None:
     """The items, or None if the manifest is refused."""
-    try:
-        return read_manifest(f"/folder/manifest.{extension}", OneContent(content))
-    except (ManifestError, StorageError):
-        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"manifest.{extension}"
+        path.write_bytes(content)
+        try:
+            return read_manifest(str(path), Storage())
+        except (ManifestError, StorageError):
+            return None
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,27 @@ def decode(path: Path, fps: float = 2.0, **span: float):
     return decode_unit(video_unit(path, spec, **span), Storage())
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "tag", "unknown"),
+    [
+        ("a.avi", "mpeg4", b"FMP4", b"\x1b[2J"),
+        ("b.avi", "mpeg4", b"FMP4", b"ZZZZ"),
+        ("a.mkv", "libvpx", b"V_VP8", b"V_\x1b[8"),
+        ("b.mkv", "mpeg4", b"V_MPEG4/ISO/ASP", b"V_UNKNOWN/XYZ/1"),
+    ],
+)
+def test_a_codec_without_a_decoder_is_unsupported(tmp_path, name, codec, tag, unknown):
+    path = tmp_path / name
+    ffmpeg("-f", "lavfi", "-i", "testsrc=d=1:s=64x64:r=5", "-c:v", codec, str(path))
+    content = path.read_bytes()
+    assert tag in content
+    path.write_bytes(content.replace(tag, unknown))
+    with pytest.raises(UnitError, match="FFmpeg has no decoder") as error:
+        probe(path)
+    assert error.value.error_type == ErrorType.MEDIA_UNSUPPORTED
+    assert str(error.value).isprintable()
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
     """Ten seconds of numbered pictures, 10 a second, with B-frames."""

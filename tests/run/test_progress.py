@@ -8,7 +8,6 @@ import pytest
 from rich.console import Console
 
 from jobs.console.progress import Progress, Recent, duration, print_summary
-from jobs.console.text import printable
 
 
 class Clock:
@@ -174,13 +173,6 @@ def test_a_summary_is_whole_and_takes_no_orders():
         "  rows  s3://bucket/" + "long/" * 20,
         "  file  a[bold]b\\x1b]0;owned\\x07.mp4",
     ]
-
-
-def test_printable():
-    assert printable("Ünï 日本.mp4") == "Ünï 日本.mp4"
-    assert printable("two\nlines") == "two\nlines"
-    assert printable("می\u200cخواهم") == "می\u200cخواهم"  # letters that do not join
-    assert printable("a\x1b[2J\r\u202eb\x9b") == "a\\x1b[2J\\r\\u202eb\\x9b"
 
 
 @pytest.mark.parametrize(

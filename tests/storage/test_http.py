@@ -129,8 +129,17 @@ def test_private_addresses_are_refused(http, host):
     assert http.requests == []
 
 
-PRIVATE = ["169.254.169.254", "10.0.0.1", "::ffff:10.0.0.1", "fd00::1"]
-TRANSLATED = ["64:ff9b::a00:1", "64:ff9b:1::808:808", "2002:a00:1::1"]  # by NAT64, and by 6to4
+PRIVATE = [
+    *("169.254.169.254", "10.0.0.1", "100.64.0.1", "fd00::1", "fec0::1", "fe80::1", "::7f00:1"),
+    *("168.63.129.16", "100.100.100.200", "192.0.0.192", "fd00:ec2::254"),  # services of clouds
+    *("224.0.1.1", "240.0.0.1", "255.255.255.255", "ff0e::1", "0.1.2.3"),
+    *("192.88.99.1", "198.18.0.1", "203.0.113.1", "2001:db8::1", "3fff::1", "5f00::1", "4000::1"),
+]
+TRANSLATED = [
+    *("::ffff:10.0.0.1", "::ffff:0:10.0.0.1", "::ffff:192.88.99.1", "::ffff:224.0.0.1"),
+    *("64:ff9b::a00:1", "64:ff9b::c058:6301", "64:ff9b::a83f:8110", "64:ff9b:1::808:808"),  # NAT64
+    *("2002:a00:1::1", "2002:808:808::1", "2001:0:808:808::1"),  # tunnels: 6to4, Teredo
+]
 
 
 @pytest.mark.parametrize("address", [*PRIVATE, *TRANSLATED])
@@ -142,7 +151,13 @@ def test_private_addresses_are_refused_whatever_name_led_there(address, monkeypa
     assert f"{address} is a private address" in message
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "::ffff:8.8.8.8", "64:ff9b::808:808", "2a00::1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("8.8.8.8", "::ffff:8.8.8.8", "64:ff9b::808:808", "2a00::1", "2606:4700::1111", "2003::1"),
+        *("100.128.0.1", "172.32.0.1", "192.0.1.1", "169.253.0.1", "223.255.255.254"),
+    ],
+)
 def test_public_addresses_are_no_private_ones(address):
     assert is_public(address)
 

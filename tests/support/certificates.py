@@ -58,7 +58,8 @@ def tls_server(certificate: Path) -> Iterator[TlsServer]:
     context.load_cert_chain(certificate)
     server = TlsServer(("127.0.0.1", 0), Handler)
     server.url = f"https://127.0.0.1:{server.server_port}"
-    server.requests, server.targets, server.bad_ranges, server.num_bytes = [], [], [], 0
+    server.requests, server.targets, server.headers = [], [], []
+    server.bad_ranges, server.num_bytes = [], 0
     server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

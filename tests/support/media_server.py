@@ -28,6 +28,7 @@ class Handler(BaseHTTPRequestHandler):
         # As it was sent: self.path is without further slashes in front.
         self.server.targets.append(self.raw_requestline.split(b" ")[1].decode())
         self.server.requests.append((self.command, self.path, self.headers.get("Range")))
+        self.server.headers.append(dict(self.headers))
         kind, _, name = self.path.lstrip("/").partition("/")
         if kind == "status":
             return self.reply(int(name), b"")
