@@ -33,9 +33,23 @@ TABLE_BYTES = 32 << 20
 class Prepare:
     """Stage: UNIT in, PREPARED out. Decodes in a child process."""
 
-    def __init__(self, job: Job, storage: Storage, code: str) -> None:
+    def __init__(
+        self,
+        job: Job,
+        storage: Storage,
+        code: str,
+        *,
+        num_children: int = 1,
+        quiet: bool = False,
+    ) -> None:
+        """Load the tokenizer.
+
+        num_children: how many threads may call this object at a time.
+        quiet: of ``Isolated``, for a process with a terminal.
+        """
         check_code(code)
-        self._isolated = Isolated("pipeline.media.decode")
+        # The planner's forker, which has nearly all that decoders need: a driver has only one.
+        self._isolated = Isolated("pipeline.plan.sampler", num_children, quiet=quiet)
         self._job = job
         self._storage = storage
         self._questions = {question.name: question for question in job.questions()}
@@ -112,7 +126,7 @@ class Prepare:
         )
         start, end = part.sampling.start_seconds or 0.0, part.sampling.end_seconds or 0.0
         limits = ChildLimits.of(self._job.resources, more_seconds=10 * (end - start))
-        modules = self._storage.modules(part.frames or (part.uri,))
+        modules = self._storage.modules(part.frames or (part.uri,)) | {decode_unit.__module__}
         if part.media.media_type == "video" and not part.frames:
             modules |= decoder_modules(self._job.sampling.decoder)
         frames: Frames = self._isolated.call(
