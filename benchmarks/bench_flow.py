@@ -2,7 +2,7 @@
 
 The whole pipeline on images of 3 MB of pixels each, together several times the size of the object
 store, with a simulated engine that is far slower than the decoders, and one that is far faster.
-Nothing may be spilled to disk. Also the time to the first row of the demo.
+Nothing may be spilled to disk.
 
     python benchmarks/bench_flow.py [--units N] [--small]
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from benchmarks.common import annotate, call, is_child, parser, start_ray, watching, write_results  # noqa: E402
+from benchmarks.common import call, is_child, parser, start_ray, watching, write_results  # noqa: E402
 
 NUM_UNITS = 500
 STORE_BYTES = 600 << 20
@@ -35,8 +35,6 @@ def main(argv: list[str] | None = None) -> None:
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         write_tiny_checkpoint(Path(folder) / "checkpoint")
-        results["first row"] = first_row(Path(folder), small=small)
-        print("flow: first row: " + ", ".join(f"{k} {v}" for k, v in results["first row"].items()))
         for way in WAYS:
             env = {"RAY_ADDRESS": "local"}
             found = call(child, folder, way, str(units), small=small, env=env)
@@ -44,34 +42,6 @@ def main(argv: list[str] | None = None) -> None:
             figures = ", ".join(f"{name} {value:,}" for name, value in found.items())
             print(f"flow: {way}: {figures}", flush=True)
     write_results("flow", results, small=small)
-
-
-def first_row(folder: Path, *, small: bool) -> dict[str, float]:
-    """Seconds from the command to the first committed row and to the end, for the demo.
-
-    Everything starts cold: the command, Ray, the actors, the model.
-    """
-    from benchmarks.render_media import render_some
-
-    render_some(folder / "archive", 0, small=small)
-    started = time.perf_counter()
-    found: dict[str, float] = {}
-
-    def look() -> None:
-        plan = next(folder.glob("first/runs/*/plan/*.parquet"), None)
-        row = next(folder.glob("first/annotations/*/part-*.parquet"), None)
-        for name, file in (("seconds_to_plan", plan), ("seconds_to_first_row", row)):
-            if file is not None and name not in found:
-                found[name] = round(time.perf_counter() - started, 1)
-
-    with watching(look, 0.05):
-        annotate(
-            str(ROOT / "jobs/specs/demo.yaml"),
-            *("--input", str(folder / "archive"), "--output", str(folder / "first")),
-            *("--model", str(ROOT / "jobs/demo_model")),
-            small=small,
-        )
-    return found | {"seconds_to_end": round(time.perf_counter() - started, 1)}
 
 
 def child(place: str, way: str, units: str) -> dict[str, float]:

@@ -15,7 +15,7 @@ import pytest
 from fsspec.implementations.http import HTTPFileSystem
 from hypothesis import HealthCheck, settings
 
-from tests.support.job_files import SMALL
+from tests.support.job_files import SMALL, hide_ray
 from tests.support.media_server import Handler, Server
 from tests.support.paths import ROOT
 from tests.support.s3 import S3Server
@@ -57,7 +57,7 @@ collect_ignore = (
 )
 """Files that import Ray or torch are left out where those are not installed (make test-fast)."""
 
-NEEDS_RAY = {"ray_session", "demonstrated", "annotated"}
+NEEDS_RAY = {"ray_session", "annotated"}
 NEEDS_A_MODEL = {"checkpoint", "demonstrated", "annotated"}
 SHARED = ("demonstrated", "annotated")
 """Costly fixtures: all tests that use one of them run in one worker, which makes it once."""
@@ -194,8 +194,14 @@ def ray_session():
     ray.shutdown()
 
 
+@pytest.fixture
+def no_ray(monkeypatch):
+    """Small jobs of this test run without Ray, also if another test has started it."""
+    hide_ray(monkeypatch)
+
+
 @pytest.fixture(scope="session")
-def demonstrated(archive, tmp_path_factory, ray_session):
+def demonstrated(archive, tmp_path_factory):
     """A folder in which `reelscribe demo` was run: demo/archive, demo/output, said.txt."""
     from rich.console import Console
 
@@ -207,7 +213,9 @@ def demonstrated(archive, tmp_path_factory, ray_session):
     (folder / "jobs").symlink_to(ROOT / "jobs")
     (archive / ".rendered").touch()
     console = Console(file=io.StringIO(), width=160)
-    demo.run(folder / "demo", console)
+    with pytest.MonkeyPatch.context() as patch:
+        hide_ray(patch)
+        demo.run(folder / "demo", console)
     (folder / "said.txt").write_text(console.file.getvalue())
     return folder
 

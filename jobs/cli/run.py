@@ -142,17 +142,21 @@ def annotate(*, dry_run: bool, **options: Any) -> None:
     storage or cluster that does not respond; 3 if more units failed than --max-failed allows; 4 if
     the predicted cost is higher than --max-cost.
     """
-    from jobs.plan import plan
-    from jobs.run import annotate as command
-    from jobs.run.on_finish import after_run, check_on_finish
-    from pipeline.storage.storage import Storage
+    from jobs.cluster.small import early_engine
 
     job = _load(**options)
     if dry_run:
+        from jobs.plan import plan
+
         plan.run(job, console(), dry_run=True)
         return
-    check_on_finish(job.on_finish)
-    finished = command.run(job, console())
+    with early_engine(job) as engine:  # its imports run beside these
+        from jobs.run import annotate as command
+        from jobs.run.on_finish import after_run, check_on_finish
+        from pipeline.storage.storage import Storage
+
+        check_on_finish(job.on_finish)
+        finished = command.run(job, console(), engine)
     sys.exit(after_run(finished, job, Storage(job.storage_options)))
 
 

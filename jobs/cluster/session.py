@@ -7,9 +7,12 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import pyarrow as pa
 from rich.console import Console
 
+from jobs.cluster import machines
 from jobs.cluster.start import on_this_machine, start_ray
 from pipeline.stages.graph import Pools
 from schemas import errors
@@ -102,13 +105,13 @@ def check_fits(job: Job) -> None:
         ResourceError: the job's actors do not fit.
     """
     if not job.resources.wait_seconds:
-        _fitting(job)
+        fit_job(job)
 
 
 def _fitting_by(job: Job, deadline: float) -> Pools | None:
     """The pools that fit now; None if they do not fit yet and the deadline is not over."""
     try:
-        return _fitting(job)
+        return fit_job(job)
     except ResourceError:
         if time.monotonic() > deadline:
             raise
@@ -125,10 +128,13 @@ def _bundles(resources: Resources) -> list[dict[str, float]]:
     return [engine] * replicas + [{"CPU": resources.cpus_per_decoder}] * decoders
 
 
-def _fitting(job: Job) -> Pools:
-    import ray
+def fit_job(job: Job) -> Pools:
+    """Fit the job's actors into the machines that are there now.
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    Raises:
+        ResourceError: they do not fit.
+    """
+    nodes = machines.nodes()
     gpus = _total("GPU", nodes)
     if job.model.device == "cuda" and gpus < 1:
         raise ResourceError("model.device is cuda, but the cluster has no GPU: set auto or cpu")
@@ -213,6 +219,17 @@ def _total(kind: str, nodes: Sequence[Mapping[str, float]]) -> float:
 def _times(share: float, whole: float) -> int:
     """Number of shares in a whole: ten tenths, where ``1 // 0.1`` is nine."""
     return math.floor(whole / share + 1e-6) if share else 0
+
+
+def tables_of(dataset: Any) -> Iterator[pa.Table]:
+    """Run a lazy Ray Dataset, and yield its tables as they are done.
+
+    Raises:
+        UserError: as raised in an actor.
+        ResourceError: an actor's process died repeatedly.
+    """
+    with actor_errors():
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
 @contextmanager

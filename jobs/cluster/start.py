@@ -26,6 +26,23 @@ def on_this_machine() -> bool:
     return os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
+def running_ray() -> str | None:
+    """Address of a Ray on this machine that Ray would join by itself; None: there is none.
+
+    A Ray that was killed leaves its address behind, and Ray would wait for it for many minutes.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return None
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    try:
+        address = Path(folder, "ray", "ray_current_cluster").read_text().strip()
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=1.0).close()
+    except (OSError, ValueError):
+        return None
+    return address
+
+
 def start_ray(**options: Any) -> None:
     """Start Ray or connect to it, without its banner and its workers' logs on the console.
 
@@ -42,6 +59,8 @@ def start_ray(**options: Any) -> None:
     own = on_this_machine()
     if own:  # a busy machine takes longer than the default of 5 s to start Ray's control service
         os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", "60")
+        if running_ray() is None:
+            options = {"address": "local"} | options
     else:
         _check_answers(os.environ["RAY_ADDRESS"])
     _check_python_path()

@@ -1,6 +1,5 @@
 """Label Studio: write rows as tasks with predictions, and read corrected tasks as gold."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -9,28 +9,33 @@ from pipeline.stages.graph import Pools
 
 
 class Watch:
-    """Records committed units in the run's log and for Prometheus; needs a Ray session."""
+    """Records committed units in the run's log and for Prometheus."""
 
-    def __init__(self, job_name: str, pools: Pools, log: RunLog, num_units: int) -> None:
-        """num_units: the number of units without a row.
+    def __init__(self, metrics: Metrics | None, pools: Pools, log: RunLog, num_units: int) -> None:
+        """metrics: None without a Ray session. num_units: the number of units without a row.
 
         Its fields ``num_units`` and ``num_output_tokens`` count what was committed since then.
         """
-        self._metrics, self._log, self._waiting = Metrics(job_name), log, num_units
+        self._metrics, self._log, self._waiting = metrics, log, num_units
         self.num_units = self.num_output_tokens = 0
         for stage, number in (("decode", pools.decoders), ("engine", pools.replicas)):
-            self._metrics.set("reelscribe_actors", number, stage=stage)
-        self._metrics.set("reelscribe_waiting_units", num_units)
+            self._set("reelscribe_actors", number, stage=stage)
+        self._set("reelscribe_waiting_units", num_units)
 
     def committed(self, rows: pa.Table, seconds_left: float | None) -> None:
         """Record committed units. rows: COMMITTED."""
         self._waiting -= rows.num_rows
         self.num_units += rows.num_rows
         self.num_output_tokens += pc.sum(rows["num_output_tokens"]).as_py() or 0
-        self._metrics.set("reelscribe_waiting_units", self._waiting)
+        self._set("reelscribe_waiting_units", self._waiting)
         if seconds_left is not None:
-            self._metrics.set("reelscribe_remaining_seconds", seconds_left)
+            self._set("reelscribe_remaining_seconds", seconds_left)
         found = rows.to_pylist()
         self._log.committed(found)
-        for row in found:
-            self._metrics.committed(row)
+        if self._metrics:
+            for row in found:
+                self._metrics.committed(row)
+
+    def _set(self, name: str, value: float, **tags: str) -> None:
+        if self._metrics:
+            self._metrics.set(name, value, **tags)

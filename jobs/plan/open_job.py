@@ -10,6 +10,7 @@ import pyarrow as pa
 from jobs.console.output_path import absolute_uri
 from jobs.console.waiting import waiting_for
 from jobs.plan.runs import Run, open_run
+from pipeline.engines.answer_schema import check_grammars
 from pipeline.engines.vllm.args import check_vllm
 from pipeline.manifest.existing import ExistingMedia
 from pipeline.manifest.select import select
@@ -55,8 +56,6 @@ def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
     Raises:
         UserError: the job, its checkpoint, manifest or storage is wrong.
     """
-    from pipeline.engines.grammar import check_grammars  # imports torch
-
     if job.model.engine == "vllm" and not os.environ.get("RAY_ADDRESS"):
         check_vllm()  # on a cluster only the actors can check their nodes
     job = _with_absolute_paths(job)

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.cluster.small import MAX_SMALL, why_ray
 from jobs.plan.open_job import JobContext
 from pipeline.storage.storage import join
 from schemas.shown import one_line, redact_uri
@@ -48,6 +49,9 @@ def print_plan(
     if (more := problems.num_rows - _MAX_PROBLEMS) > 0:
         where = "" if dry_run else ", in the plan's `error` column"
         console.print(f"  ... and {more:,} more{where}")
+    reason = why_ray(context.job, table.num_rows, "units")
+    way = f"on Ray: {reason}" if reason else f"without Ray: at most {MAX_SMALL} units, one engine"
+    console.print(Text(one_line(f"annotate runs {way}")), soft_wrap=True)
     if not dry_run:
         folder = join(context.run.folder(context.job.output), "plan")
         console.print(Text(f"The plan: {folder}"), soft_wrap=True)

@@ -1,14 +1,14 @@
-"""Read the headers of media items, here or on a cluster."""
+"""Read the headers of media items, in this process or on Ray."""
 
 import pyarrow as pa
 from rich.console import Console
 
-from jobs.cluster.session import actor_errors, plan_actors, ray_session
-from jobs.cluster.start import on_this_machine
+from jobs.cluster.session import plan_actors, ray_session, tables_of
+from jobs.cluster.small import why_ray
 from jobs.console.progress import Progress
 from jobs.plan.open_job import JobContext
 from pipeline.plan.planner import PROBE_THREADS, Planner
-from pipeline.stages.graph import PLAN_BATCH_ITEMS, build_plan
+from pipeline.stages.graph import build_plan
 from pipeline.workers.child_process import Isolated
 from schemas.tables.columns import to_table
 from schemas.tables.manifest import MediaItem
@@ -19,7 +19,7 @@ _TABLES_PER_CHUNK = 256
 
 
 def probe_items(items: list[MediaItem], context: JobContext, console: Console) -> pa.Table:
-    """Plan items: a few in this process, many on Ray, whose start takes longer than a few items.
+    """Plan items, those of a small job in this process, others on Ray.
 
     Returns UNIT rows, at least one per item.
 
@@ -30,8 +30,7 @@ def probe_items(items: list[MediaItem], context: JobContext, console: Console) -
         return UNIT.empty_table()
     num_items = len(items)
     bar = Progress(console, "planning", total_units=num_items, total_cost=float(num_items))
-    needs_only_headers = context.job.sampling.segmentation.kind != "shots"
-    if num_items <= PLAN_BATCH_ITEMS and needs_only_headers and on_this_machine():
+    if why_ray(context.job, num_items, "items") is None:
         return _probe_in_this_process(items, context, bar)
     with ray_session(console):
         return _probe_on_ray(items, context, bar)
@@ -55,8 +54,8 @@ def _probe_on_ray(items: list[MediaItem], context: JobContext, bar: Progress) ->
     dataset = build_plan(items, context.job, max_model_len, context.storage, actors)
     tables: list[pa.Table] = []
     chunks: list[pa.Table] = []
-    with bar, actor_errors():
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+    with bar:
+        for batch in tables_of(dataset):
             tables.append(batch.cast(UNIT))
             if len(tables) == _TABLES_PER_CHUNK:
                 chunks.append(pa.concat_tables(tables).combine_chunks())

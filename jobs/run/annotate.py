@@ -1,10 +1,12 @@
 """``reelscribe annotate``: run a job to its end, or continue it where it was interrupted."""
 
 import dataclasses
+from contextlib import nullcontext
 
 from rich.console import Console
 from rich.text import Text
 
+from jobs.cluster.small import early_engine
 from jobs.plan.listing import existing_media, record_done_media, record_listing
 from jobs.plan.open_job import open_job
 from jobs.plan.plan import nothing_new
@@ -15,15 +17,23 @@ from jobs.run.driver import annotate_and_finish, drive
 from jobs.run.finish import print_run, write_items_table
 from jobs.run.units import media_without_storage, read_rows, units_to_do
 from pipeline.output.duplicates import remove_duplicates
+from pipeline.workers.engine_process import EngineProcess
 from schemas.job.job import Job
 
 
-def run(job: Job, console: Console) -> Run:
+def run(job: Job, console: Console, engine: EngineProcess | None = None) -> Run:
     """Plan if needed, annotate every unit that has no row yet, and print a summary.
+
+    engine: of ``early_engine``, if the caller has started it.
 
     Raises:
         UserError: the job is wrong, or the storage or cluster does not work.
     """
+    with nullcontext(engine) if engine else early_engine(job) as started:
+        return _run(job, started, console)
+
+
+def _run(job: Job, engine: EngineProcess | None, console: Console) -> Run:
     context, items = open_job(job)
     print_left_out(context, console)
     record_listing(context.listing, context, console)
@@ -42,7 +52,7 @@ def run(job: Job, console: Console) -> Run:
             return context.run  # compacted: the media of a complete run are not probed again
         write_items_table(context, plan, console)
         return context.run
-    with drive(context, console) as driver:
+    with drive(context, len(items), engine, console) as driver:
         context.run.save(context.job, context.storage)
         draft = draft_plan(context, items, console)
         if draft.is_written and (media_ids := media_without_storage(draft.units)):

@@ -6,7 +6,6 @@ so that the costs of vision tokens, text tokens and output tokens can be separat
 
 import dataclasses
 import itertools
-import platform
 import random
 import time
 from collections import Counter
@@ -14,19 +13,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import median
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from jobs.cluster.session import actor_errors, fitted_pools, ray_session
+from jobs.cluster.one_engine import Answer, one_engine
 from jobs.cost.calibration import Calibration, calibration_uri, write_calibration
 from jobs.cost.rates import FEATURES, Array, Rates, fit, rates_of
 from jobs.plan.open_job import JobContext, open_job
 from pipeline.plan.planner import PROBE_THREADS, Planner
 from pipeline.plan.recipe import recipe
-from pipeline.stages.graph import Pools, running_engine
 from pipeline.stages.prepare import Prepare
 from pipeline.workers.child_process import Isolated
 from pipeline.workers.code_version import code_digest
@@ -72,11 +69,9 @@ def run(
     context, items = items_to_measure(job)
     uri = file or named or calibration_uri(context.job)
     sizes = planned_sizes(context, items)
-    with ray_session(console), actor_errors(), fitted_pools(context.job) as fitted:
-        device = _device(fitted)
+    with one_engine(context.job, len(sizes[0]), console) as (device, answer):
         console.print(Text(f"starting the engine on {device}"))
-        with running_engine(context.job, fitted) as engine:
-            rounds, answers = measure(context, sizes, engine, seconds, console)
+        rounds, answers = measure(context, sizes, answer, seconds, console)
     found = calibration(context, device, rounds, answers)
     write_calibration(found, uri, context.storage)
     _print(found, uri, console)
@@ -135,17 +130,15 @@ def _smaller(job: Job, units: Sequence[Unit], share: float) -> Job:
 
 
 def measure(
-    context: JobContext, sizes: list[list[Unit]], engine: Any, seconds: float, console: Console
+    context: JobContext, sizes: list[list[Unit]], answer: Answer, seconds: float, console: Console
 ) -> tuple[list[Round], dict[str, tuple[int, int]]]:
-    """Run the engine on units for about ``seconds``. Needs a Ray session.
+    """Run the engine on units for about ``seconds``.
 
     sizes: the units in each size; none is used twice in one size, since engines have caches.
-    engine: the handle that ``running_engine`` yields.
+    answer: the function that ``one_engine`` yields.
 
     Returns the rounds, and per task the number of answers and of their tokens.
     """
-    import ray
-
     job = context.job
     prepare = Prepare(job, context.storage, code_digest())
     written: Counter[str] = Counter()
@@ -154,11 +147,10 @@ def measure(
 
     def work(units: Sequence[Unit]) -> Round:
         prepared = to_table([prepare.prepare(unit) for unit in units], PREPARED)
-        answered = ray.get(engine.__call__.remote(prepared))
-        done = [u for u in from_table(answered, AnsweredUnit) if u.answers]
-        for answer in (answer for unit in done for answer in unit.answers):
-            answers[answer.task] += 1
-            written[answer.task] += answer.num_output_tokens
+        done = [u for u in from_table(answer(prepared), AnsweredUnit) if u.answers]
+        for found in (found for unit in done for found in unit.answers):
+            answers[found.task] += 1
+            written[found.task] += found.num_output_tokens
         return Round(
             num_units=len(done),
             sums=np.array([_features(unit) for unit in done]).reshape(-1, 3).sum(axis=0),
@@ -263,22 +255,6 @@ def calibration(
         ],
         error=float(np.abs(predicted - actual).sum() / actual.sum()),
     )
-
-
-def _device(fitted: Pools) -> str:
-    """Describe the device of an engine, such as ``1 x NVIDIA H100``."""
-    import ray
-
-    def name() -> str:
-        if fitted.gpus_per_replica:
-            import torch
-
-            return f"{fitted.gpus_per_replica:g} x {torch.cuda.get_device_name(0)}"
-        return f"{fitted.cpus_per_replica:g} CPU of {platform.machine()}"
-
-    options = {"num_cpus": fitted.cpus_per_replica, "num_gpus": fitted.gpus_per_replica}
-    found: str = ray.get(ray.remote(name).options(**options).remote())
-    return found
 
 
 def _print(found: Calibration, uri: str, console: Console) -> None:

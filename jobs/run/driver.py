@@ -1,9 +1,9 @@
-"""What ``annotate`` and ``retry`` share: hold the run's lease and Ray, annotate units, finish."""
+"""What ``annotate`` and ``retry`` share: hold the run's lease, annotate units, finish."""
 
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,12 +15,14 @@ from rich.text import Text
 
 from jobs.cluster.blocks import in_blocks, limit_pools
 from jobs.cluster.machines import machines
-from jobs.cluster.session import actor_errors, check_fits, fitted_pools, ray_session
+from jobs.cluster.session import check_fits, fit_job, fitted_pools, ray_session, tables_of
+from jobs.cluster.small import why_ray
 from jobs.console.progress import Progress
 from jobs.cost.estimate import check_cost, estimate, money
 from jobs.cost.rates import Rates, Work
 from jobs.observe.log import RunLog
 from jobs.observe.observer import Watch
+from jobs.observe.prometheus import Metrics
 from jobs.plan.open_job import JobContext
 from jobs.plan.runs import Run
 from jobs.run.finish import finish
@@ -28,6 +30,8 @@ from jobs.run.lease import Lease, leased
 from pipeline.media.torchcodec import torchcodec_problem
 from pipeline.stages.generate import Generate
 from pipeline.stages.graph import Pools, build_annotate
+from pipeline.stages.here import SmallChain
+from pipeline.workers.engine_process import EngineProcess
 from schemas.errors import ResourceError
 from schemas.job.job import Job
 from schemas.tables.unit import UnitStatus
@@ -38,17 +42,26 @@ _MIN_FILES_PER_RUN = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Driver:
-    """State of the process that drives a run. started: ``time.monotonic()``."""
+    """State of the process that drives a run.
+
+    engine: for a small job. why_ray: None if the items are few. started: ``time.monotonic()``.
+    """
 
     context: JobContext
     lease: Lease
     console: Console
+    engine: EngineProcess | None
+    why_ray: str | None
     started: float
 
 
 @contextmanager
-def drive(context: JobContext, console: Console) -> Iterator[Driver]:
-    """Take the run's lease, start or join Ray, and check that the job's actors fit.
+def drive(
+    context: JobContext, num_items: int, engine: EngineProcess | None, console: Console
+) -> Iterator[Driver]:
+    """Take the run's lease, start or join Ray unless the job is small, and check that it fits.
+
+    engine: of ``early_engine``.
 
     Raises:
         ResourceError: another driver has the run, Ray does not start, the actors do not fit, or
@@ -58,9 +71,18 @@ def drive(context: JobContext, console: Console) -> Iterator[Driver]:
     started = time.monotonic()
     _check_decoder(context.job)
     folder = context.run.folder(context.job.output)
-    with leased(folder, context.storage, console) as lease, ray_session(console):
+    with leased(folder, context.storage, console) as lease, ExitStack() as session:
+        if reason := why_ray(context.job, num_items, "items"):
+            session.enter_context(ray_session(console))
         check_fits(context.job)
-        yield Driver(context=context, lease=lease, console=console, started=started)
+        yield Driver(
+            context=context,
+            lease=lease,
+            console=console,
+            engine=engine,
+            why_ray=reason,
+            started=started,
+        )
 
 
 def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table) -> Run:
@@ -72,10 +94,10 @@ def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table) -> Run:
         UserError: the predicted cost is over the job's limit, or the cluster or storage failed.
     """
     context, job = driver.context, driver.context.job
-    predicted = estimate(units, job, context.run.cost)
-    if predicted.is_measured or job.cost.per_hour or job.limits.max_cost:
+    if context.run.cost or job.cost.per_hour or job.limits.max_cost is not None:
+        predicted = estimate(units, job, context.run.cost)
         driver.console.print(Text(f"predicted: {money(predicted, job)}"), soft_wrap=True)
-    check_cost(predicted, job)
+        check_cost(predicted, job)
     run = dataclasses.replace(
         context.run,
         status="running",
@@ -87,12 +109,17 @@ def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table) -> Run:
     )
     run.save(job, context.storage)
     if units.num_rows:
-        # As late as possible: on this request a growing cluster adds GPU nodes, which cost money.
-        with fitted_pools(job) as pools:
-            units_per_file = min(
-                job.resources.units_per_file, -(-plan.num_rows // _MIN_FILES_PER_RUN)
-            )
-            run = _annotate(driver, run, units, pools, units_per_file)
+        units_per_file = min(job.resources.units_per_file, -(-plan.num_rows // _MIN_FILES_PER_RUN))
+        reason = driver.why_ray
+        if reason is None:
+            reason = why_ray(job, units.num_rows, "units", fit_job(job).replicas)
+        run = dataclasses.replace(run, ray=reason)
+        if reason is None:
+            run = _annotate(driver, run, units, fit_job(job), units_per_file)
+        else:
+            # As late as possible: on this a growing cluster adds GPU nodes, which cost money.
+            with ray_session(driver.console), fitted_pools(job) as pools:
+                run = _annotate(driver, run, units, pools, units_per_file)
     driver.lease.check()  # a driver that has lost the run must not settle its rows
     return finish(context, run, plan, time.monotonic() - driver.started, driver.console)
 
@@ -105,15 +132,17 @@ def _annotate(driver: Driver, run: Run, units: pa.Table, pools: Pools, units_per
     key = dataclasses.replace(run.key, started_at=datetime.now(UTC))
     blocks = in_blocks(units, work.costs, pools, max_tokens, calls_at_once)
     pools = limit_pools(pools, len(blocks))
+    chain = (blocks, job, key, storage, pools, units_per_file)
     with (
-        build_annotate(blocks, job, key, storage, pools, units_per_file) as dataset,
+        _committed(driver, run, chain) as tables,
         RunLog(run.folder(job.output), run.run_id, run.starts, storage) as log,
     ):
-        log.write("annotating", units=units.num_rows, **dataclasses.asdict(pools))
-        watch = Watch(job.name, pools, log, units.num_rows)
+        log.write("annotating", units=units.num_rows, ray=run.ray, **dataclasses.asdict(pools))
+        metrics = Metrics(job.name) if run.ray else None
+        watch = Watch(metrics, pools, log, units.num_rows)
         run = dataclasses.replace(
             run,
-            cost=_follow(dataset, work, watch, driver),
+            cost=_follow(tables, work, watch, driver),
             num_units=watch.num_units,
             num_output_tokens=watch.num_output_tokens,
             machines=machines(),
@@ -123,16 +152,29 @@ def _annotate(driver: Driver, run: Run, units: pa.Table, pools: Pools, units_per
     return run
 
 
-def _follow(dataset: Any, work: Work, watch: Watch, driver: Driver) -> Rates | None:
+@contextmanager
+def _committed(driver: Driver, run: Run, chain: Any) -> Iterator[Iterator[pa.Table]]:
+    """Start the chain, in this process or on Ray; yields its COMMITTED tables."""
+    if run.ray is None:
+        assert driver.engine is not None
+        try:
+            with SmallChain(driver.engine).annotate(*chain) as tables:
+                yield tables
+        finally:
+            driver.engine.close()  # its memory is free for what follows
+    else:
+        with build_annotate(*chain) as dataset:
+            yield tables_of(dataset)
+
+
+def _follow(tables: Iterator[Any], work: Work, watch: Watch, driver: Driver) -> Rates | None:
     """Consume the chain and show the progress of committed units; returns the measured costs."""
     progress = Progress(
         driver.console, "annotating", total_units=work.num_units, total_cost=work.total_cost
     )
-    with progress, actor_errors():
+    with progress:
         progress.status("starting decoders and engines")
-        for rows in dataset.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        ):
+        for rows in tables:
             driver.lease.check()
             watch.committed(rows, progress.seconds_left())
             progress.advance(

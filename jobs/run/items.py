@@ -8,13 +8,15 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from jobs.cluster.session import actor_errors, fitted_pools, ray_session
+from jobs.cluster.session import fit_job, fitted_pools, ray_session, tables_of
+from jobs.cluster.small import early_engine, why_ray
 from jobs.console.progress import Progress
 from jobs.plan.open_job import JobContext
 from jobs.run.units import read_rows
@@ -23,6 +25,7 @@ from pipeline.output.rows import ITEM
 from pipeline.output.stitch import UnitEvents, stitch
 from pipeline.output.table import file_name, level_of, read_files
 from pipeline.stages.graph import build_summaries
+from pipeline.stages.here import SmallChain
 from pipeline.stages.summarise import UNSUMMARISED
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import join
@@ -192,21 +195,31 @@ def _summarise(
         for block in blocks
     ]
     progress = Progress(console, "summarising", total_units=len(rows), total_cost=float(len(rows)))
-    max_model_len = context.checkpoint.max_model_len
-    with (
-        ray_session(console),
-        fitted_pools(context.job) as pools,
-        build_summaries(tables, context.job, max_model_len, pools) as dataset,
-        progress,
-        actor_errors(),
-    ):
+    with _summaries(tables, len(rows), context, console) as found_tables, progress:
         progress.status("starting engines")
-        for batch in dataset.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        ):
+        for batch in found_tables:
             found = batch.select(["item_id", "summary", "summary_note"]).to_pylist()
             yield [_with_summary(rows[row["item_id"]], row) for row in found]
             progress.advance(units=len(found), cost=float(len(found)))
+
+
+@contextmanager
+def _summaries(
+    tables: list[pa.Table], num_videos: int, context: JobContext, console: Console
+) -> Iterator[Iterator[pa.Table]]:
+    """Start the chain of the summaries, in this process or on Ray; yields SUMMARISED tables."""
+    job, max_model_len = context.job, context.checkpoint.max_model_len
+    if why_ray(job, num_videos, "videos", fit_job(job).replicas) is None:
+        with early_engine(job) as engine:
+            assert engine is not None
+            yield SmallChain(engine).summarise(tables, job, max_model_len, fit_job(job))
+    else:
+        with (
+            ray_session(console),
+            fitted_pools(job) as pools,
+            build_summaries(tables, job, max_model_len, pools) as dataset,
+        ):
+            yield tables_of(dataset)
 
 
 def _with_summary(row: Row, found: Row) -> Row:

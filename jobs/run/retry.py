@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.text import Text
 
+from jobs.cluster.small import early_engine
 from jobs.plan.open_job import JobContext, open_job
 from jobs.plan.plan_file import draft_again, draft_plan, write_plan
 from jobs.plan.runs import Run, all_runs, find_run
@@ -18,6 +19,7 @@ from jobs.run.units import read_rows, with_attempts
 from pipeline.output.duplicates import remove_duplicates
 from pipeline.output.table import ids_in, read_committed
 from pipeline.plan.recipe import recipe
+from pipeline.workers.engine_process import EngineProcess
 from schemas.errors import TRANSIENT, ErrorType, JobFileError
 from schemas.job.job import Job
 
@@ -40,12 +42,23 @@ def run(
         UserError: the job is wrong, there is no such run, or the storage or cluster does not work.
     """
     kinds = _kinds(error_types)
+    with early_engine(job) as engine:
+        return _run(job, engine, console, run_id, kinds)
+
+
+def _run(
+    job: Job,
+    engine: EngineProcess | None,
+    console: Console,
+    run_id: str | None,
+    kinds: frozenset[ErrorType],
+) -> Run:
     context, items = open_job(job)
     found = find_run(
         context.job, recipe(context.job, context.checkpoint.identity), context.storage, run_id
     )
     context = dataclasses.replace(context, run=found, changes=[])
-    with drive(context, console) as driver:
+    with drive(context, len(items), engine, console) as driver:
         plan = write_plan(draft_plan(context, items, console), context)
         rows = remove_duplicates(read_rows(context, plan), context.storage, plan)
         rows = rows.filter(pc.is_in(rows["unit_id"], plan["unit_id"]))

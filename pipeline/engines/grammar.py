@@ -3,7 +3,6 @@
 llguidance turns a schema into a grammar and computes after each token which tokens may come next.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,43 +12,11 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from transformers import LogitsProcessor
 
+from pipeline.engines.answer_schema import grammar_of
 from pipeline.engines.token_sampling import RowProcessor
-from pipeline.tasks.registry import TASKS
-from schemas.errors import JobFileError
-from schemas.job.job import Job
 from schemas.task import Question
 
 END_OF_REASONING = "</think>"
-
-
-def grammar_of(question: Question) -> str | None:
-    """The grammar of a task's answers, in llguidance's Lark syntax; None if it has no schema.
-
-    The JSON may be in a code fence, as models usually write it.
-    """
-    get_schema = TASKS[question.task].json_schema
-    schema = get_schema(question) if get_schema else None
-    if schema is None:
-        return None
-    # At most a line break and indentation: weak models would write white space without end.
-    schema = schema | {"x-guidance": {"whitespace_pattern": "\\n? {0,16}"}}
-    return f'start: json | "```json\\n" json "\\n```"\njson: %json {json.dumps(schema)}\n'
-
-
-def check_grammars(job: Job) -> None:
-    """Check before the run that answers can be constrained to the schemas of the job's tasks.
-
-    Raises:
-        JobFileError: a schema has a keyword that llguidance does not support.
-    """
-    for question in job.questions():
-        grammar = grammar_of(question) if job.generation.constrained else None
-        if grammar is not None and (problem := LLMatcher.validate_grammar(grammar)):
-            raise JobFileError(
-                f"tasks.{question.name}: answers cannot be constrained to its json_schema: "
-                f"{problem.strip().splitlines()[0]}; change it, or set generation.constrained to "
-                "false: answers are then only checked against it"
-            )
 
 
 class Grammars:

@@ -57,19 +57,20 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
     # It logs each attempt; the error below has the reason.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        config = load_config(model.source, model.revision, model.yarn)
+        config, commit = _read_json(model, "config.json")
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"model.source {model.source!r} is neither a checkpoint folder nor a model that can be "
             f"loaded from the hub: {reason}"
         ) from None
-    if config.model_type not in MODEL_TYPES:
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
         raise ModelError(
-            f"model.source {model.source!r} is a {config.model_type!r} model; Reelscribe runs "
+            f"model.source {model.source!r} is a {model_type!r} model; Reelscribe runs "
             f"Qwen3-VL ({', '.join(MODEL_TYPES)})"
         )
-    context = int(config.text_config.max_position_embeddings)
+    context = _context(config, model)
     if model.max_model_len is not None and model.max_model_len > context:
         raise ModelError(
             f"model.max_model_len {model.max_model_len} is over the checkpoint's context of "
@@ -80,12 +81,11 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
             _check_weights(folder)
         identity = _folder_digest(folder)
     else:
-        commit = getattr(config, "_commit_hash", None) or model.revision or "main"
-        identity = f"{model.source}@{commit}"
+        identity = f"{model.source}@{commit or model.revision or 'main'}"
     if model.adapter is not None:
         identity += f"+{_adapter_identity(model.adapter)}"
     return Checkpoint(
-        model_type=config.model_type,
+        model_type=model_type,
         max_model_len=model.max_model_len or context,
         identity=identity,
         generation=_recommended_generation(model),
@@ -103,15 +103,41 @@ def with_generation_defaults(job: Job, checkpoint: Checkpoint, *, is_thinking: b
 
 
 def _recommended_generation(model: Model) -> dict[str, Any]:
-    from transformers import GenerationConfig
-
     try:
-        config = GenerationConfig.from_pretrained(model.source, revision=model.revision).to_dict()
-    except OSError:
+        config, _ = _read_json(model, "generation_config.json")
+    except (OSError, ValueError):
         return {}
     if not config.get("do_sample"):
         return {}
     return {key: config[key] for key in GENERATION_KEYS if config.get(key) is not None}
+
+
+def _read_json(model: Model, name: str) -> tuple[dict[str, Any], str | None]:
+    """Read a JSON file of a checkpoint; returns it and the commit of the hub that it is from.
+
+    transformers' configuration classes would import torch, which takes seconds.
+
+    Raises:
+        OSError, ValueError: there is no such file, or it is no JSON object.
+    """
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    file = cached_file(model.source, name, revision=model.revision)
+    if file is None:
+        raise OSError(f"{model.source} has no {name}")
+    config = json.loads(Path(file).read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is no JSON object")
+    return config, extract_commit_hash(file, None)
+
+
+def _context(config: dict[str, Any], model: Model) -> int:
+    """The context in tokens, with what ``model.yarn`` adds."""
+    context = (config.get("text_config") or {}).get("max_position_embeddings")
+    if context is None or model.yarn is not None:  # a default of the class, or computed by it
+        loaded = load_config(model.source, model.revision, model.yarn)
+        context = loaded.text_config.max_position_embeddings
+    return int(context)
 
 
 def load_config(source: str, revision: str | None, yarn: Yarn | None) -> Any:

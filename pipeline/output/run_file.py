@@ -7,10 +7,10 @@ each path to a run's files is made by ``run_folder``.
 import re
 from typing import Any
 
-from schemas.shown import redact_uri
 from pipeline.storage.parquet import read_json
 from pipeline.storage.storage import Storage, join
 from schemas.errors import StorageError
+from schemas.shown import redact_uri
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 

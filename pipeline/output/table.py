@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.output.rows import ANNOTATION, RunKey
-from schemas.shown import redact_uri
 from pipeline.storage.parquet import read_parquet, read_schema, readable, write_parquet
 from pipeline.storage.storage import Storage, join
 from schemas.errors import ErrorType, JobFileError, StorageError
+from schemas.shown import redact_uri
 from schemas.tables.unit import UnitStatus
 
 

@@ -29,7 +29,7 @@ from pipeline.stages.prepare import Prepare
 from pipeline.stages.summarise import Summarise
 from pipeline.storage.storage import Storage
 from pipeline.workers.code_version import code_digest
-from pipeline.workers.engine_guard import running_deaths
+from pipeline.workers.engine_guard import DeathsActor, running_deaths
 from schemas.job.job import Job
 from schemas.tables.manifest import MediaItem
 
@@ -123,7 +123,9 @@ def build_annotate(
     writer = WRITER if WRITER in ray.cluster_resources() else None
     committer = Pool(num_actors=1, num_cpus=0, resource=writer)
     with running_deaths() as deaths:
-        answered = stage(prepared, Generate, (job, deaths, code, engines.num_cpus), engines)
+        answered = stage(
+            prepared, Generate, (job, DeathsActor(deaths), code, engines.num_cpus), engines
+        )
         yield stage(
             answered, Commit, (job, key, storage, code), committer, batch_size=units_per_file
         )
@@ -138,7 +140,7 @@ def build_summaries(
 
     engines = pools.engine_pool()
     with running_deaths() as deaths:
-        args = (job, max_model_len, deaths, code_digest(), engines.num_cpus)
+        args = (job, max_model_len, DeathsActor(deaths), code_digest(), engines.num_cpus)
         yield stage(ray.data.from_blocks(blocks), Summarise, args, engines)
 
 
@@ -149,7 +151,7 @@ def running_engine(job: Job, pools: Pools) -> Iterator[Any]:
 
     options = {"num_cpus": pools.cpus_per_replica, "num_gpus": pools.gpus_per_replica}
     with running_deaths() as deaths:
-        args = (job, deaths, code_digest(), pools.cpus_per_replica)
+        args = (job, DeathsActor(deaths), code_digest(), pools.cpus_per_replica)
         engine = ray.remote(Generate).options(**options).remote(*args)
         try:
             yield engine

@@ -30,11 +30,29 @@ TABLE_BYTES = 32 << 20
 class Prepare:
     """Stage: UNIT in, PREPARED out. Decodes in a child process."""
 
-    def __init__(self, job: Job, storage: Storage, code: str) -> None:
+    def __init__(
+        self,
+        job: Job,
+        storage: Storage,
+        code: str,
+        *,
+        num_children: int = 1,
+        quiet: bool = False,
+    ) -> None:
+        """Load the tokenizer.
+
+        num_children: how many threads may call this object at a time.
+        quiet: of ``IsolatedDecoder``, for a process with a terminal.
+        """
         log_shown()
         check_code(code)
-        num_threads = max(1, int(job.resources.cpus_per_decoder))
-        self._decoder = IsolatedDecoder(job.resources, storage, num_threads=num_threads)
+        self._decoder = IsolatedDecoder(
+            job.resources,
+            storage,
+            num_children=num_children,
+            num_threads=max(1, int(job.resources.cpus_per_decoder)),
+            quiet=quiet,
+        )
         self._decoder_name = job.sampling.decoder
         self._questions = {question.name: question for question in job.questions()}
         self._prompter = Prompter(job.model.source, job.model.revision)

@@ -3,5 +3,6 @@
 ``isolated_decoder`` decodes media in children. ``child_process`` calls functions in them, within
 ``child_limits``; ``start_forker`` starts the process that forks them, ``forker`` runs in it, and
 ``shared_memory`` has the frames. ``engine_guard`` limits the damage of an engine's death to one
-unit. ``code_version`` compares the code of driver and workers.
+unit. ``engine_process`` holds an engine without Ray. ``code_version`` compares the code of driver
+and workers.
 """

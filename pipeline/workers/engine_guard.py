@@ -1,7 +1,7 @@
 """Limit an engine's death to the units that cause it, and replace an engine that hangs or grows.
 
-Before an engine works on units, its actor reports them to the actor ``Deaths``, which outlives it.
-If the engine's process dies, Ray starts it again with the same block of units. The units that it
+Before an engine works on units, its process reports them to ``Deaths``, which outlives it. If the
+process dies, Ray (or ``engine_process``) starts it again with the same block. The units that it
 was working on are tried again in groups of up to 8, after a second death one by one; after a third
 death the unit becomes an error row. So a bad unit costs three starts of an engine, not the run.
 
@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.workers.child_limits import resident_bytes
 from schemas.errors import ErrorType, ResourceError, UnitError
@@ -37,27 +37,58 @@ _FIRST_SECONDS_PER_TOKEN = 1 / _SLOWDOWN
 
 
 class Deaths:
-    """An actor that records what each engine works on, and how often engines died at it.
+    """Records what each engine works on, and how often engines died at it; on Ray, an actor.
 
-    An actor that Ray restarts keeps its id: the units that it had not finished count a death.
+    An engine that is restarted keeps its id: the units that it had not finished count a death.
     """
 
     def __init__(self) -> None:
         self._at_work: dict[str, dict[int, tuple[str, ...]]] = {}
         self._deaths: Counter[str] = Counter()
 
-    def count_restart(self, actor_id: str) -> None:
-        """Note that an engine's process starts; an earlier one of the same actor has died."""
-        for names in self._at_work.pop(actor_id, {}).values():
+    def count_restart(self, engine_id: str) -> None:
+        """Note that an engine's process starts; an earlier one of the same engine has died."""
+        for names in self._at_work.pop(engine_id, {}).values():
             self._deaths.update(names)
 
-    def begin(self, actor_id: str, call: int, names: Sequence[str]) -> None:
+    def begin(self, engine_id: str, call: int, names: Sequence[str]) -> None:
         """Note what an engine works on in one of its calls; no names: the call is finished."""
-        self._at_work.setdefault(actor_id, {})[call] = tuple(names)
+        self._at_work.setdefault(engine_id, {})[call] = tuple(names)
 
     def count(self, names: Sequence[str]) -> list[int]:
         """Return how often engines died at each of ``names``."""
         return [self._deaths[name] for name in names]
+
+
+class DeathsLink(Protocol):
+    """The way of one engine's process to ``Deaths``. engine_id: its name there."""
+
+    @property
+    def engine_id(self) -> str:
+        """The same in each process of the engine."""
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of ``Deaths``, and wait for what it returns."""
+
+
+class DeathsActor:
+    """A ``DeathsLink`` to the actor that ``running_deaths`` yields."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    @property
+    def engine_id(self) -> str:
+        """The id of this actor, which Ray keeps when it restarts it."""
+        import ray
+
+        return str(ray.get_runtime_context().get_actor_id())
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the actor."""
+        import ray
+
+        return ray.get(getattr(self._handle, method).remote(*args))
 
 
 @contextmanager
@@ -79,16 +110,11 @@ def running_deaths() -> Iterator[Any]:
 
 
 class Guard:
-    """Watches one engine, inside its actor. Safe for ``num_threads`` threads.
+    """Watches one engine, inside its process. Safe for ``num_threads`` threads."""
 
-    deaths: the handle that ``running_deaths`` yields.
-    """
-
-    def __init__(self, deaths: Any, resources: Resources, num_threads: int = 1) -> None:
-        import ray
-
+    def __init__(self, deaths: DeathsLink, resources: Resources, num_threads: int = 1) -> None:
         self._deaths = deaths
-        self._id = str(ray.get_runtime_context().get_actor_id())
+        self._id = deaths.engine_id
         self._timeout_seconds = resources.engine_timeout_seconds
         self._load_seconds = resources.engine_load_timeout_seconds
         self._max_growth = int(resources.engine_growth_gib * (1 << 30))
@@ -107,9 +133,7 @@ class Guard:
         Raises:
             ResourceError: the process has died ``MAX_DEATHS`` times while loading.
         """
-        import ray
-
-        ray.get(self._deaths.count_restart.remote(self._id))
+        self._deaths.call("count_restart", self._id)
         name = f"start of {self._id}"
         (deaths,) = self._count_deaths([name])
         if deaths >= MAX_DEATHS:
@@ -163,15 +187,11 @@ class Guard:
             self._places.release(count)
 
     def _note(self, names: list[str]) -> None:
-        import ray
-
         # Wait: the note must be there before the work begins.
-        ray.get(self._deaths.begin.remote(self._id, threading.get_ident(), names))
+        self._deaths.call("begin", self._id, threading.get_ident(), names)
 
     def _count_deaths(self, names: list[str]) -> list[int]:
-        import ray
-
-        counts: list[int] = ray.get(self._deaths.count.remote(names))
+        counts: list[int] = self._deaths.call("count", names)
         return counts
 
     @contextmanager

@@ -48,7 +48,7 @@ def _serve(lane: Connection, environment: dict[str, str], folder: str) -> None:
                 answer = True, function(*args)
             except Exception as error:  # the boundary: the parent raises it again
                 error.add_note(traceback.format_exc())
-                answer = False, _sendable(error)
+                answer = False, sendable(error)
             send(lane, answer)
             del answer  # do not hold one unit's frames during the next call
     except (EOFError, OSError):
@@ -57,7 +57,8 @@ def _serve(lane: Connection, environment: dict[str, str], folder: str) -> None:
         os._exit(1)
 
 
-def _sendable(error: Exception) -> Exception:
+def sendable(error: Exception) -> Exception:
+    """Return an exception that another process can unpickle: this one, or its text."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # an exception's pickling may raise anything

@@ -9,12 +9,12 @@ from functools import partial
 
 from pipeline.media.decode import decode_unit, decoder_modules
 from pipeline.media.frames import Frames
-from schemas.shown import redact_uri
 from pipeline.storage.storage import Storage
 from pipeline.workers.child_limits import ChildLimits
 from pipeline.workers.child_process import Isolated
 from schemas.errors import ErrorType, ResourceError, UnitError
 from schemas.job.resources import DecodeLimits
+from schemas.shown import redact_uri
 from schemas.tables.media import Part
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ class IsolatedDecoder:
         quiet: bool = False,
     ) -> None:
         self._resources, self._storage, self._num_threads = resources, storage, num_threads
-        self._isolated = Isolated("pipeline.media.decode", num_children, quiet=quiet)
+        # The planner's forker, which has nearly all that decoders need: a driver has only one.
+        self._isolated = Isolated("pipeline.plan.sampler", num_children, quiet=quiet)
 
     def decode(self, part: Part, decoder: str = "auto") -> Frames:
         """Decode an image or a video as ``decode_unit`` does, which has the decoders' names.
@@ -51,7 +52,7 @@ class IsolatedDecoder:
         # A file of few bytes may claim years.
         by_bytes = math.inf if part.media.size_bytes is None else part.media.size_bytes / 100
         limits = ChildLimits.of(self._resources, more_seconds=min(10 * span, by_bytes))
-        modules = self._storage.modules(part.frames or (part.uri,))
+        modules = self._storage.modules(part.frames or (part.uri,)) | {decode_unit.__module__}
         if part.media.media_type == "video" and not part.frames:
             modules |= decoder_modules(decoder)
         decode = partial(decode_unit, decoder=decoder, num_threads=self._num_threads)

@@ -10,8 +10,11 @@ from typing import Any
 _ALIGNMENT = 64
 
 
-def send(lane: Connection, answer: tuple[bool, Any]) -> None:
-    """Send an answer over ``lane``: whether the call succeeded, and its result or exception."""
+def send(lane: Connection, answer: tuple[Any, Any]) -> None:
+    """Send an answer over ``lane``: whether the call succeeded, and its result or exception.
+
+    Or another pair of a kind and a content.
+    """
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append)
     views = [buffer.raw() for buffer in buffers]
@@ -31,7 +34,7 @@ def send(lane: Connection, answer: tuple[bool, Any]) -> None:
             os.close(fd)
 
 
-def receive(lane: Connection) -> tuple[bool, Any]:
+def receive(lane: Connection) -> tuple[Any, Any]:
     """Receive an answer of ``send``. Arrays are mapped, not copied.
 
     Raises:

@@ -30,6 +30,12 @@ class DecodeLimits(Section):
 class Resources(DecodeLimits):
     """How the work is distributed over the cluster."""
 
+    ray: Literal["auto", "always"] = Field(
+        "auto",
+        description="auto: a job of at most 256 items and 256 units, on one machine without "
+        "RAY_ADDRESS or a running Ray and with room for one engine, runs without Ray, whose start "
+        "takes longer than such a job; model.engine vllm always runs on Ray.",
+    )
     decoders: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
         description="Number of decode actors; auto: one for each CPU that the engines leave free.",

@@ -203,7 +203,7 @@ def test_a_named_calibration_that_is_of_no_use_is_a_mistake(tmp_path):
             read_calibration(asked, {"weights": "a"}, Storage())
 
 
-def test_plan_and_annotate_refuse_with_exit_code_4(archive, checkpoint, tmp_path, ray_session):
+def test_plan_and_annotate_refuse_with_exit_code_4(archive, checkpoint, tmp_path, no_ray):
     spec = tmp_path / "job.yaml"
     spec.write_text(
         f"input: {{scan: {archive}/images}}\noutput: {tmp_path / 'out'}\ntasks: [caption, ocr]\n"

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from jobs.cli.main import main
 from jobs.cli.results import EXPORTS
-from pipeline.engines.grammar import check_grammars
+from pipeline.engines.answer_schema import check_grammars
 from pipeline.manifest.messages import read_messages, split_messages
 from pipeline.manifest.read import read_manifest
 from pipeline.storage.storage import Storage

@@ -149,7 +149,7 @@ def test_assumed_times_follow_from_the_size_and_the_gpu():
     assert given.per_step == 0.25
 
 
-def test_a_whole_job_without_weights(archive, checkpoint, tmp_path, ray_session):
+def test_a_whole_job_without_weights(archive, checkpoint, tmp_path, no_ray):
     import io
     import shutil
 

@@ -29,7 +29,7 @@ def test_every_example_has_a_test():
     assert len(EXAMPLES) == 5 and tests >= EXAMPLES
 
 
-def test_annotate_folder(archive, tmp_path, ray_session, capsys):
+def test_annotate_folder(archive, tmp_path, no_ray, capsys):
     names = ("images/scene-0.jpg", "images/truncated.jpg", "clips/vp9.webm")
     folder = copy_media(archive, tmp_path / "media", *names)
     annotate_folder.main(str(folder), str(tmp_path / "output"))
@@ -57,7 +57,7 @@ def test_query_table(demonstrated, capsys):
         assert failed.fetchall()[0][:2] == ("media_unreadable", 4)
 
 
-def test_own_task(archive, tmp_path, ray_session, capsys):
+def test_own_task(archive, tmp_path, no_ray, capsys):
     folder = copy_media(archive, tmp_path / "media", "images/plate-1.png", "images/scene-0.jpg")
     own_task.main(str(folder), str(tmp_path / "output"))
     printed = [line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line]

@@ -191,7 +191,7 @@ def latest(output) -> dict[str, tuple]:
     return {Path(uri).name: (caption, of and Path(of).name) for uri, caption, of in found}
 
 
-def test_nights_in_s3(s3_env, archive: Path, checkpoint: Path, tmp_path: Path, ray_session):
+def test_nights_in_s3(s3_env, archive: Path, checkpoint: Path, tmp_path: Path, no_ray):
     images = archive / "images"
     spec = SMALL | {"tasks": ["caption"], "name": "nightly", "output": str(tmp_path / "out")}
     # By the job file: the workers may have started before the test's environment.
@@ -257,7 +257,7 @@ def test_nights_in_s3(s3_env, archive: Path, checkpoint: Path, tmp_path: Path, r
 
 
 def test_media_without_versions_are_found_by_their_plan(
-    archive: Path, checkpoint: Path, tmp_path: Path, ray_session
+    archive: Path, checkpoint: Path, tmp_path: Path, no_ray
 ):
     def put(name: str, scene: int) -> None:
         shutil.copy2(archive / "images" / f"scene-{scene}.jpg", tmp_path / name)

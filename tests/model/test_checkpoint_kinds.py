@@ -169,3 +169,23 @@ class TestLongContext:
         torch.testing.assert_close(by_field, by_hand)
         assert (by_field - plain).abs().max() > 1e-3
         assert answer_one(with_yarn, archive).error is None
+
+
+@pytest.mark.parametrize("change", [{}, {"max_position_embeddings": None}])
+@pytest.mark.parametrize("yarn", [None, YARN])
+def test_the_context_is_the_one_that_transformers_reads(
+    checkpoint: Path, tmp_path: Path, change: dict, yarn: dict | None
+):
+    """Also where the file leaves it to the default of transformers' class."""
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    file = tmp_path / "copy" / "config.json"
+    config = json.loads(file.read_text())
+    config["text_config"] = {
+        name: value
+        for name, value in (config["text_config"] | change).items()
+        if value is not None or name not in change
+    }
+    file.write_text(json.dumps(config))
+    found = inspect_checkpoint(caption_job(tmp_path / "copy", model={"yarn": yarn}).model)
+    context = AutoConfig.from_pretrained(tmp_path / "copy").text_config.max_position_embeddings
+    assert found.max_model_len == (3 * 1024 if yarn else context)

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 from click.testing import CliRunner
@@ -28,11 +29,17 @@ def call(*args):
     return CliRunner().invoke(main, [str(arg) for arg in args], prog_name="reelscribe")
 
 
+@pytest.fixture(autouse=True)
+def no_engine(monkeypatch):
+    """No command starts the process of an engine."""
+    monkeypatch.setattr("jobs.cluster.small.early_engine", lambda job: nullcontext())
+
+
 @pytest.fixture
 def started(monkeypatch):
     """Jobs that would have been run: what the command line made of its arguments."""
     jobs_run = []
-    monkeypatch.setattr(jobs.run.annotate, "run", lambda job, console: jobs_run.append(job))
+    monkeypatch.setattr(jobs.run.annotate, "run", lambda job, *_: jobs_run.append(job))
     monkeypatch.setattr(jobs.plan.plan, "run", lambda job, console, dry_run: jobs_run.append(job))
     monkeypatch.setattr(jobs.run.on_finish, "after_run", lambda run, job, storage: 0)
     return jobs_run
@@ -214,7 +221,7 @@ def test_a_user_error_of_a_job(job_file, monkeypatch):
     class NoGpu(ResourceError):
         code = "no-gpu"
 
-    def too_small(job, console):
+    def too_small(job, console, engine):
         raise NoGpu("this cluster has no GPU")
 
     monkeypatch.setattr(jobs.run.annotate, "run", too_small)
@@ -224,7 +231,7 @@ def test_a_user_error_of_a_job(job_file, monkeypatch):
 
 
 def test_an_interruption_says_how_to_go_on(job_file, monkeypatch):
-    def interrupted(job, console):
+    def interrupted(job, console, engine):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(jobs.run.annotate, "run", interrupted)
@@ -234,7 +241,7 @@ def test_an_interruption_says_how_to_go_on(job_file, monkeypatch):
 
 
 def test_an_error_of_ours_keeps_its_traceback(job_file, monkeypatch):
-    def broken(job, console):
+    def broken(job, console, engine):
         raise ZeroDivisionError("ours")
 
     monkeypatch.setattr(jobs.run.annotate, "run", broken)

@@ -113,21 +113,32 @@ def test_a_background_job_that_ignores_it_goes_on(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("texts", [("annotating",), ("annotating", "stopping Ray")])
 def test_a_run_on_ray(tmp_path: Path, texts: tuple[str, ...]):
-    (tmp_path / "media").mkdir()
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # no other test's Ray is joined
+        said = _interrupt_a_run(tmp_path, "always", texts, RAY_TMPDIR=folder)
+    assert "stopping Ray; committed rows are kept" in said
+    assert ("left at once" in said) == (len(texts) == 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("texts", [("annotating",), ("annotating", "stopping")])
+def test_a_run_without_ray(tmp_path: Path, texts: tuple[str, ...]):
+    """The engine's process would answer for hours."""
+    said = _interrupt_a_run(tmp_path, "auto", texts, RAY_ADDRESS="local")
+    assert "stopping Ray" not in said and "started again" not in said
+
+
+def _interrupt_a_run(folder: Path, ray: str, texts: tuple[str, ...], **variables: str) -> str:
+    (folder / "media").mkdir()
     for k in range(4):
-        Image.new("RGB", (64, 64), "red").save(tmp_path / "media" / f"{k}.png")
+        Image.new("RGB", (64, 64), "red").save(folder / "media" / f"{k}.png")
     simulated = "model.simulated={speed: 0.001, output_tokens: 1000}"  # hours
     command = [*("-m", "jobs.cli", "annotate", "-i", "media", "-o", "out")]
     command += ["-m", str(ROOT / "jobs" / "demo_model"), "--set", "model.engine=simulated"]
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # no other test's Ray is joined
-        _interrupt_a_run([*command, "--set", simulated], tmp_path, folder, texts)
-
-
-def _interrupt_a_run(command: list[str], folder: Path, ray: str, texts: tuple[str, ...]) -> None:
-    process = start(command, folder, RAY_TMPDIR=ray)
+    command += ["--set", simulated, "--set", f"resources.ray={ray}"]
+    process = start(command, folder, **variables)
     said, children = interrupt_at(process, *texts)
     assert process.returncode == 130, said
-    assert "Traceback" not in said and "stopping Ray; committed rows are kept" in said
-    assert ("left at once" in said) == (len(texts) == 2)
+    assert "Traceback" not in said
     _, alive = psutil.wait_procs(children, timeout=120)
     assert children and not alive
+    return said

@@ -101,7 +101,7 @@ def test_special_tokens_in_captions_do_not_reach_the_model(summary_job_and_promp
     assert prompter.tokenizer.decode(ids).count("<|im_end|>") == plain.count("<|im_end|>")
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("no_ray")
 def test_each_video_of_a_run_has_one_row(archive: Path, checkpoint: Path, tmp_path: Path):
     spec = SMALL | {
         "input": {"scan": str(archive), "glob": "clips/*.mp4"},

@@ -54,7 +54,7 @@ SEASON = {"name": "season", "task": "custom", "prompt": "Which season?"}
 INVOICE = {"name": "invoice", "task": "fields", "keys": ["total"]}
 
 
-def test_a_run_knows_questions_by_their_names(checkpoint, tmp_path, ray_session):
+def test_a_run_knows_questions_by_their_names(checkpoint, tmp_path, no_ray):
     job = make(checkpoint, tmp_path, SCENE_TASK, SEASON, INVOICE)
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
     write_manifest(tmp_path, {"uri": "a.png"}, {"uri": "b.png", "tasks": ["invoice", "season"]})

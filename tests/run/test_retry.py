@@ -14,7 +14,7 @@ from jobs.run import annotate, retry
 from schemas.errors import JobFileError
 from schemas.job.job import Job, check_job
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 
 def console() -> Console:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from schemas.job.job import Job, check_job
 
 SMALL = {
@@ -18,6 +20,13 @@ SIMULATED = {"engine": "simulated", "simulated": {"speed": 1000.0, "output_token
 
 TINY_BUDGET = {"image_tokens": [4, 64], "frame_tokens": [4, 16], "unit_tokens": 512}
 """Settings of a small job, for a tiny checkpoint on a CPU."""
+
+
+def hide_ray(patch: pytest.MonkeyPatch) -> None:
+    """Let small jobs run without Ray, whatever session this process has."""
+    for room in ("machines", "small"):
+        patch.setattr(f"jobs.cluster.{room}.has_session", lambda: False)
+    patch.setattr("jobs.cluster.small.running_ray", lambda: None)
 
 
 def make_job(source: Path | str | None = None, **sections: Any) -> Job:

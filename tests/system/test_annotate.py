@@ -349,6 +349,7 @@ def test_killed_and_run_again_every_unit_has_one_row(
         *("--tasks", "caption,ocr", "--set", "model.engine=simulated"),
         *("--set", "model.simulated={seconds_per_step: 0.02, output_tokens: 20}"),
         *("--set", "resources.units_per_file=1", "--set", "resources.max_batch_tokens=600"),
+        *("--set", "resources.ray=always"),
     ]
     environment = os.environ | {"RAY_ADDRESS": "local"}
     first = subprocess.Popen(

@@ -70,7 +70,7 @@ def test_a_checkpoints_own_code_is_not_run(trapped: Path, tmp_path: Path):
 def test_a_checkpoint_of_an_unknown_kind_with_code_is_refused(trapped: Path, tmp_path: Path):
     config = json.loads((trapped / "config.json").read_text()) | {"model_type": "mine"}
     (trapped / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="neither a checkpoint folder"):
+    with pytest.raises(ModelError, match="is a .mine. model"):
         inspect_checkpoint(Model(source=str(trapped)))
     assert not (tmp_path / "ran").exists()
 

@@ -18,7 +18,7 @@ from rich.console import Console
 import pipeline.stages.graph
 from jobs.run import annotate, driver
 from pipeline.workers.child_limits import resident_bytes
-from pipeline.workers.engine_guard import Guard, group_by_deaths, running_deaths
+from pipeline.workers.engine_guard import DeathsActor, Guard, group_by_deaths, running_deaths
 from schemas.errors import ResourceError
 from schemas.job.job import Job, check_job
 from schemas.job.resources import Resources
@@ -168,7 +168,7 @@ def meet_of_three():
 
 def test_an_engine_works_on_several_blocks_at_a_time():
     with running_deaths() as deaths:
-        guard = Guard(deaths, Resources(), num_threads=3)
+        guard = Guard(DeathsActor(deaths), Resources(), num_threads=3)
         with guard.start():
             pass
         call_all(guard, [["a"], ["b"], ["c"]], meet_of_three())
@@ -190,11 +190,13 @@ def test_the_actor_ends_with_its_run():
 
 def test_units_at_which_an_engine_may_have_died_have_it_to_themselves():
     with running_deaths() as deaths:
-        with Guard(deaths, Resources(), num_threads=3).start():
+        with Guard(DeathsActor(deaths), Resources(), num_threads=3).start():
             pass
         name = str(ray.get_runtime_context().get_actor_id())
         ray.get([deaths.begin.remote(name, 1, ["a1", "a2"]), deaths.begin.remote(name, 2, ["b"])])
-        again = Guard(deaths, Resources(), num_threads=3)  # in the process that Ray starts next
+        again = Guard(
+            DeathsActor(deaths), Resources(), num_threads=3
+        )  # in the process that Ray starts next
         with again.start():
             pass
         inside, most_inside = [], {}

@@ -18,7 +18,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from pipeline.engines.grammar import grammar_of
+from pipeline.engines.answer_schema import grammar_of
 from pipeline.engines.token_sampling import loop_end
 from pipeline.engines.vllm.args import adapter_request, engine_args
 from pipeline.engines.vllm.inputs import Medium, engine_input, media_of, sampling_params
