@@ -1,6 +1,7 @@
 """The CPU image: its Dockerfile's steps in a Debian root, and runs in it as a pod has them.
 
-`make rehearsal`; it takes a quarter of an hour, 4 GB of temporary files, root rights and Debian's packages.
+`make rehearsal`; it takes a quarter of an hour, 4 GB of temporary files, root rights, and
+Debian's packages.
 """
 
 import json
