@@ -1,11 +1,7 @@
 """The CPU image: its Dockerfile's steps in a Debian root, and runs in it as a pod has them.
 
-<<<<<<< HEAD
-`make rehearsal`; it takes a quarter of an hour, 4 GB, root rights and Debian's packages.
-=======
 `make rehearsal`; it takes a quarter of an hour, 4 GB of temporary files, root rights, and
 Debian's packages.
->>>>>>> 7d2cf70124b99df32dfef1b6963647561241a42e
 """
 
 import json
