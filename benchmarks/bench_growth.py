@@ -151,7 +151,9 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
         answered = build.Generate(job, deaths, code, 1.0)(prepared)
     (unit,) = from_table(answered, AnsweredUnit)
     questions = {question.name: question for question in job.questions()}
-    key = RunKey(run_id="none", recipe_ids=RecipeIds("none", "none", "none"), run_date="none")
+    key = RunKey(
+        run_id="none", recipe_ids=RecipeIds("none", "none", "none", "none"), run_date="none"
+    )
     row = pa.Table.from_pylist([annotation_row(unit, questions, key)], schema=ANNOTATION)
 
     def copies(one: pa.Table, schema: pa.Schema, **columns) -> pa.Table:

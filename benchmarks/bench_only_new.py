@@ -71,7 +71,7 @@ def ask(folder: str, num_rows: str) -> str:
     rows = int(num_rows)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     started = time.perf_counter()
-    with ExistingMedia(folder, RecipeIds("abc", "abc", "abc"), Storage()) as known:
+    with ExistingMedia(folder, RecipeIds("abc", "abc", "abc", "abc"), Storage()) as known:
         opened = time.perf_counter() - started
         new = 0
         for start in range(0, rows, BATCH):

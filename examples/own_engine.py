@@ -72,7 +72,7 @@ def annotate(files: Sequence[str], engine: Engine) -> list[dict[str, Any]]:
     units = Planner(job, 4096, storage).plan(items)
     prepare = Prepare(job, storage, code_digest())
     answered = engine.generate([prepare.prepare(unit) for unit in units])
-    recipes = RecipeIds(image="images", video="videos", messages="messages")
+    recipes = RecipeIds(image="images", video="videos", messages="messages", unread="unread")
     today = time.strftime("%Y-%m-%d")
     key = RunKey(run_id="example", recipe_ids=recipes, run_date=today)
     questions = {question.name: question for question in job.questions()}

@@ -12,6 +12,7 @@ from jobs.cluster.machines import has_session
 from jobs.cluster.start import on_this_machine, running_ray
 from pipeline.workers.engine_process import EngineProcess
 from schemas.job.job import Job
+from schemas.shown import redact_uri
 
 MAX_SMALL = 256
 """Items, and units, of a small job: as many as one planner takes, and one block of Ray Data."""
@@ -33,7 +34,7 @@ def _why_ray_at_any_size(job: Job) -> str | None:
     if job.resources.ray == "always":
         return "resources.ray is always"
     if not on_this_machine():
-        return f"RAY_ADDRESS is {os.environ['RAY_ADDRESS']}"
+        return f"RAY_ADDRESS is {redact_uri(os.environ['RAY_ADDRESS'])}"
     if has_session():
         return "this process has a Ray session"
     if address := running_ray():

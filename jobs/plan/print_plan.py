@@ -7,9 +7,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.cluster.session import fit_job
 from jobs.cluster.small import MAX_SMALL, why_ray
 from jobs.plan.open_job import JobContext
 from pipeline.storage.storage import join
+from schemas.errors import ResourceError
+from schemas.job.job import Job
 from schemas.shown import one_line, redact_uri
 from schemas.tables.unit import UnitStatus
 
@@ -49,12 +52,20 @@ def print_plan(
     if (more := problems.num_rows - _MAX_PROBLEMS) > 0:
         where = "" if dry_run else ", in the plan's `error` column"
         console.print(f"  ... and {more:,} more{where}")
-    reason = why_ray(context.job, table.num_rows, "units")
-    way = f"on Ray: {reason}" if reason else f"without Ray: at most {MAX_SMALL} units, one engine"
-    console.print(Text(one_line(f"annotate runs {way}")), soft_wrap=True)
+    if way := _way(context.job, table.num_rows):
+        console.print(Text(one_line(f"annotate runs {way}")), soft_wrap=True)
     if not dry_run:
         folder = join(context.run.folder(context.job.output), "plan")
         console.print(Text(f"The plan: {folder}"), soft_wrap=True)
+
+
+def _way(job: Job, num_units: int) -> str | None:
+    """How ``annotate`` would run here; None if the job does not fit into this machine."""
+    try:
+        reason = why_ray(job, num_units, "units", fit_job(job).replicas)
+    except ResourceError:
+        return None
+    return f"on Ray: {reason}" if reason else f"without Ray: at most {MAX_SMALL} units, one engine"
 
 
 def _sums(units: pa.Table) -> list[str]:

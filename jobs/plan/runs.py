@@ -250,18 +250,20 @@ def _read_run(output: str, run_id: str, storage: Storage) -> Run:
     try:
         run: Run = TypeAdapter(Run).validate_python(content | {"run_id": run_id})
         TypeAdapter(_Parts).validate_python(
-            {"fingerprint": run.fingerprint, "counts": run.counts or None}
+            {"fingerprint": run.fingerprint, "counts": run.counts or None}, strict=True
         )
         _ = run.recipe_ids  # of a recipe of another form there are none
-    except (TypeError, AttributeError, KeyError) as error:
-        uri = join(run_folder(output, run_id), "run.json")
-        raise not_a_run_file(uri, f"recipe: {error}") from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(map(str, problem["loc"]))
         uri = join(run_folder(output, run_id), "run.json")
         raise not_a_run_file(uri, f"{where}: {problem['msg']}") from None
-    return dataclasses.replace(run, cost=Rates.read(rates))
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        uri = join(run_folder(output, run_id), "run.json")
+        raise not_a_run_file(uri, f"recipe: {error}") from None
+    # What `complete` means is written together with the counts: without them it is not finished.
+    status = run.status if run.counts else "running"
+    return dataclasses.replace(run, cost=Rates.read(rates), status=status)
 
 
 def redact_uris(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """Decode the frames that the model saw again, as planned, and lay them out on a sheet."""
 
 import io
-import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from PIL import Image
 
 from jobs.results.read import Selection, output_and_run
 from pipeline.media.frames import Pixels
-from pipeline.output.run_file import run_folder
+from pipeline.output.run_file import read_run_file, run_folder
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.storage import Storage, join
 from pipeline.workers.isolated_decoder import IsolatedDecoder
@@ -94,7 +93,7 @@ def run_decoder(
     found: list[dict[str, float]] = []
     for run_id in run_ids:
         try:
-            content = json.loads(storage.read_bytes(join(output, "runs", run_id, "run.json")))
+            content = read_run_file(output, run_id, storage)
             given = {name: content["job"]["resources"][name] for name in names}
             found.append(DecodeLimits.model_validate(given).model_dump())
         except (FileNotFoundError, StorageError, ValueError, KeyError, TypeError):

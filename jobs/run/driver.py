@@ -73,6 +73,8 @@ def drive(
     folder = context.run.folder(context.job.output)
     with leased(folder, context.storage, console) as lease, ExitStack() as session:
         if reason := why_ray(context.job, num_items, "items"):
+            if engine is not None:
+                engine.close()
             session.enter_context(ray_session(console))
         check_fits(context.job)
         yield Driver(
@@ -113,10 +115,14 @@ def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table) -> Run:
         reason = driver.why_ray
         if reason is None:
             reason = why_ray(job, units.num_rows, "units", fit_job(job).replicas)
+        if reason is None and driver.engine is None:
+            reason = "a Ray ran on this machine at the start"
         run = dataclasses.replace(run, ray=reason)
         if reason is None:
             run = _annotate(driver, run, units, fit_job(job), units_per_file)
         else:
+            if driver.engine is not None:
+                driver.engine.close()  # its memory is for Ray's actors
             # As late as possible: on this a growing cluster adds GPU nodes, which cost money.
             with ray_session(driver.console), fitted_pools(job) as pools:
                 run = _annotate(driver, run, units, pools, units_per_file)

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -209,17 +209,17 @@ def _summaries(
 ) -> Iterator[Iterator[pa.Table]]:
     """Start the chain of the summaries, in this process or on Ray; yields SUMMARISED tables."""
     job, max_model_len = context.job, context.checkpoint.max_model_len
-    if why_ray(job, num_videos, "videos", fit_job(job).replicas) is None:
-        with early_engine(job) as engine:
-            assert engine is not None
+    with ExitStack() as stack:
+        engine = None
+        if why_ray(job, num_videos, "videos", fit_job(job).replicas) is None:
+            engine = stack.enter_context(early_engine(job))
+        if engine is not None:
             yield SmallChain(engine).summarise(tables, job, max_model_len, fit_job(job))
-    else:
-        with (
-            ray_session(console),
-            fitted_pools(job) as pools,
-            build_summaries(tables, job, max_model_len, pools) as dataset,
-        ):
-            yield tables_of(dataset)
+            return
+        stack.enter_context(ray_session(console))
+        pools = stack.enter_context(fitted_pools(job))
+        chain = build_summaries(tables, job, max_model_len, pools)
+        yield tables_of(stack.enter_context(chain))
 
 
 def _with_summary(row: Row, found: Row) -> Row:

@@ -51,7 +51,7 @@ def with_attempts(units: pa.Table, failed: pa.Table) -> pa.Table:
     units: UNIT rows, in the plan's order. failed: ``unit_id`` and ``error`` of committed rows.
     """
     attempts = {
-        row["unit_id"]: row["error"]["attempts"]
+        row["unit_id"]: (row["error"] or {}).get("attempts") or 0
         for row in failed.select(["unit_id", "error"]).to_pylist()
     }
     is_again = pc.is_in(units["unit_id"], pa.array(list(attempts), pa.string()))

@@ -4,7 +4,6 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pipeline.training.sample import Group
 from schemas.errors import JobFileError
 from schemas.job.finetune import DataSpec, FinetuneJob
 from schemas.job.model import Model
+from schemas.shown import redact_uri
 
 _WITHOUT_EFFECT = frozenset(
     {"optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon"}
@@ -123,8 +123,14 @@ def check_same_job(job: FinetuneJob, digest: str, storage: Storage) -> None:
     spec = _fingerprint(job) | {"rows of data": digest}
     before = None
     if storage.list_files(join(job.output, "checkpoints"), "*/*"):
-        with suppress(FileNotFoundError):
+        try:
             before = read_json(uri, storage)
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            raise JobFileError(
+                f"{redact_uri(uri)} is not what a training wrote ({error}): set another output"
+            ) from None
     if before is None:
         storage.write_bytes(uri, json.dumps(spec, indent=2).encode())
         return

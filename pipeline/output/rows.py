@@ -95,7 +95,7 @@ def _kind(unit: AnsweredUnit) -> str:
     """What the row is about, as ``RecipeIds`` names it."""
     if unit.messages is not None:
         return "messages"
-    return unit.media.media_type if unit.media else "video"
+    return unit.media.media_type if unit.media else "unread"
 
 
 def _status(unit: AnsweredUnit, answers: Sequence[Answer]) -> str:

@@ -228,7 +228,7 @@ def check_rows(table: pa.Table, schema: pa.Schema, uri: str) -> None:
         if field.name not in table.column_names:
             continue
         found = table[field.name]
-        is_wrong = not _fit(found.type, field.type)
+        is_wrong = not _is_alike(found.type, field.type)
         if pa.types.is_string(field.type) and not field.nullable:  # ids and the status
             is_wrong |= found.null_count > 0 or found.type != field.type
         if is_wrong:
@@ -244,6 +244,30 @@ def check_rows(table: pa.Table, schema: pa.Schema, uri: str) -> None:
                     f"{redact_uri(uri)} is not a file of the table: it has a status that is none "
                     f"of {', '.join(known)}; move it away"
                 )
+
+
+def _is_alike(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether values of a type can be used as values of another one; null types can."""
+    if pa.types.is_null(found):
+        return True
+    if pa.types.is_dictionary(found):
+        return _is_alike(found.value_type, wanted)
+    if pa.types.is_struct(wanted):
+        names = {field.name for field in wanted}
+        return pa.types.is_struct(found) and all(
+            _is_alike(field.type, wanted.field(field.name).type)
+            for field in found
+            if field.name in names
+        )
+    if pa.types.is_list(wanted):
+        return pa.types.is_list(found) and _is_alike(found.value_type, wanted.value_type)
+    if pa.types.is_timestamp(wanted):
+        return pa.types.is_timestamp(found) and bool(found.tz) == bool(wanted.tz)
+    if pa.types.is_string(wanted):
+        return pa.types.is_string(found) or pa.types.is_large_string(found)
+    if pa.types.is_floating(wanted):
+        return pa.types.is_floating(found) or pa.types.is_integer(found)
+    return pa.types.is_integer(found) if pa.types.is_integer(wanted) else found == wanted
 
 
 def with_file_column(table: pa.Table, uri: str) -> pa.Table:

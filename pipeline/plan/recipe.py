@@ -87,7 +87,8 @@ def recipe_id(recipe: dict[str, Any]) -> str:
 
 def recipe_ids(recipe: dict[str, Any]) -> RecipeIds:
     """Hash what of a run's recipe concerns each kind of row."""
-    return RecipeIds(*(recipe_id(_of_media(recipe, kind)) for kind in RecipeIds._fields))
+    kinds = {kind: recipe_id(_of_media(recipe, kind)) for kind in _NOT_OF}
+    return RecipeIds(**kinds, unread=recipe_id(recipe))
 
 
 _NOT_OF = {

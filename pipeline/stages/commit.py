@@ -1,4 +1,4 @@
-"""The stage that commits: raw answers in, one Parquet file and a summary of its rows out."""
+"""The stage that commits: raw answers in, Parquet files and a summary of their rows out."""
 
 import pyarrow as pa
 
@@ -38,7 +38,7 @@ COMMITTED = pa.schema(
 
 
 class Commit:
-    """Stage: ANSWERED in, one committed Parquet file and COMMITTED out."""
+    """Stage: ANSWERED in, committed Parquet files and COMMITTED out."""
 
     def __init__(self, job: Job, key: RunKey, storage: Storage, code: str) -> None:
         log_shown()
@@ -52,7 +52,7 @@ class Commit:
         self._last_failure = ""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Parse the answers, write one file, and summarise its rows.
+        """Parse the answers, write one file for each recipe, and summarise the rows.
 
         Raises:
             StorageError: the output cannot be written, or no media can be read any more.

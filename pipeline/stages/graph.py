@@ -5,7 +5,7 @@
     annotate  UNIT, in blocks of at most 256 units
                 -> Prepare (CPU)   -> PREPARED,  12 MB a unit: 16 frames of 640 x 384
                 -> Generate (GPU)  -> ANSWERED,  2 KB a unit
-                -> Commit (no CPU) -> COMMITTED, 0.3 KB a unit, and one Parquet file
+                -> Commit (no CPU) -> COMMITTED, 0.3 KB a unit, and Parquet files
     items     captions of videos
                 -> Summarise (GPU) -> SUMMARISED
 

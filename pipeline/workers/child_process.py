@@ -83,9 +83,11 @@ class Isolated:
                 try:
                     return child.call(request, limits, self._is_too_large)
                 except _LostError as lost:
-                    if attempts == 2 or lost.error_type == ErrorType.DECODE_TIMEOUT:
+                    may_fit_alone = lost.lacked_memory and not lacked_memory
+                    is_last = attempts > 1 and not may_fit_alone
+                    if is_last or lost.error_type == ErrorType.DECODE_TIMEOUT:
                         raise UnitError(lost.error_type, str(lost), attempts) from None
-                    lacked_memory = lost.lacked_memory
+                    lacked_memory |= lost.lacked_memory
 
     @contextmanager
     def _child(self, modules: Collection[str], *, is_alone: bool) -> Iterator["_Child"]:

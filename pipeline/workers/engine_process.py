@@ -22,6 +22,7 @@ from typing import Any
 
 from pipeline.workers.forker import sendable
 from pipeline.workers.shared_memory import receive, send
+from schemas.errors import ResourceError
 
 logger = logging.getLogger(__name__)
 
@@ -63,17 +64,27 @@ class EngineProcess:
         return self._repeated(lambda: self._ask("call", batch))
 
     def _repeated(self, ask: Callable[[], Any]) -> Any:
+        from pipeline.workers.engine_guard import MAX_DEATHS
+
+        num_starts = 0
         while True:
             try:
                 if not self._is_open:
+                    num_starts += 1
                     self._ask("open", self._stage)
-                    self._is_open = True
+                    self._is_open, num_starts = True, 0
                 return ask()
-            except (EOFError, OSError):
+            except _DiedError:
                 with self._lock:
                     if self._is_closed:
                         raise
-                    logger.warning("the engine's process %s; it is started again", self._end())
+                    how = self._end()
+                    # Its guard counts deaths while it loads; before that, nothing else does.
+                    if num_starts > MAX_DEATHS:
+                        raise ResourceError(
+                            f"the engine's process does not start: it {how}"
+                        ) from None
+                    logger.warning("the engine's process %s; it is started again", how)
                     self._start()
 
     def close(self) -> None:
@@ -115,15 +126,26 @@ class EngineProcess:
         theirs.close()
 
     def _ask(self, kind: str, content: Any) -> Any:
+        try:
+            kind, answer = self._exchange(kind, content)
+        except (EOFError, OSError) as error:
+            raise _DiedError from error
+        if kind == "error":  # which may be an OSError too
+            raise answer
+        return answer
+
+    def _exchange(self, kind: str, content: Any) -> tuple[str, Any]:
         send(self._lane, (kind, content))
         while True:
             kind, content = receive(self._lane)
-            if kind == "error":
-                raise content
-            if kind == "answer":
-                return content
+            if kind != "deaths":
+                return kind, content
             method, args = content
             send(self._lane, ("noted", getattr(self._deaths, method)(*args)))
+
+
+class _DiedError(EOFError):
+    """The engine's process cannot be reached."""
 
 
 class _DeathsLink:
@@ -153,11 +175,14 @@ def main(module: str, parent: int, lane_fd: int) -> None:
         logger.debug("%s is not imported: %s", module, error)
     stage: Any = None
     while True:
+        answer: Any = None
         try:
             kind, content = receive(lane)
         except (EOFError, OSError):
             return
-        answer: Any = None
+        except Exception as error:  # it cannot be unpickled here
+            send(lane, ("error", sendable(error)))
+            continue
         try:
             if kind == "open":
                 stage = None  # its memory is free before the next one is made
@@ -167,8 +192,7 @@ def main(module: str, parent: int, lane_fd: int) -> None:
                 gc.enable()
             else:
                 answer = stage(content)
+            send(lane, ("answer", answer))
         except Exception as error:  # the boundary: the driver raises it
             send(lane, ("error", sendable(error)))
-        else:
-            send(lane, ("answer", answer))
         del content, answer  # do not hold one block during the next call

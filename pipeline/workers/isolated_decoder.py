@@ -37,7 +37,7 @@ class IsolatedDecoder:
         num_threads: int = 1,
         quiet: bool = False,
     ) -> None:
-        self._resources, self._storage, self._num_threads = resources, storage, num_threads
+        self.limits, self._storage, self._num_threads = resources, storage, num_threads
         # The planner's forker, which has nearly all that decoders need: a driver has only one.
         self._isolated = Isolated("pipeline.plan.sampler", num_children, quiet=quiet)
 
@@ -51,7 +51,7 @@ class IsolatedDecoder:
         span = (part.sampling.end_seconds or 0.0) - (part.sampling.start_seconds or 0.0)
         # A file of few bytes may claim years.
         by_bytes = math.inf if part.media.size_bytes is None else part.media.size_bytes / 100
-        limits = ChildLimits.of(self._resources, more_seconds=min(10 * span, by_bytes))
+        limits = ChildLimits.of(self.limits, more_seconds=min(10 * span, by_bytes))
         modules = self._storage.modules(part.frames or (part.uri,)) | {decode_unit.__module__}
         if part.media.media_type == "video" and not part.frames:
             modules |= decoder_modules(decoder)

@@ -13,6 +13,7 @@ class DecodeLimits(Section):
     decode_timeout_seconds: float = Field(
         300.0,
         gt=0,
+        le=86_400,
         allow_inf_nan=False,
         description="Deadline for reading one media item's header, and for decoding one unit; "
         "ten times the duration of a unit's video is added. A unit that takes longer fails with "
@@ -21,9 +22,11 @@ class DecodeLimits(Section):
     decode_memory_gib: float = Field(
         4.0,
         gt=0,
+        le=1024,
         allow_inf_nan=False,
-        description="Maximum memory of a decoder, and of all headers that a planner reads at a "
-        "time, in GiB. A unit that takes more alone fails with media_too_large.",
+        description="Maximum memory of a decoder, in GiB; without Ray, of all decoders of the job "
+        "together, and at planning, of all headers that are read at a time. A unit that takes more "
+        "alone fails with media_too_large.",
     )
 
 

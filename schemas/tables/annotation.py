@@ -68,13 +68,15 @@ _SEEN = pa.struct([PART.field(name) for name in ("uri", "media", "sampling")])
 class RecipeIds(NamedTuple):
     """The recipe ids of a run's rows, by what a row is about.
 
-    image, video: rows of one image or video; a row of media that could not be read has that of
-        videos. messages: rows of conversations, which may hold both.
+    image, video: rows of one image or video. messages: rows of conversations, which may hold both.
+    unread: rows of media that could not be read, or that no task fits: they may be of any kind, so
+        this is the id of the whole recipe.
     """
 
     image: str
     video: str
     messages: str
+    unread: str
 
 
 def annotation_schema(task_columns: "list[pa.Field[Any]]") -> pa.Schema:

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from jobs.export.source import requested_labels
 from jobs.plan.runs import all_runs
 from jobs.report.runs import run_values
 from jobs.results import compact
-from jobs.results.frames import planned_sources
+from jobs.results.frames import planned_sources, run_decoder
 from jobs.results.read import Selection, read_annotations
 from pipeline.output.rows import ANNOTATION
 from pipeline.output.run_file import read_run_file, run_folder
@@ -24,6 +25,7 @@ from pipeline.storage.parquet import read_json, read_parquet, write_parquet
 from pipeline.storage.storage import Storage
 from schemas.errors import StorageError, UserError
 from schemas.job.job import check_job
+from schemas.job.resources import DecodeLimits
 from tests.support.annotation_rows import row
 from tests.support.run_key import run_key
 
@@ -37,6 +39,11 @@ RUN = {
     "fingerprint": {"manifest": "m", "recipe": "abc", "schema_version": "1"},
     "recipe": {},
     "created_at": "2026-01-01T00:00:00+00:00",
+}
+_NUMBERS = ("units", "units_of_earlier_runs", "prompt_tokens", "output_tokens")
+_SECONDS = ("decode_seconds", "engine_seconds")
+COUNTS = dict.fromkeys((*_NUMBERS, *_SECONDS), 1) | {
+    key: {} for key in ("status", "errors", "answers", "decoders")
 }
 BOMB = "[" * 100_000
 
@@ -53,6 +60,7 @@ def test_a_sound_run_is_read(tmp_path):
     plant(tmp_path, RUN | {"later": 1, "counts": {}})
     (run,) = all_runs(str(tmp_path), STORAGE)
     assert (run.run_id, run.run_date) == (KEY.run_id, KEY.run_date)
+    assert run.status == "running"  # without counts it is not finished, whatever it says
 
 
 def test_compact_removes_nothing_outside_of_the_output(tmp_path):
@@ -82,6 +90,12 @@ def test_an_id_in_a_row_leads_to_no_other_file(tmp_path):
     assert run_values(str(tmp_path / "out"), away, STORAGE) == {"run_id": away}
     assert requested_labels(str(tmp_path / "out"), [away], STORAGE) == []
     assert planned_sources(Selection(uri=str(tmp_path / "out")), [away], STORAGE) == {}
+    plant(
+        tmp_path / "other",
+        RUN | {"job": {"resources": dict.fromkeys(DecodeLimits.model_fields, 77)}},
+    )
+    decoder = run_decoder(Selection(uri=str(tmp_path / "out")), [away], STORAGE)
+    assert decoder.limits == DecodeLimits()
     rows = [row("1", "m", "v") | {"run_id": away}, row("2", "n", "v")]
     table = pa.Table.from_pylist(rows, schema=ANNOTATION)
     write_parquet(table, f"{tmp_path}/out/annotations/run_date=2026-01-01/part-a-abc-x.parquet",
@@ -147,6 +161,8 @@ def test_a_huge_file_is_not_read_whole(tmp_path, monkeypatch):
         ("actors", {"a": []}),
         ("counts", {"units": 1}),
         ("counts", {"units": []}),
+        ("counts", COUNTS | {"units": "5"}),
+        ("recipe", {"model": "\ud800"}),
         ("left_out", 3),
     ],
 )
@@ -195,6 +211,9 @@ def _with(name: str, column: pa.Array) -> pa.Table:
         _with("media_id", pa.array([["m"]])),
         _with("error", pa.array([3])),
         _with("timings", pa.array(["now"])),
+        _with("timings", pa.array([{"finished_at": "now"}])),
+        _with("timings", pa.array([{"finished_at": datetime(2026, 1, 1)}])),
+        _with("error", pa.array([{"type": "media_missing", "attempts": "one"}])),
         _with("parts", pa.array([{"uri": "x"}])),
     ],
 )

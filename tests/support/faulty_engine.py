@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ class Obeys:
     def __call__(self, order: Any) -> int:
         if order == "refuse":
             raise ModelError("the weights are gone")
+        if order == "no space":
+            raise OSError(28, "No space left on device")
+        if order == "an answer that cannot be sent":
+            return threading.Lock()  # type: ignore[return-value]
         if isinstance(order, Path) and not order.exists():
             order.touch()
             os.kill(os.getpid(), signal.SIGKILL)

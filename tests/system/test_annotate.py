@@ -60,7 +60,7 @@ def test_one_row_for_each_planned_unit(annotated, archive: Path):
     assert len(rows) > len(media)  # long clips are several windows
     assert {row["run_id"] for row in rows} == {run.run_id}
     for row in rows:
-        kind = row["media"]["media_type"] if row["media"] else "video"
+        kind = row["media"]["media_type"] if row["media"] else "unread"
         assert row["recipe_id"] == getattr(run.recipe_ids, kind)
 
 
@@ -135,7 +135,7 @@ def test_run_json_tells_what_ran(annotated, checkpoint: Path):
     assert told["job"]["model"]["source"] == str(checkpoint)
     assert "storage_options" not in told["job"]
     assert set(told["fingerprint"]) == {"manifest", "recipe", "schema_version"}
-    assert set(told["recipe_ids"]) == {"image", "video", "messages"}
+    assert set(told["recipe_ids"]) == {"image", "video", "messages", "unread"}
     assert {"ray", "torch", "transformers", "code"} <= set(told["versions"])
     assert told["seconds"] > 0
 

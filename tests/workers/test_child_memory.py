@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pipeline.workers.child_limits import ChildLimits
-from pipeline.workers.child_process import Isolated
+from pipeline.workers.child_process import Isolated, _LostError
 from schemas.errors import ErrorType, UnitError
 from tests.support.misbehave import after, die_once, hold_memory, is_running, pid
 
@@ -47,6 +48,46 @@ def test_calls_that_exceed_the_limit_together_are_done_one_after_the_other(tmp_p
         (tmp_path / "go").touch()
         assert [call.result() for call in calls] == [num_bytes // 8 * 8] * 6
     isolated.close()
+
+
+@pytest.mark.parametrize(
+    ("losses", "alone", "error"),
+    [
+        ("cm", [False, False, True], None),
+        ("cmm", [False, False, True], ErrorType.MEDIA_TOO_LARGE),
+        ("mc", [False, True], ErrorType.DECODER_CRASHED),
+        ("cc", [False, False], ErrorType.DECODER_CRASHED),
+        ("mm", [False, True], ErrorType.MEDIA_TOO_LARGE),
+        ("t", [False], ErrorType.DECODE_TIMEOUT),
+    ],
+)
+def test_nothing_is_too_large_before_it_was_tried_alone(monkeypatch, losses, alone, error):
+    """c: a crash, m: too much memory, t: a deadline; then the call succeeds."""
+    kinds = {"c": ErrorType.DECODER_CRASHED, "m": ErrorType.MEDIA_TOO_LARGE,
+             "t": ErrorType.DECODE_TIMEOUT}  # fmt: skip
+    left, seen = list(losses), []
+
+    class Child:
+        def call(self, *args: object) -> str:
+            if not left:
+                return "done"
+            kind = left.pop(0)
+            raise _LostError(kinds[kind], "lost", lacked_memory=kind == "m")
+
+    @contextmanager
+    def child(self, modules, *, is_alone: bool):
+        seen.append(is_alone)
+        yield Child()
+
+    monkeypatch.setattr(Isolated, "_child", child)
+    isolated = Isolated("tests.support.misbehave", 2)
+    if error is None:
+        assert isolated.call(pid, limits=LIMITS) == "done"
+    else:
+        with pytest.raises(UnitError) as caught:
+            isolated.call(pid, limits=LIMITS)
+        assert caught.value.error_type == error
+    assert seen == alone
 
 
 def test_a_call_that_is_too_large_alone_fails_and_the_others_do_not(tmp_path):

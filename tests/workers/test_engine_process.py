@@ -12,6 +12,13 @@ from schemas.errors import ModelError, ResourceError
 from tests.support.faulty_engine import Obeys
 
 
+class Unreadable:
+    """Raises where it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return (int, ("no number",))
+
+
 @pytest.fixture
 def engine() -> Iterator[EngineProcess]:
     process = EngineProcess("tests.support.faulty_engine", {"OF_ENGINE": "1"})
@@ -37,6 +44,36 @@ def test_an_error_is_raised_as_itself_and_the_process_stays(engine: EngineProces
     with pytest.raises(ModelError, match="the weights are gone"):
         engine("refuse")
     assert engine("work") == first
+
+
+@pytest.mark.parametrize(
+    ("order", "error"),
+    [
+        ("no space", OSError),
+        ("an answer that cannot be sent", TypeError),
+        (Unreadable(), ValueError),
+    ],
+)
+def test_an_error_of_any_kind_is_no_death(engine: EngineProcess, tmp_path: Path, order, error):
+    """Also one that looks like a lost process, and what cannot be sent."""
+    engine.open(Obeys, marker=tmp_path / "starts")
+    first = engine("work")
+    with pytest.raises(error):
+        engine(order)
+    assert engine("work") == first
+    assert (tmp_path / "starts").read_text() == "x"
+
+
+def test_a_process_that_dies_before_the_stage_is_made_is_started_four_times(tmp_path: Path):
+    """Nothing counts its deaths but the driver; without that it would be started for ever."""
+    engine = EngineProcess("tests.support.dies_at_import", {"OF_ENGINE": "1"})
+    try:
+        engine.open(Obeys, marker=tmp_path / "starts")
+        with pytest.raises(ResourceError, match="does not start: it ended with SIGKILL"):
+            engine("work")
+    finally:
+        engine.close()
+    assert not (tmp_path / "starts").exists()
 
 
 def test_a_start_that_hangs_is_ended_and_tried_three_times(engine: EngineProcess, tmp_path: Path):
