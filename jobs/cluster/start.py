@@ -80,6 +80,7 @@ def start_ray(**options: Any) -> None:
                 )
         except Exception as error:  # Ray raises a plain Exception when a node starts late
             if _LATE in str(error) and not is_last:
+                ray.shutdown()  # what has started of it
                 continue  # a busy machine: the files are in memory now, and Ray's 30 s may suffice
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ResourceError(f"cannot start or join Ray: {reason}") from None

@@ -19,7 +19,7 @@ from pipeline.manifest.uris import base_uri, parent_folder
 from pipeline.manifest.values import RowError, brief
 from pipeline.storage.storage import Storage
 from schemas.errors import UserError
-from schemas.shown import redact_uri
+from schemas.shown import HIDDEN, redact_uri
 
 _SPAN = ("start_seconds", "end_seconds")
 _TABLE_COLUMNS = frozenset({"media", "sampling", "responses", "timings", "error", "attributes"})
@@ -150,9 +150,11 @@ def _gold_row(place: str, row: dict[str, Any], metrics: Mapping[str, Metric], ba
     if not has_uri:  # a manifest row must have one, and gold is read as manifest rows are
         named["uri"] = "none"
     item = media_item(named, [], base)
+    # Of an address with a query, rows have the id, but not the query.
+    is_hidden = has_uri and redact_uri(item.uri).endswith(HIDDEN)
     return GoldRow(
         place=place,
-        media_id=item.media_id if has_id else None,
+        media_id=item.media_id if has_id or is_hidden else None,
         uri=redact_uri(item.uri) if has_uri else None,
         start_seconds=item.start_seconds,
         end_seconds=item.end_seconds,

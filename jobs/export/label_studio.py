@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jobs.console.json_values import json_text
-from jobs.export.source import Files, Source
+from jobs.export.source import HAS_NO_ADDRESS, Files, Source, has_address
 from jobs.results.read import Row
 from pipeline.storage.parquet import parse_json
 from pipeline.storage.storage import Storage
@@ -44,6 +44,8 @@ def label_studio(source: Source) -> Files:
         media = row.get("media")
         if not media or not row.get("sampling"):
             source.skipped.append((row["uri"], "failed" if row["error"] else "a conversation"))
+        elif not has_address(row):
+            source.skipped.append((row["uri"], HAS_NO_ADDRESS))
         elif media["media_type"] == "image":
             images.append(_task(row, "image", {}, _image_results(row)))
             labels |= {

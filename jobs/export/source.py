@@ -12,6 +12,7 @@ from pipeline.storage.storage import Storage
 from pipeline.tasks.registry import TASKS
 from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.errors import StorageError
+from schemas.shown import HIDDEN
 from schemas.task import Drawing, Task
 
 Files = Iterator[tuple[str, bytes]]
@@ -58,6 +59,15 @@ def caption_of(row: Row) -> str:
 def draws_boxes(task: Task) -> bool:
     """Whether a task's answers are labelled boxes in a picture."""
     return task.mark_kind in ("object", "track")
+
+
+HAS_NO_ADDRESS = "its address was written without its query"
+"""Why a format that names media by their address leaves a row out."""
+
+
+def has_address(row: Row) -> bool:
+    """Whether a row has its media's whole address: rows do not have queries."""
+    return not row["uri"].endswith(HIDDEN)
 
 
 def requested_labels(output: str, run_ids: Collection[str], storage: Storage) -> list[str]:

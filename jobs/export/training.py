@@ -12,7 +12,7 @@ from PIL import Image
 
 from jobs.console.json_values import json_text
 from jobs.export.boxed_frames import file_name
-from jobs.export.source import Files, Source, caption_of
+from jobs.export.source import HAS_NO_ADDRESS, Files, Source, caption_of, has_address
 from jobs.results.frames import decode_again, seen_parts
 from jobs.results.read import Row
 from pipeline.output.rows import table_schema
@@ -41,6 +41,9 @@ def conversations(source: Source) -> Files:
             continue
         if not _is_whole(row):
             source.skipped.append((row["uri"], "a part of a longer video"))
+            continue
+        if not has_address(row):
+            source.skipped.append((row["uri"], HAS_NO_ADDRESS))
             continue
         for answer in row["responses"]:
             if answer["status"] in _READ and row.get(answer["task"]) is not None:

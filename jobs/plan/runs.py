@@ -249,9 +249,8 @@ def _read_run(output: str, run_id: str, storage: Storage) -> Run:
     rates = content.pop("cost", None)
     try:
         run: Run = TypeAdapter(Run).validate_python(content | {"run_id": run_id})
-        TypeAdapter(_Parts).validate_python(
-            {"fingerprint": run.fingerprint, "counts": run.counts or None}, strict=True
-        )
+        parts = {"fingerprint": run.fingerprint, "counts": run.counts or None}
+        TypeAdapter(_Parts).validate_json(json.dumps(parts), strict=True)
         _ = run.recipe_ids  # of a recipe of another form there are none
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]

@@ -20,6 +20,7 @@ from pipeline.media.frames import Pixels
 from pipeline.storage.storage import Storage, join
 from schemas.errors import UnitError, UserError
 from schemas.shown import one_line, printable, redact_uri
+from schemas.tables.manifest import default_media_id
 
 _MAX_NAMES = 5
 _GAP = 8
@@ -87,10 +88,10 @@ def _find(rows: list[Row], unit: str) -> Row:
     uri = redact_uri(unit)
     found = (
         [row for row in rows if row["unit_id"] == unit]
-        or [row for row in rows if row["media_id"] == unit]
-        or [row for row in rows if row["uri"] == uri]
+        or [row for row in rows if row["media_id"] in (unit, default_media_id([unit]))]
+        or [row for row in rows if row["uri"] == uri and uri == unit]
         or [row for row in rows if row["unit_id"].startswith(unit)]
-        or [row for row in rows if row["uri"].endswith(uri)]
+        or [row for row in rows if row["uri"].endswith(uri) and uri == unit]
     )
     if len(found) == 1:
         return found[0]

@@ -155,7 +155,7 @@ def _fingerprint(job: FinetuneJob) -> dict[str, Any]:
     spec = redact_uris(job.public_dict())
     # The order of the data depends on the number of workers, not on their resources.
     free = {"logging_steps", "save_steps", "eval_steps", "save_total_limit"}
-    free |= {"use_gpu", "cpus_per_worker"}
+    free |= {"use_gpu", "cpus_per_worker", "decode_timeout_seconds", "decode_memory_gib"}
     flat = {f"{a}.{b}": v for a, s in spec.items() if isinstance(s, dict) for b, v in s.items()}
     flat |= {key: value for key, value in spec.items() if not isinstance(value, dict)}
     return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in free}

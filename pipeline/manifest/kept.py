@@ -11,6 +11,7 @@ from schemas.tables.manifest import MediaItem
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 _ITEM_BYTES = 600  # of an item without its texts
+_SMALL_ITEMS = 100_000  # so many are never refused: a machine without room for them runs no job
 _MAX_SHARED = 1024
 
 
@@ -22,7 +23,10 @@ def free_bytes() -> int:
         free.append(1024 * int(lines["MemAvailable"].split()[0]))
     with suppress(OSError, ValueError):  # no container, or one without a limit
         limit = int((_CGROUP / "memory.max").read_text())
-        free.append(limit - int((_CGROUP / "memory.current").read_text()))
+        used = int((_CGROUP / "memory.current").read_text())
+        found = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        cache = sum(int(found.get(name, 0)) for name in ("inactive_file", "active_file"))
+        free.append(max(0, limit - used + cache))  # the kernel frees cached files when it must
     return min(free)
 
 
@@ -44,7 +48,7 @@ class Kept:
         for item in items:
             self._num_items += 1
             self._num_bytes += _ITEM_BYTES + self._text_bytes(item)
-            if self._num_bytes > self._max_bytes:
+            if self._num_bytes > self._max_bytes and self._num_items > _SMALL_ITEMS:
                 raise ManifestError(
                     f"the first {self._num_items:,} media items take {self._max_bytes / 1e9:.1f} "
                     "GB, half of the free memory; divide them into several jobs, leave out columns "

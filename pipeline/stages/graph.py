@@ -42,6 +42,8 @@ WRITER = "reelscribe_writer"
 
 The committer runs on one of them; where no node has it, anywhere.
 """
+READER = "reelscribe_reader"
+"""The same of nodes that can read the media: planners and decoders run there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,9 @@ class Pools:
 
     def decoder_pool(self) -> "Pool":
         """The actors of ``Prepare``."""
-        return Pool(num_actors=self.decoders, num_cpus=self.cpus_per_decoder)
+        return Pool(
+            num_actors=self.decoders, num_cpus=self.cpus_per_decoder, resource=_on_nodes(READER)
+        )
 
     def engine_pool(self, calls_at_once: int = 1) -> "Pool":
         """The actors that hold the model; ``Guard`` limits their retries, not Ray."""
@@ -86,6 +90,13 @@ class Pool:
     calls_at_once: int = 1
 
 
+def _on_nodes(resource: str) -> str | None:
+    """The resource, if a node has it."""
+    import ray
+
+    return resource if resource in ray.cluster_resources() else None
+
+
 def build_plan(
     items: Sequence[MediaItem], job: Job, max_model_len: int, storage: Storage, num_actors: int
 ) -> Any:
@@ -95,7 +106,7 @@ def build_plan(
     blocks = max(num_actors, -(-len(items) // PLAN_BATCH_ITEMS))
     rows = ray.data.from_items([{"item": item} for item in items], override_num_blocks=blocks)
     args = (job, max_model_len, storage, code_digest())
-    pool = Pool(num_actors=num_actors, num_cpus=1)
+    pool = Pool(num_actors=num_actors, num_cpus=1, resource=_on_nodes(READER))
     return stage(rows, Plan, args, pool, batch_size=PLAN_BATCH_ITEMS, batch_format="numpy")
 
 
@@ -120,8 +131,7 @@ def build_annotate(
     ray.data.DataContext.get_current().target_max_block_size = MAX_BLOCK_BYTES
     units = ray.data.from_blocks(blocks)  # from_arrow would start workers only to count rows
     prepared = stage(units, Prepare, (job, storage, code), pools.decoder_pool())
-    writer = WRITER if WRITER in ray.cluster_resources() else None
-    committer = Pool(num_actors=1, num_cpus=0, resource=writer)
+    committer = Pool(num_actors=1, num_cpus=0, resource=_on_nodes(WRITER))
     with running_deaths() as deaths:
         answered = stage(
             prepared, Generate, (job, DeathsActor(deaths), code, engines.num_cpus), engines

@@ -21,6 +21,9 @@ Options = Mapping[str, Mapping[str, Any]]
 _SENT = frozenset({"headers", "auth", "cookies", "params", "data", "json"})
 """Options of https that every host would get."""
 
+_WITHOUT_HOST = (*KEY_PROTOCOLS, "dbfs", "gdrive", "box", "dropbox")
+"""Protocols whose uris name no host that could be another's."""
+
 
 def check_options(options: Options) -> None:
     """Check that no option may reach a host that it is not for.
@@ -38,14 +41,16 @@ def check_options(options: Options) -> None:
         if is_host:
             _check_host(name, given)
         elif is_https(f"{protocol}://"):
-            sent = _SENT & {*given, *(given.get("client_kwargs") or {})}
-            if sent:
+            more = given.get("client_kwargs") or {}
+            if not isinstance(more, Mapping):
+                raise StorageError(f"storage_options.{protocol}: client_kwargs must be a mapping")
+            if sent := _SENT & {*given, *more}:
                 raise StorageError(
                     f"storage_options.{protocol}: {min(sent)} would be sent to every host that the "
                     f"manifest names; give it for one: "
                     f'{{"{protocol}://archive.example.org": {{headers: {{X-Api-Key: ...}}}}}}'
                 )
-        elif protocol not in KEY_PROTOCOLS and given and "host" not in given:
+        elif protocol not in _WITHOUT_HOST and given and not {"host", "instance"} & {*given}:
             raise StorageError(
                 f"storage_options.{protocol} would be used for every host that the manifest names; "
                 f'give them for one: {{"{protocol}://HOST": ...}}'

@@ -7,6 +7,7 @@ exponential time, unique items quadratic time.
 import functools
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -60,7 +61,12 @@ def _limited(keyword: Keyword) -> Keyword:
     return limited
 
 
+# `regex` reads other braces than {3}, {3,} and {,3} as errors that are allowed: {e<=1}, {s}.
+_BRACE = re.compile(r"(?<!\\)(?<!\\[pPN])\{(?!\d*,?\d*\})")
+
+
 def _matches(pattern: str, text: str) -> bool:
+    pattern = _BRACE.sub(r"\{", pattern)
     try:
         timeout = max(min(MAX_PATTERN_SECONDS, seconds_left()), 0.001)
         return regex.search(pattern, text, timeout=timeout) is not None

@@ -28,6 +28,8 @@ from jobs.report.report import render_page
 from jobs.results.query_rows import QueryRows, print_csv
 from pipeline.output.rows import annotation_row
 from pipeline.storage.storage import Storage
+from pipeline.workers.isolated_decoder import IsolatedDecoder
+from schemas.job.resources import DecodeLimits
 from tests.support.units import (
     KEY,
     QUESTIONS,
@@ -40,9 +42,8 @@ from tests.support.units import (
 
 
 def files(form: str, *rows: dict[str, Any]) -> dict[str, str]:
-    source = Source(
-        rows=list(rows), recipe_id="r", planned={}, storage=Storage(), labels=[], named=[]
-    )
+    decoder = IsolatedDecoder(DecodeLimits(), Storage())
+    source = Source(rows=list(rows), recipe_ids=["r"], planned={}, decoder=decoder)
     return {name: content.decode() for name, content in FORMATS[form](source)}
 
 

@@ -203,6 +203,7 @@ def test_five_thousand_units_do_not_slow_the_page(browser, tmp_path: Path):
             answer("caption", f"Picture number {k}."),
             answer("objects", f'[{{"bbox_2d": [1, 1, 500, 500], "label": "box {k % 7}"}}]'),
             unit_id=f"u{k:05}",
+            media_id=f"m{k:05}",
         )
         for k in range(4200, 4600)
     ]

@@ -356,6 +356,7 @@ def test_points_of_the_throughput_chart_are_spread(browser, tmp_path: Path, slow
             path,
             answer("caption", "x", num_output_tokens=10 + k),
             unit_id=f"u{k}",
+            media_id=f"m{k}",
             engine_seconds=slow if k == 25 else 0.05 + k / 500,
         )
         for k in range(50)

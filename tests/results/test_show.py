@@ -12,6 +12,7 @@ from jobs.cli.main import main
 from pipeline.media.decode import decode_unit
 from pipeline.storage.storage import Storage
 from schemas.errors import UserError
+from schemas.tables.manifest import default_media_id
 from tests.support.clips import write_clip
 from tests.support.units import (
     answer,
@@ -60,7 +61,7 @@ def test_what_the_model_saw_is_written_pixel_for_pixel(clip: Path, tmp_path: Pat
 
 def test_show_says_which_unit_it_does_not_know(tmp_path: Path):
     path = draw_image(tmp_path / "a.png")
-    units = [image_unit(path, unit_id=f"u{k}") for k in range(2)]
+    units = [image_unit(path, unit_id=f"u{k}", media_id=f"m{k}") for k in range(2)]
     output = write_table(tmp_path / "out", *units, failed_unit("bad", "it is \x1b[31m broken"))
     for name, message in (("nothing", "no unit has the id"), ("a.png", "matches 2 units")):
         result = show(output, name)
@@ -79,12 +80,15 @@ def test_show_says_which_unit_it_does_not_know(tmp_path: Path):
 def test_a_unit_is_named_by_its_id_its_media_or_its_uri(tmp_path: Path, name: str):
     path = draw_image(tmp_path / "x.png")
     uri = name if "://" in name else "s3://bucket/b.png"
+    media_id = default_media_id([uri]) if "?" in uri else "my id"  # rows have no queries
     units = [
-        image_unit(path, unit_id="u-b1", media_id="my id", uri=uri),
+        image_unit(path, unit_id="u-b1", media_id=media_id, uri=uri),
         image_unit(path, unit_id="u-a1", media_id="my id 2", uri="s3://bucket/b.png.png"),
     ]
     result = show(write_table(tmp_path / "out", *units), name)
     assert result.exit_code == 0 and "u-b1" in result.output and "secret" not in result.output
+    if "?" in uri:  # of the same path, but other media
+        assert show(tmp_path / "out", uri + "2").exit_code == 2
 
 
 def test_of_many_matches_some_are_named_and_the_others_counted(tmp_path: Path):

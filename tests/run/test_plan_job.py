@@ -18,7 +18,7 @@ from jobs.console import waiting
 from jobs.plan import open_job, plan, probe
 from schemas.errors import UserError
 from schemas.job.job import check_job
-from tests.support.job_files import SMALL
+from tests.support.job_files import SMALL, hide_ray
 from tests.support.paths import ROOT
 
 
@@ -28,9 +28,10 @@ def test_few_files_are_planned_as_actors_would(
     spec = SMALL | {"input": {"scan": str(archive)}, "output": str(tmp_path / "out")}
     job = check_job(spec | {"model": {"source": str(checkpoint)}}, "test")
     console = Console(file=io.StringIO(), width=120)
-    here = plan.run(job, console, dry_run=True)
+    with monkeypatch.context() as patch:
+        hide_ray(patch)
+        here = plan.run(job, console, dry_run=True)
     calls = []
-    monkeypatch.setattr(probe, "PLAN_BATCH_ITEMS", 10)
     build_plan = probe.build_plan
     monkeypatch.setattr(probe, "build_plan", lambda *args: calls.append(args) or build_plan(*args))
     assert plan.run(job, console, dry_run=True).equals(here)

@@ -53,7 +53,7 @@ def serve(nodes: list[dict[str, Any]]) -> None:
 
     head, *workers = nodes
     # Else a fixed port, which the agent of another test's Ray may hold.
-    head |= {"include_dashboard": True, "dashboard_agent_listen_port": 0}
+    head |= {"include_dashboard": True, "dashboard_agent_listen_port": 0, "dashboard_port": None}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for worker in workers:

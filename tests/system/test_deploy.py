@@ -1,6 +1,7 @@
 """What stands in deploy/ is what a cluster takes: manifests by their schemas, images by files."""
 
 import functools
+import json
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 from jobs.cli.main import main
+from pipeline.stages.graph import READER
 from schemas.job.job import check_job
 from tests.support.images.dockerfile import copied, dockerfile, steps
 from tests.support.kubernetes import built, one, ray_job
@@ -165,9 +167,12 @@ def test_the_jobs_actors_fit_into_the_nodes(overlay: str):
     need = resources.decoders * resources.cpus_per_decoder
     if has_gpus:
         assert resources.replicas <= workers[1]["maxReplicas"]
-        assert int(workers[1]["rayStartParams"]["num-cpus"]) >= 1
+        # An engine takes the one CPU of its node, so that no decoder is counted there.
+        assert workers[1]["rayStartParams"]["num-cpus"] == "1"
+        assert READER not in workers[1]["rayStartParams"].get("resources", "")
     else:
         need += resources.replicas
+    assert json.loads(json.loads(decoders["rayStartParams"]["resources"])) == {READER: 1}
     assert need <= room
 
 

@@ -250,11 +250,14 @@ def test_a_second_attempt_makes_no_success_of_what_failed_too_much(tmp_path: Pat
     spec |= {"output": str(tmp_path), "limits": {"max_failed": "5%"}}
     job = check_job(spec, "test")
     now = datetime.now(UTC)
-    counts = {"units": 10, "status": {"failed": 9, "ok": 1}, "errors": {"media_unreadable": 9}}
+    numbers = ("units_of_earlier_runs", "prompt_tokens", "output_tokens", "decode_seconds")
+    counts = dict.fromkeys((*numbers, "engine_seconds"), 0) | {"answers": {}, "decoders": {}}
+    counts |= {"units": 10, "status": {"failed": 9, "ok": 1}, "errors": {"media_unreadable": 9}}
 
     def at(hours: int, **fields: object) -> Run:
         created = (now - timedelta(hours=hours)).isoformat(timespec="seconds")
-        fields = {"status": "complete", "recipe": {}, "fingerprint": {"recipe": "r"}} | fields
+        fingerprint = {"manifest": "m", "recipe": "abc", "schema_version": "1"}
+        fields = {"status": "complete", "recipe": {}, "fingerprint": fingerprint} | fields
         run_id = f"nightly-20260101-{hours:06}"
         return Run(
             run_id=run_id, name="nightly", run_date="2026-01-01", created_at=created, **fields

@@ -184,7 +184,8 @@ def test_the_metadata_service_is_for_those_who_ask_for_it(tmp_path: Path):
     found = own_overlay(tmp_path, components=[component])
     for name, pod in pods().items():
         for address, port in [("169.254.169.254", 80), ("169.254.169.252", 988)]:
-            assert may_connect(found, pod, address, port) == (name in ("head", "decoders"))
+            has_identity = name in ("head", "decoders", "weights")
+            assert may_connect(found, pod, address, port) == has_identity
         for address in PRIVATE:
             assert not any(may_connect(found, pod, address, port) for port in EVERY_PORT)
 
