@@ -174,7 +174,7 @@ def real(job, replicas, real_seconds):
     from pipeline.stages.generate import Generate
     from pipeline.stages.graph import Pool, stage
     from pipeline.workers.code_version import code_digest
-    from pipeline.workers.engine_guard import running_deaths
+    from pipeline.workers.engine_guard import DeathsActor, running_deaths
 
     log = Path(tempfile.mkdtemp())
 
@@ -204,7 +204,7 @@ def real(job, replicas, real_seconds):
         with running_deaths() as deaths:
             dataset = stage(
                 ray.data.from_blocks([prepared(block) for block in blocks]),
-                Timed, (faster, deaths, code_digest(), 1.0),
+                Timed, (faster, DeathsActor(deaths), code_digest(), 1.0),
                 Pool(num_actors=replicas, num_cpus=1 / replicas),
             )  # fmt: skip
             for _ in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):

@@ -138,6 +138,7 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
     from pipeline.stages.commit import COMMITTED
     from pipeline.storage.parquet import write_parquet
     from pipeline.storage.storage import Storage
+    from pipeline.workers.engine_guard import DeathsActor
     from schemas.tables.annotation import RecipeIds
     from schemas.tables.columns import from_table
     from schemas.tables.manifest import MediaItem
@@ -148,7 +149,7 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
     planned = build.Plan(job, 262_144, storage, code)({"item": [item]})
     (prepared,) = build.Prepare(job, storage, code)(planned)
     with build.running_deaths() as deaths:
-        answered = build.Generate(job, deaths, code, 1.0)(prepared)
+        answered = build.Generate(job, DeathsActor(deaths), code, 1.0)(prepared)
     (unit,) = from_table(answered, AnsweredUnit)
     questions = {question.name: question for question in job.questions()}
     key = RunKey(

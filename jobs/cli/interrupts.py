@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
@@ -11,6 +13,20 @@ EXIT_CODE = 130
 
 _STOPPING = b"\nstopping; Ctrl-C again leaves at once\n"
 _LEFT = b"\nleft at once; run the same command again to continue\n"
+
+
+def _end_children(pid: int) -> None:
+    """Kill what a process has started, and what that has: Ray's processes, of its own session.
+
+    Most would end when they lose the driver, but a worker that has just begun would wait for ever.
+    """
+    with suppress(OSError):  # they end meanwhile; or this is not Linux
+        for file in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, file.read_text().split()):
+                with suppress(OSError):
+                    os.kill(child, signal.SIGSTOP)  # so that it starts no more
+                    _end_children(child)
+                    os.kill(child, signal.SIGKILL)
 
 
 class Interrupts:
@@ -40,7 +56,8 @@ class Interrupts:
     def _handle(self, _: int, __: FrameType | None) -> NoReturn:
         if self.is_stopping:
             os.write(2, _LEFT)
-            os._exit(EXIT_CODE)  # Ray ends its processes when it loses the driver
+            _end_children(os.getpid())
+            os._exit(EXIT_CODE)
         self.is_stopping = True
         os.write(2, _STOPPING)  # not through sys.stderr, which the main thread may be writing to
         raise KeyboardInterrupt

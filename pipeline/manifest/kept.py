@@ -11,7 +11,7 @@ from schemas.tables.manifest import MediaItem
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 _ITEM_BYTES = 600  # of an item without its texts
-_SMALL_ITEMS = 100_000  # so many are never refused: a machine without room for them runs no job
+_SMALL_ITEMS = 100_000  # fewer are never refused: a machine without room for them runs no job
 _MAX_SHARED = 1024
 
 

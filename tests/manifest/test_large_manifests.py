@@ -185,10 +185,24 @@ def test_more_items_than_memory_are_refused(tmp_path, monkeypatch):
     spec = Input(manifest=f"{tmp_path}/m.csv")
     assert len(select(spec, STORAGE, no_table).items) == 10_000
     monkeypatch.setattr("pipeline.manifest.select.free_bytes", lambda: 4 * MB)
+    assert len(select(spec, STORAGE, no_table).items) == 10_000  # few are never refused
+    monkeypatch.setattr("pipeline.manifest.kept._SMALL_ITEMS", 1000)
     with pytest.raises(ManifestError, match="half of the free memory; divide them into several"):
         select(spec, STORAGE, no_table)
     limited = Input(manifest=f"{tmp_path}/m.csv", limit=10)
     assert len(select(limited, STORAGE, no_table).items) == 10
+
+
+def test_cached_files_are_free_memory(tmp_path, monkeypatch):
+    """A container that has read much has its limit nearly full of them all the time."""
+    monkeypatch.setattr("pipeline.manifest.kept._CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text(f"{50 * MB}\n")
+    (tmp_path / "memory.current").write_text(f"{49 * MB}\n")
+    stat = f"anon {9 * MB}\nactive_file {10 * MB}\ninactive_file {20 * MB}\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    assert free_bytes() == 31 * MB
+    (tmp_path / "memory.max").write_text("1\n")
+    assert free_bytes() == 0
 
 
 def test_attributes_that_rows_share_count_once():

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.workers import child_process
 from pipeline.workers.child_limits import ChildLimits
-from pipeline.workers.child_process import Isolated, _LostError
+from pipeline.workers.child_process import Isolated
 from schemas.errors import ErrorType, UnitError
 from tests.support.misbehave import after, die_once, hold_memory, is_running, pid
 
@@ -72,7 +73,7 @@ def test_nothing_is_too_large_before_it_was_tried_alone(monkeypatch, losses, alo
             if not left:
                 return "done"
             kind = left.pop(0)
-            raise _LostError(kinds[kind], "lost", lacked_memory=kind == "m")
+            raise child_process._LostError(kinds[kind], "lost", lacked_memory=kind == "m")
 
     @contextmanager
     def child(self, modules, *, is_alone: bool):
