@@ -54,6 +54,10 @@ class Results:
         """The rows as a Ray Dataset; starts Ray if it does not run."""
         import ray.data
 
+        from jobs.cluster.start import start_ray
+
+        if not ray.is_initialized():
+            start_ray()
         return ray.data.from_arrow(self.table)
 
 

@@ -189,6 +189,7 @@ def ray_session():
     # Some tests hand their own classes to the workers.
     folders = [str(ROOT), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+    assert not ray.is_initialized(), "an earlier test has started Ray without this fixture"
     start_ray(num_cpus=3)
     yield
     ray.shutdown()

@@ -115,7 +115,9 @@ def test_the_results_pages_commands_run(demonstrated: Path, monkeypatch: pytest.
     assert [name for cell in formats for name in re.findall(r"`(\w+)`", cell)] == [*EXPORTS]
 
 
-def test_the_python_pages_code_runs(demonstrated: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_the_python_pages_code_runs(
+    demonstrated: Path, ray_session, monkeypatch: pytest.MonkeyPatch, capsys
+):
     monkeypatch.chdir(demonstrated)
     (code,) = blocks(ROOT / "docs" / "python.md", "python")
     names: dict[str, Any] = {}
