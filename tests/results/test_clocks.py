@@ -18,7 +18,6 @@ from pipeline.output.views import views_sql
 from pipeline.storage.ids import digest
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import Storage
-from schemas.tables.annotation import RecipeIds
 from schemas.tables.listing import LISTING, MAX_AHEAD_SECONDS
 from schemas.tables.manifest import MediaItem
 from tests.support.annotation_rows import row
@@ -95,7 +94,7 @@ def test_a_night_sees_the_content_that_latest_shows(tmp_path: Path):
     """The name has V1 again: the row of V2, from the future, does not say that it has V2."""
     commit(tmp_path, V2, FUTURE, "a")
     commit(tmp_path, V1, NOW, "b")
-    with ExistingMedia(str(tmp_path), RecipeIds("abc", "abc", "abc"), STORAGE) as existing:
+    with ExistingMedia(str(tmp_path), run_key("r", "abc").recipe_ids, STORAGE) as existing:
         for content, num_changes in ((V1, 0), (V2, 1)):
             item = MediaItem(media_id="a", uri="a", content_version=content)
             new, changes = existing.new_items([item])

@@ -105,6 +105,7 @@ def test_waiting_for_the_nodes_of_a_growing_cluster(monkeypatch: pytest.MonkeyPa
 
     asked, cpus = [], iter([0.0, 0.0, 6.0])
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": next(cpus)}}])
+    monkeypatch.setattr("jobs.cluster.machines.has_session", lambda: True)
     monkeypatch.setattr(
         ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(bundles)
     )
@@ -160,8 +161,10 @@ def test_a_ray_that_is_late_to_start_is_one_message(monkeypatch: pytest.MonkeyPa
             raise error
 
     monkeypatch.setenv("RAY_ADDRESS", "local")
+    ended = []
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))  # not that of other tests
     start.start_ray()
-    assert len(fails) == 2
+    assert len(fails) == 2 and len(ended) == 1  # what had started of the first is ended
     with pytest.raises(ResourceError, match=r"join Ray: .* timed out during startup\.$"):
         start.start_ray()

@@ -123,7 +123,8 @@ def test_the_committer_runs_where_the_keys_for_writing_are(overlay: str):
         ["bash", "-c", f"printf %s {given}"], capture_output=True, text=True, check=True
     )
     assert json.loads(shown.stdout) == {WRITER: 1}
-    assert all("resources" not in group["rayStartParams"] for group in cluster["workerGroupSpecs"])
+    workers = [group["rayStartParams"] for group in cluster["workerGroupSpecs"]]
+    assert all(WRITER not in params.get("resources", "") for params in workers)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

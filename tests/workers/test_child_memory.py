@@ -38,15 +38,18 @@ def test_calls_that_exceed_the_limit_together_are_done_one_after_the_other(tmp_p
 
     def fit() -> bool:
         found = noted(tmp_path)
-        return len(found) >= 6 and sum(map(is_running, found)) == int(1 / share)
+        # Where several are the largest, all of them end: then fewer run, and the others wait.
+        return len(found) >= 6 and 1 <= sum(map(is_running, found)) <= int(1 / share)
 
     with ThreadPoolExecutor(6) as pool:
         calls = [
             pool.submit(isolated.call, hold_memory, str(tmp_path), num_bytes, limits=LIMITS)
             for _ in range(6)
         ]
-        until(fit)
-        (tmp_path / "go").touch()
+        try:
+            until(fit)
+        finally:
+            (tmp_path / "go").touch()  # else the calls would wait for ever
         assert [call.result() for call in calls] == [num_bytes // 8 * 8] * 6
     isolated.close()
 
