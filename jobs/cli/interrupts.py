@@ -20,13 +20,15 @@ def _end_children(pid: int) -> None:
 
     Most would end when they lose the driver, but a worker that has just begun would wait for ever.
     """
-    with suppress(OSError):  # they end meanwhile; or this is not Linux
-        for file in Path(f"/proc/{pid}/task").glob("*/children"):
-            for child in map(int, file.read_text().split()):
-                with suppress(OSError):
-                    os.kill(child, signal.SIGSTOP)  # so that it starts no more
-                    _end_children(child)
-                    os.kill(child, signal.SIGKILL)
+    children: list[str] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):  # of each thread; only on Linux
+        with suppress(OSError):  # the thread has ended meanwhile
+            children += file.read_text().split()
+    for child in map(int, children):
+        with suppress(OSError):
+            os.kill(child, signal.SIGSTOP)  # so that it starts no more
+            _end_children(child)
+            os.kill(child, signal.SIGKILL)
 
 
 class Interrupts:
