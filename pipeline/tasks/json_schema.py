@@ -47,6 +47,8 @@ def _validator(schema: str) -> Any:
         "patternProperties": _pattern_properties,
         "additionalProperties": _additional_properties(known.VALIDATORS["additionalProperties"]),
         "uniqueItems": _unique_items,
+        "anyOf": _alternatives(known.VALIDATORS["anyOf"]),
+        "oneOf": _alternatives(known.VALIDATORS["oneOf"]),
     }
     keywords = {name: _limited(own.get(name, known.VALIDATORS[name])) for name in known.VALIDATORS}
     return jsonschema.validators.extend(known, keywords)(loaded)
@@ -106,6 +108,25 @@ def _additional_properties(keyword: Keyword) -> Keyword:
         return keyword(validator, value, others, rest)
 
     return without_patterns
+
+
+def _alternatives(keyword: Keyword) -> Keyword:
+    """Try only the alternatives whose type a value has: each costs some 10 microseconds."""
+
+    def of_the_type(
+        validator: Any, alternatives: list[Any], instance: Any, schema: Any
+    ) -> Iterator[Any] | None:
+        possible = [part for part in alternatives if _may_be(validator, instance, part)]
+        return keyword(validator, possible or alternatives, instance, schema)
+
+    return of_the_type
+
+
+def _may_be(validator: Any, instance: Any, schema: Any) -> bool:
+    if not isinstance(schema, dict) or "$ref" in schema:  # before draft 2019-09, only it counts
+        return True
+    type_ = schema.get("type")
+    return not isinstance(type_, str) or validator.is_type(instance, type_)
 
 
 def _unique_items(validator: Any, is_wanted: bool, instance: Any, schema: Any) -> Iterator[Any]:

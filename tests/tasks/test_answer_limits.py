@@ -181,11 +181,28 @@ SCHEMA = {
     "additionalProperties": False,
 }
 
+OLD_REF = {"$ref": "#/definitions/short", "type": "string"}
+"""Up to draft 7, `$ref` hides the type beside it."""
 
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "patterns": SCHEMA,
+    "one of": {"oneOf": [{"type": "number"}, {"type": "integer"}, SCHEMA | {"type": "array"}]},
+    "any of": {"anyOf": [{"type": "string"}, {"type": "object", "required": ["b"]}, False]},
+    "old ref": {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "definitions": {"short": {"maxItems": 2}},
+        "anyOf": [OLD_REF, {"enum": [0]}],
+    },
+}
+
+
+@pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
 @given(value=VALUE)
-def test_values_are_validated_as_by_jsonschema(value: Any):
-    is_valid = jsonschema.Draft202012Validator(SCHEMA).is_valid(value)
-    assert (schema_violation(value, json.dumps(SCHEMA)) is None) == is_valid
+def test_values_are_validated_as_by_jsonschema(schema: dict[str, Any], value: Any):
+    is_valid = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(
+        schema
+    ).is_valid(value)
+    assert (schema_violation(value, json.dumps(schema)) is None) == is_valid
 
 
 # HTML
