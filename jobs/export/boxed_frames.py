@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -98,5 +99,6 @@ def _by_time(found: Sequence[Drawing], part: Part) -> Iterator[tuple[float | Non
         boxes[None] = []  # an image without boxes is a training example too
     for drawing in found:
         for mark in drawing.marks:
-            boxes[mark.pts_seconds].append((mark.label, mark.box))
+            if all(map(math.isfinite, mark.box)):  # another program's table may have NaN
+                boxes[mark.pts_seconds].append((mark.label, mark.box))
     yield from sorted(boxes.items(), key=lambda item: item[0] or 0.0)

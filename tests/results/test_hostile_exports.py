@@ -35,6 +35,8 @@ from tests.support.units import (
     QUESTIONS,
     answer,
     clip_unit,
+    draw_image,
+    image_unit,
     sized_image_unit,
     unit,
     write_table,
@@ -42,9 +44,11 @@ from tests.support.units import (
 
 
 def files(form: str, *rows: dict[str, Any]) -> dict[str, str]:
+    """Text files of an export, by name."""
     decoder = IsolatedDecoder(DecodeLimits(), Storage())
     source = Source(rows=list(rows), recipe_ids=["r"], planned={}, decoder=decoder)
-    return {name: content.decode() for name, content in FORMATS[form](source)}
+    written = FORMATS[form](source)
+    return {name: content.decode() for name, content in written if not name.endswith(".jpg")}
 
 
 def video_row(*found: tuple[float, float, str]) -> dict[str, Any]:
@@ -145,6 +149,18 @@ def test_exports_are_json_whatever_a_table_holds(number: float):
     text = files("labelstudio", row)["images.json"]
     (task,) = json.loads(text, parse_constant=refuse)
     assert task["data"]["end_seconds"] is None
+
+
+@pytest.mark.parametrize("number", NOT_FINITE)
+def test_a_box_without_finite_numbers_is_left_out(number: float, tmp_path: Path):
+    found = [{"bbox_2d": [k, 2, 300, 400], "label": "x"} for k in (1, 100)]
+    image = image_unit(draw_image(tmp_path / "a.png"), answer("objects", json.dumps(found)))
+    row = annotation_row(image, QUESTIONS, KEY)
+    row["objects"][0]["box"]["x2"] = number
+    for form, name in (("yolo", "labels/train/000000-a.txt"), ("coco", "annotations.json")):
+        text = files(form, row)[name]
+        boxes = text.splitlines() if form == "yolo" else json.loads(text)["annotations"]
+        assert len(boxes) == 1
 
 
 @pytest.mark.parametrize(
