@@ -97,7 +97,7 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
 
 
 def quantization(config: Mapping[str, Any]) -> str | None:
-    """The method by which a checkpoint's weights are quantised, such as ``fp8``; None: they are not.
+    """The method that quantised a checkpoint's weights, such as ``fp8``; None: they are not.
 
     config: of its ``config.json``.
     """
