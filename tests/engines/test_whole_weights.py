@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from pipeline.engines.transformers.load import load_model, load_weights
-from pipeline.model.checkpoint import inspect_checkpoint
+from pipeline.model.checkpoint import inspect_checkpoint, quantization
 from pipeline.training import load as training
 from schemas.errors import ModelError
 from schemas.job.finetune import FinetuneJob
@@ -211,6 +211,19 @@ def test_quantised_weights_are_refused(tmp_path: Path, method: str, moe: bool):
     assert inspect_checkpoint(Model(source=str(folder))).quantization == method
     with pytest.raises(ModelError, match=rf"quantised \({method}\).*use the engine vllm on a GPU"):
         load_weights(Model(source=str(folder)), "sdpa")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quantization_config": QUANTIZED["awq"]},
+        {"text_config": {"quantization_config": QUANTIZED["awq"]}},
+        {"compression_config": QUANTIZED["awq"]},
+    ],
+)
+def test_all_places_where_a_config_says_how_it_is_quantised(config: dict[str, object]):
+    assert quantization(config) == "awq"
+    assert quantization({"text_config": None, "quantization_config": None}) is None
 
 
 IN_ANOTHER_PROCESS = """
