@@ -232,7 +232,6 @@ print(*choose(make_job()), sep=": ")
 @pytest.mark.parametrize(
     ("have_it", "said"),
     [
-        ([], "transformers: the cluster has no machine with a GPU"),
         ([True, True], "vllm: the cluster has vLLM 0.33.1 and 4 GPUs"),
         ([True, False], "transformers: on 1 of 2 machines with a GPU: vLLM is not installed here"),
     ],
