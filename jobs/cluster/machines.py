@@ -52,14 +52,14 @@ def _kind(resources: Mapping[str, float]) -> tuple[float, float, int, str | None
 
 
 def _this_machine() -> dict[str, float]:
-    num_gpus = _num_gpus()
+    found_gpus = num_gpus()
     found = {
         "CPU": _num_cpus(),
-        "GPU": float(num_gpus),
+        "GPU": float(found_gpus),
         "memory": float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
     }
     # CUDA's own functions would take memory of the GPU.
-    for file in Path("/proc/driver/nvidia/gpus").glob("*/information") if num_gpus else ():
+    for file in Path("/proc/driver/nvidia/gpus").glob("*/information") if found_gpus else ():
         with suppress(OSError):
             name = file.read_text().partition("Model:")[2].partition("\n")[0].strip()
             found[f"accelerator_type:{name}"] = 1.0
@@ -76,8 +76,14 @@ def _num_cpus() -> float:
     return max(1.0, min(limits))
 
 
-def _num_gpus() -> int:
-    if not any(True for name in _GPU_DEVICES for _ in Path("/dev").glob(name)):
+def may_have_gpu() -> bool:
+    """Whether this machine has the device file of a GPU."""
+    return any(True for name in _GPU_DEVICES for _ in Path("/dev").glob(name))
+
+
+def num_gpus() -> int:
+    """Number of GPUs that torch sees on this machine."""
+    if not may_have_gpu():
         return 0
     import torch  # takes seconds to import
 

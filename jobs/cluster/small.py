@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from jobs.cluster.engine_choice import chosen_here
 from jobs.cluster.machines import has_session
 from jobs.cluster.start import on_this_machine, running_ray
 from pipeline.workers.engine_process import EngineProcess
@@ -39,9 +40,14 @@ def _why_ray_at_any_size(job: Job) -> str | None:
         return "this process has a Ray session"
     if address := running_ray():
         return f"a Ray runs on this machine, at {address}"
-    if job.model.engine == "vllm":  # its start takes minutes, and it works on several blocks
+    if _engine_here(job) == "vllm":  # its start takes minutes, and it works on several blocks
         return "model.engine is vllm"
     return None
+
+
+def _engine_here(job: Job) -> str:
+    """The job's engine, or the one that ``auto`` means on this machine."""
+    return chosen_here(job).engine if job.model.engine == "auto" else job.model.engine
 
 
 @contextmanager
@@ -54,7 +60,7 @@ def early_engine(job: Job) -> Iterator[EngineProcess | None]:
         yield None
         return
     has_no_gpu = job.model.device == "cpu" or job.resources.gpus_per_replica == 0
-    module = f"pipeline.engines.{job.model.engine}.engine"
+    module = f"pipeline.engines.{_engine_here(job)}.engine"
     engine = EngineProcess(module, {"CUDA_VISIBLE_DEVICES": ""} if has_no_gpu else {})
     try:
         yield engine

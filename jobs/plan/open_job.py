@@ -1,5 +1,6 @@
 """Check a job, list its media, and find the run to continue."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,8 @@ import pyarrow as pa
 
 from jobs.console.output_path import absolute_uri
 from jobs.console.waiting import waiting_for
-from jobs.plan.runs import Run, open_run
+from jobs.plan.job_engine import job_with_engine, planned_again
+from jobs.plan.runs import Run, all_runs, open_run
 from pipeline.engines.answer_schema import check_grammars
 from pipeline.engines.vllm.args import check_vllm
 from pipeline.manifest.existing import ExistingMedia
@@ -31,6 +33,7 @@ from schemas.tables.manifest import MediaItem
 class JobContext:
     """A checked job and its run: everything that a command needs before Ray starts.
 
+    job: with its engine chosen.
     num_known: media that ``only_new`` left out, since the table has them.
     changes: how the run's recipe and manifest differ from the latest run of the same job name.
     left_out: what the listing of a folder left out, a line for each reason.
@@ -70,6 +73,9 @@ def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
     check_grammars(job)
     if job.sampling.segmentation.kind == "shots":
         check_shots()
+    with waiting_for("the runs in the output", job.output):
+        runs = all_runs(job.output, storage)
+    job, engine = job_with_engine(job, checkpoint, runs)
     job_recipe = recipe(job, checkpoint.identity)
     with waiting_for("the list of media", str(job.input.manifest or job.input.scan)):
         selection = select(
@@ -78,14 +84,15 @@ def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
     _check_tasks(job, selection.items)
     with waiting_for("the runs in the output", job.output):
         check_columns(schema_of_questions(job.questions()), job.output, storage)
-        run, changes = open_run(job, selection.digest, job_recipe, storage)
+        runs = planned_again(runs, job_recipe)
+        run, changes = open_run(job, selection.digest, job_recipe, storage, runs)
     context = JobContext(
         job=job,
         storage=storage,
         checkpoint=checkpoint,
         num_known=selection.num_known,
         left_out=selection.left_out,
-        run=run,
+        run=dataclasses.replace(run, engine=engine),
         changes=changes,
         listing=selection.listing,
     )

@@ -52,6 +52,7 @@ def print_plan(
     if (more := problems.num_rows - _MAX_PROBLEMS) > 0:
         where = "" if dry_run else ", in the plan's `error` column"
         console.print(f"  ... and {more:,} more{where}")
+    console.print(Text(one_line(f"the engine is {context.run.engine}")), soft_wrap=True)
     if way := _way(context.job, table.num_rows):
         console.print(Text(one_line(f"annotate runs {way}")), soft_wrap=True)
     if not dry_run:

@@ -75,6 +75,7 @@ class Run:
     num_units, num_output_tokens: what the last start did; rows of earlier starts do not count.
     machines: of the last start that had units to do, as ``jobs.cluster.machines`` lists them.
     actors: number of decoders and engines of that start.
+    engine: the engine of that start, or of the next one, and the reason for it.
     ray: why that start ran on Ray; null: it ran without.
     left_out: what the listing of a folder left out, a line for each reason.
     cost: engine seconds per token, if known: from a calibration, an earlier run of the same model,
@@ -95,6 +96,7 @@ class Run:
     num_output_tokens: int = 0
     machines: list[dict[str, Any]] = field(default_factory=list)
     actors: dict[str, int] = field(default_factory=dict)
+    engine: str = ""
     ray: str | None = None
     left_out: list[str] = field(default_factory=list)
     cost: Rates | None = None
@@ -137,8 +139,11 @@ def open_run(
     manifest_digest: str,
     recipe: dict[str, Any],
     storage: Storage,
+    runs: list[Run] | None = None,
 ) -> tuple[Run, list[str]]:
     """Find the run with this fingerprint, or begin a new one.
+
+    runs: of the output, if they are read already.
 
     With ``only_new`` an interrupted run is continued with the items of its plan; after a complete
     run a new one begins, with the media that are new by then.
@@ -153,7 +158,7 @@ def open_run(
         "recipe": recipe_id(recipe),
         "schema_version": str(SCHEMA_VERSION),
     }
-    runs = all_runs(job.output, storage)
+    runs = all_runs(job.output, storage) if runs is None else runs
     earlier = [run for run in runs if run.name == job.name]
     same = [run for run in earlier if run.fingerprint == fingerprint]
     for run in same:

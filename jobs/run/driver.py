@@ -17,6 +17,7 @@ from jobs.cluster.blocks import in_blocks, limit_pools
 from jobs.cluster.machines import machines
 from jobs.cluster.session import check_fits, fit_job, fitted_pools, ray_session, tables_of
 from jobs.cluster.small import why_ray
+from jobs.cluster.start import on_this_machine
 from jobs.console.progress import Progress
 from jobs.cost.estimate import check_cost, estimate, money
 from jobs.cost.rates import Rates, Work
@@ -27,12 +28,13 @@ from jobs.plan.open_job import JobContext
 from jobs.plan.runs import Run
 from jobs.run.finish import finish
 from jobs.run.lease import Lease, leased
+from pipeline.engines.vllm.args import check_vllm
 from pipeline.media.torchcodec import torchcodec_problem
 from pipeline.stages.generate import Generate
 from pipeline.stages.graph import Pools, build_annotate
 from pipeline.stages.here import SmallChain
 from pipeline.workers.engine_process import EngineProcess
-from schemas.errors import ResourceError
+from schemas.errors import ModelError, ResourceError
 from schemas.job.job import Job
 from schemas.tables.unit import UnitStatus
 
@@ -70,6 +72,7 @@ def drive(
     """
     started = time.monotonic()
     _check_decoder(context.job)
+    _check_engine(context)
     folder = context.run.folder(context.job.output)
     with leased(folder, context.storage, console) as lease, ExitStack() as session:
         if reason := why_ray(context.job, num_items, "items"):
@@ -116,7 +119,7 @@ def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table) -> Run:
         if reason is None:
             reason = why_ray(job, units.num_rows, "units", fit_job(job).replicas)
         if reason is None and driver.engine is None:
-            reason = "a Ray ran on this machine at the start"
+            reason = "the engine's process was not started: Ray or vLLM was expected"
         run = dataclasses.replace(run, ray=reason)
         if reason is None:
             run = _annotate(driver, run, units, fit_job(job), units_per_file)
@@ -192,6 +195,19 @@ def _follow(tables: Iterator[Any], work: Work, watch: Watch, driver: Driver) -> 
             if work.update_rates():
                 progress.recost(done=work.done_cost, total=work.total_cost)
     return work.rates
+
+
+def _check_engine(context: JobContext) -> None:
+    """Check that this machine has the engine of an earlier run; a cluster's are checked there.
+
+    Raises:
+        ModelError: the run has answers of vLLM, which is not here.
+    """
+    if context.job.model.engine == "vllm" and on_this_machine():
+        try:
+            check_vllm()
+        except ModelError as error:
+            raise ModelError(f"the engine is {context.run.engine}; {error}") from None
 
 
 def _check_decoder(job: Job) -> None:

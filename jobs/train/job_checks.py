@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.console.output_path import absolute_uri
 from jobs.plan.runs import redact_uris
-from pipeline.model.checkpoint import inspect_checkpoint
+from pipeline.model.checkpoint import check_engine, inspect_checkpoint
 from pipeline.storage.parquet import read_json
 from pipeline.storage.storage import Storage, join
 from pipeline.training.sample import Group
@@ -52,7 +52,7 @@ def with_absolute_paths(job: FinetuneJob) -> FinetuneJob:
 
 
 def check_model(job: FinetuneJob) -> None:
-    """Check that the job's model is a Qwen3-VL checkpoint with its tokenizer.
+    """Check that the job's model is a Qwen3-VL checkpoint with its tokenizer, not quantised.
 
     Raises:
         ModelError: it is not.
@@ -63,7 +63,8 @@ def check_model(job: FinetuneJob) -> None:
     model = {"source": job.model.source, "revision": job.model.revision}
     if attn != "auto":
         model["attn_implementation"] = attn
-    inspect_checkpoint(Model.model_validate(model))
+    checked = Model.model_validate(model)
+    check_engine(inspect_checkpoint(checked), checked)
     Prompter(job.model.source, job.model.revision)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ class Checkpoint:
     max_model_len: tokens; the job's, else the context of the checkpoint.
     identity: names the weights, wherever they are stored; part of the recipe.
     generation: the GENERATION_KEYS that its ``generation_config.json`` sets.
+    quantization: how the weights are quantised, as ``quantization`` returns it.
     """
 
     model_type: str
     max_model_len: int
     identity: str
     generation: dict[str, Any]
+    quantization: str | None
 
 
 def inspect_checkpoint(model: Model) -> Checkpoint:
@@ -89,6 +92,39 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
         max_model_len=model.max_model_len or context,
         identity=identity,
         generation=_recommended_generation(model),
+        quantization=quantization(config),
+    )
+
+
+def quantization(config: Mapping[str, Any]) -> str | None:
+    """The method that quantised a checkpoint's weights, such as ``fp8``; None: they are not.
+
+    config: of its ``config.json``.
+    """
+    places = (config, config.get("text_config") or {})
+    for key in ("quantization_config", "compression_config"):
+        for found in (place.get(key) for place in places):
+            if isinstance(found, Mapping):
+                return str(found.get("quant_method") or "a method that is not named")
+    return None
+
+
+def check_engine(checkpoint: Checkpoint, model: Model) -> None:
+    """Check that the job's engine runs weights of this kind; ``auto`` counts as transformers.
+
+    Raises:
+        ModelError: they are quantised, and the engine is transformers.
+    """
+    if model.engine in ("auto", "transformers") and checkpoint.quantization is not None:
+        raise ModelError(quantized_problem(model.source, checkpoint.quantization))
+
+
+def quantized_problem(source: str, method: str) -> str:
+    """Why quantised weights are not run by transformers, and what to do."""
+    return (
+        f"the weights of {source} are quantised ({method}), which transformers computes only with "
+        "further packages and kernels, or by widening them: use the engine vllm on a GPU "
+        "(model.engine), or the checkpoint with bfloat16 weights"
     )
 
 
@@ -185,21 +221,27 @@ def _check_weights(folder: Path) -> None:
     """Open every weight file: a missing or truncated one would fail later, in an actor."""
     from safetensors import SafetensorError, safe_open
 
-    names = {path.name for path in folder.glob("*.safetensors")}
+    tensors: dict[str, set[str]] = {path.name: set() for path in folder.glob("*.safetensors")}
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
-            names |= set(json.loads(index.read_text())["weight_map"].values())
+            for tensor, name in json.loads(index.read_text())["weight_map"].items():
+                tensors.setdefault(name, set()).add(tensor)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(f"model.source: {index} cannot be read: {error!r}") from None
-    if not names:
+    if not tensors:
         raise ModelError(f"model.source: {folder} has no *.safetensors weights")
-    for name in sorted(names):
+    for name, expected in sorted(tensors.items()):
         try:
-            with safe_open(folder / name, framework="np"):
-                pass
+            with safe_open(folder / name, framework="np") as file:
+                missing = sorted(expected - set(file.keys()))
         except (SafetensorError, OSError) as error:
             raise ModelError(f"model.source: {folder / name} cannot be read: {error}") from None
+        if missing:
+            raise ModelError(
+                f"model.source: {folder / name} lacks {len(missing):,} tensors that {index.name} "
+                f"says it has, such as {missing[0]}: copy the checkpoint again"
+            )
 
 
 def _folder_digest(folder: Path) -> str:

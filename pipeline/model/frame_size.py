@@ -5,7 +5,7 @@ multiples of 32, an image token is 32 x 32 pixels, a video token 32 x 32 pixels 
 
 Source: the model's reference code: qwen-vl-utils' ``vision_process`` (images, and videos frame by
 frame) and transformers' ``Qwen3VLVideoProcessor`` (videos as a whole). Tests compare the sizes with
-transformers' functions.
+the functions of both.
 """
 
 import math
@@ -43,6 +43,9 @@ class Size:
 def smart_resize(height: int, width: int, *, min_pixels: int, max_pixels: float) -> tuple[int, int]:
     """Height and width of an image: multiples of 32, nearly the same aspect ratio, area in range.
 
+    Source: ``smart_resize`` of qwen-vl-utils 0.0.14; that of transformers gives other sizes where a
+    side has at most 16 pixels.
+
     Raises:
         UnitError: one side is more than 200 times the other.
     """
@@ -76,8 +79,9 @@ def _fit(
     min_pixels: int,
     max_pixels: float,
 ) -> tuple[int, int]:
-    resized_height = round(height / FACTOR) * FACTOR
-    resized_width = round(width / FACTOR) * FACTOR
+    # At least one token: transformers rounds a side of 16 pixels to 0, and then shrinks the other.
+    resized_height = max(FACTOR, round(height / FACTOR) * FACTOR)
+    resized_width = max(FACTOR, round(width / FACTOR) * FACTOR)
     if even_frames * resized_height * resized_width > max_pixels:
         beta = math.sqrt((num_frames * height * width) / max_pixels)
         resized_height = max(FACTOR, math.floor(height / beta / FACTOR) * FACTOR)

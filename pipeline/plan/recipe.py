@@ -16,6 +16,7 @@ from schemas.tables.annotation import RecipeIds
 def recipe(job: Job, model_identity: str) -> dict[str, Any]:
     """The settings that determine the answers, as JSON values.
 
+    job: with its engine chosen; ``auto`` counts as transformers.
     model_identity: identity of the weights, as ``inspect_checkpoint`` returns it.
     """
     return {
@@ -23,8 +24,9 @@ def recipe(job: Job, model_identity: str) -> dict[str, Any]:
             "weights": model_identity,
             **job.model.model_dump(
                 mode="json",
-                include={"engine", "dtype", "attn_implementation", "max_model_len", "yarn"},
+                include={"dtype", "attn_implementation", "max_model_len", "yarn"},
             ),
+            "engine": "transformers" if job.model.engine == "auto" else job.model.engine,
             **_engine_settings(job),
         },
         "tasks": {

@@ -37,13 +37,16 @@ class Model(Section):
         description="A LoRA adapter, as written by `reelscribe finetune` or peft: hub id or "
         "local folder.",
     )
-    engine: Literal["transformers", "vllm", "simulated"] = Field(
-        "transformers",
-        description="The engine that runs the model. vllm: continuous batching, made for GPUs; "
-        "simulated: runs no model and takes as long as one would.",
+    engine: Literal["auto", "transformers", "vllm", "simulated"] = Field(
+        "auto",
+        description="The engine that runs the model. auto: vllm if the machines with GPUs have it, "
+        "else transformers; a job that has rows keeps the engine that made them. vllm: continuous "
+        "batching, made for GPUs; simulated: runs no model and takes as long as one would.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type of weights and activations; auto: the checkpoint's."
+        "auto",
+        description="Type of weights and activations; auto: the checkpoint's, by its config.json, "
+        "else by its weights.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: cuda if the engine actor has a GPU, else cpu."
@@ -60,15 +63,21 @@ class Model(Section):
     yarn: Yarn | None = Field(
         None, description="A context longer than the checkpoint's, up to a million tokens."
     )
-    vllm: Vllm = Field(default_factory=Vllm, description="Settings of the engine vllm.")
+    vllm: Vllm = Field(
+        default_factory=Vllm,
+        description="Settings of the engine vllm; without effect if `auto` is another engine.",
+    )
     simulated: Simulated = Field(
         default_factory=Simulated, description="Settings of the engine simulated."
     )
 
     @model_validator(mode="after")
     def _of_the_engine(self) -> "Model":
-        if self.engine != "vllm" and self.vllm != Vllm():
-            raise ValueError("`vllm` has settings of the engine vllm: set `engine: vllm` too")
+        if self.engine not in ("auto", "vllm") and self.vllm != Vllm():
+            raise ValueError(
+                f"`vllm` has settings of the engine vllm, and `engine` is {self.engine}: set "
+                "`engine: vllm`, or leave it at auto"
+            )
         if self.engine == "vllm" and self.attn_implementation != "sdpa":
             raise ValueError(
                 "attn_implementation is for the engine transformers; for vLLM set "

@@ -1,4 +1,13 @@
-"""Sizes and token counts, compared with transformers' own functions."""
+"""Sizes and token counts, compared with qwen-vl-utils' and transformers' own functions."""
+
+import ast
+import functools
+import math
+import random
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -28,17 +37,80 @@ PIXELS = st.tuples(st.integers(1, 2000), st.integers(0, 30_000)).map(
 )
 
 
-@settings(max_examples=3000)
-@given(height=SIDES, width=SIDES, pixels=PIXELS)
-def test_the_image_rule_is_transformers_rule(height: int, width: int, pixels: tuple[int, int]):
-    min_pixels, max_pixels = pixels
+@functools.cache
+def reference_rule() -> Callable[..., tuple[int, int]]:
+    """The function ``smart_resize`` of qwen-vl-utils, whose module imports torchvision."""
+    spec = find_spec("qwen_vl_utils")
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse((Path(spec.origin).parent / "vision_process.py").read_text())
+    kept = [
+        node
+        for node in tree.body
+        if (isinstance(node, ast.FunctionDef) and node.name.endswith(("_by_factor", "resize")))
+        or (isinstance(node, ast.Assign) and ast.unparse(node).startswith("MAX_RATIO"))
+    ]
+    names: dict[str, Any] = {"math": math, "Optional": Any, "Tuple": tuple}
+    exec("from typing import Optional, Tuple\n" + "\n".join(map(ast.unparse, kept)), names)
+    rule: Callable[..., tuple[int, int]] = names["smart_resize"]
+    return rule
+
+
+def expected_size(
+    rule: Callable[..., tuple[int, int]], height: int, width: int, pixels: tuple[int, int]
+) -> tuple[int, int] | None:
+    """By a rule; None: it refuses the picture."""
     try:
-        expected = transformers_image_rule(height, width, FACTOR, min_pixels, max_pixels)
+        return rule(height, width, FACTOR, *pixels)
     except ValueError:
-        with pytest.raises(UnitError, match="more than 200 times"):
-            smart_resize(height, width, min_pixels=min_pixels, max_pixels=max_pixels)
-        return
-    assert smart_resize(height, width, min_pixels=min_pixels, max_pixels=max_pixels) == expected
+        return None
+
+
+def own_size(height: int, width: int, pixels: tuple[int, int]) -> tuple[int, int] | None:
+    try:
+        return smart_resize(height, width, min_pixels=pixels[0], max_pixels=pixels[1])
+    except UnitError:
+        return None
+
+
+def test_the_image_rule_is_the_references_rule():
+    """Where the reference makes a side of 0, which it cannot resize to, it is 32 here."""
+    rule, draw = reference_rule(), random.Random(0)
+    num_thin = num_zero = 0
+    for _ in range(20_000):
+        # Small sides as often as large ones.
+        height, width = (int(2 ** draw.uniform(0, 13.5)) for _ in range(2))
+        tokens = draw.randint(1, 2000)
+        pixels = (tokens * TOKEN_PIXELS, (tokens + draw.randint(0, 30_000)) * TOKEN_PIXELS)
+        expected = expected_size(rule, height, width, pixels)
+        if expected and 0 in expected:
+            num_zero += 1
+            expected = (max(FACTOR, expected[0]), max(FACTOR, expected[1]))
+        num_thin += expected != expected_size(transformers_image_rule, height, width, pixels)
+        assert own_size(height, width, pixels) == expected, (height, width, pixels)
+    assert num_thin > 20, "pictures in which the rule of transformers differs"
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(10, 2000, (32, 1984)), (1500, 15, (1504, 32)), (1, 200, (32, 192)), (16, 3000, (32, 3008))],
+)
+def test_a_side_of_at_most_16_pixels_becomes_a_token(
+    height: int, width: int, expected: tuple[int, int]
+):
+    """It does not make the other side smaller, as the rule of transformers would."""
+    pixels = (4 * TOKEN_PIXELS, 16384 * TOKEN_PIXELS)
+    assert expected_size(reference_rule(), height, width, pixels) == expected
+    assert own_size(height, width, pixels) == expected
+
+
+@settings(max_examples=3000)
+@given(height=st.integers(17, 12_000), width=st.integers(17, 12_000), pixels=PIXELS)
+def test_the_image_rule_is_transformers_rule_from_17_pixels(
+    height: int, width: int, pixels: tuple[int, int]
+):
+    """So the processor that is published with the checkpoints gives the same sizes."""
+    expected = expected_size(transformers_image_rule, height, width, pixels)
+    assert own_size(height, width, pixels) == expected
 
 
 @settings(max_examples=3000)
@@ -62,8 +134,8 @@ def test_the_clip_rule_is_transformers_video_rule(
 @settings(max_examples=1000)
 @given(
     pairs=st.integers(1, 384),
-    height=st.integers(32, 4400),
-    width=st.integers(32, 4400),
+    height=st.integers(1, 4400) | st.integers(1, 40),
+    width=st.integers(22, 4400),
     unit_tokens=st.integers(64, 50_000),
 )
 def test_the_frame_rule_is_the_references_rule(
@@ -73,7 +145,12 @@ def test_the_frame_rule_is_the_references_rule(
     frames = 2 * pairs
     min_pixels = 128 * 32 * 32
     cap = max(min(768 * 32 * 32, unit_tokens * 32 * 32 / frames * 2), int(min_pixels * 1.05))
-    expected = transformers_image_rule(height, width, FACTOR, min_pixels, cap)
+    expected = expected_size(reference_rule(), height, width, (min_pixels, cap))
+    if expected is None:
+        with pytest.raises(UnitError, match="more than 200 times"):
+            video_size(frames, height, width, Budget(unit_tokens=unit_tokens))
+        return
+    expected = (max(FACTOR, expected[0]), max(FACTOR, expected[1]))
     size = video_size(frames, height, width, Budget(unit_tokens=unit_tokens))
     assert (size.resized_height, size.resized_width) == expected
     assert size.num_tokens == pairs * (expected[0] // 32) * (expected[1] // 32)

