@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.model.memory import ModelMemory
 from schemas.errors import ModelError
 from schemas.job.job import Job
 from schemas.job.model import Model, Yarn
@@ -30,12 +31,14 @@ class Checkpoint:
     max_model_len: tokens; the job's, else the context of the checkpoint.
     identity: names the weights, wherever they are stored; part of the recipe.
     generation: the GENERATION_KEYS that its ``generation_config.json`` sets.
+    memory: what its model takes.
     """
 
     model_type: str
     max_model_len: int
     identity: str
     generation: dict[str, Any]
+    memory: ModelMemory
 
 
 def inspect_checkpoint(model: Model) -> Checkpoint:
@@ -89,6 +92,7 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
         max_model_len=model.max_model_len or context,
         identity=identity,
         generation=_recommended_generation(model),
+        memory=_memory(config, model),
     )
 
 
@@ -138,6 +142,14 @@ def _context(config: dict[str, Any], model: Model) -> int:
         loaded = load_config(model.source, model.revision, model.yarn)
         context = loaded.text_config.max_position_embeddings
     return int(context)
+
+
+def _memory(config: dict[str, Any], model: Model) -> ModelMemory:
+    try:
+        return ModelMemory.of(config, model)
+    except KeyError:  # a default of the class
+        loaded = load_config(model.source, model.revision, model.yarn).to_dict()
+        return ModelMemory.of(loaded | {"dtype": config.get("dtype")}, model)
 
 
 def load_config(source: str, revision: str | None, yarn: Yarn | None) -> Any:
