@@ -106,6 +106,7 @@ def cut(way, units, seconds, job, replicas):
 
     from jobs.cluster.blocks import in_blocks
     from jobs.cost.rates import FEATURES, features, fit
+    from pipeline.model.memory import CPU_BATCH_TOKENS
     from pipeline.stages.graph import Pools
 
     pools = Pools(
@@ -121,7 +122,7 @@ def cut(way, units, seconds, job, replicas):
         weights = fit([(each[file].sum(axis=0), float(took[file].sum())) for file in files])
         assert weights is not None and len(weights) == len(FEATURES)
         costs = each @ weights
-    blocks = in_blocks(units, costs, pools, job.resources.max_batch_tokens)
+    blocks = in_blocks(units, costs, pools, CPU_BATCH_TOKENS)
     if way == "plain":
         edges = np.linspace(0, units.num_rows, len(blocks) + 1).astype(int)
         blocks = [units.slice(a, b - a) for a, b in pairwise(edges)]

@@ -87,17 +87,24 @@ def scan(prefix: str, output: str | None, glob: str, storage: "Storage") -> None
 @click.command()
 @_job_options
 @_max_cost_option
+@click.option(
+    "--gpu",
+    metavar="NAME",
+    help="Say how many units fit into this GPU at a time, and refuse what cannot: l40s, h100, "
+    "h200 and others, or gigabytes. Default: this machine's GPU, if it has one.",
+)
 @click.option("--dry-run", is_flag=True, help="Write nothing.")
-def plan(*, dry_run: bool, **options: Any) -> None:
+def plan(*, dry_run: bool, gpu: str | None, **options: Any) -> None:
     """Count a job's units and tokens from media headers, and predict their cost.
 
     Prints how many tokens the model will read, which media cannot be annotated and why, and the
     engine hours of each task. The prediction uses the measurements of `reelscribe calibrate` or of
     an earlier run, else default rates. The exit code is 4 if it is higher than --max-cost.
+    With a GPU, it says how many units fit into its memory at a time.
     """
     from jobs.plan import plan as command
 
-    command.run(_load(**options), console(), dry_run=dry_run)
+    command.run(_load(**options), console(), dry_run=dry_run, gpu=gpu)
 
 
 @click.command()

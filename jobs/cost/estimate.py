@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cost.rates import Rates, features
-from pipeline.engines.speed import EngineTimes, ModelSize
+from pipeline.engines.speed import EngineTimes
 from pipeline.model.checkpoint import load_config
+from pipeline.model.sizes import ModelSize
 from schemas.errors import CostError
 from schemas.job.job import Job
 from schemas.shown import printable
@@ -115,7 +116,7 @@ def default_rates(job: Job, units: pa.Table) -> Rates:
     if model.engine == "simulated":
         times, size = EngineTimes.of(model.simulated), f"Qwen3-VL {model.simulated.size}"
     else:
-        found = ModelSize.of(load_config(model.source, model.revision, model.yarn))
+        found = ModelSize.of(load_config(model.source, model.revision, model.yarn).to_dict())
         times, size = EngineTimes.of(model.simulated, found), found.description
     prompts = pc.list_flatten(units["prompts"])
     context = pc.mean(pc.struct_field(prompts, "num_prompt_tokens")).as_py() or 0.0

@@ -3,8 +3,10 @@
 import pyarrow as pa
 from rich.console import Console
 
+from jobs.cluster.gpus import gpu_by_name
 from jobs.cost.alternatives import print_alternatives
 from jobs.cost.estimate import check_cost, estimate, print_estimate
+from jobs.plan.gpu_memory import print_memory
 from jobs.plan.listing import record_listing
 from jobs.plan.open_job import JobContext, open_job
 from jobs.plan.plan_file import draft_plan, write_plan
@@ -13,17 +15,19 @@ from schemas.job.job import Job
 from schemas.tables.unit import UNIT
 
 
-def run(job: Job, console: Console, *, dry_run: bool = False) -> pa.Table:
-    """Plan a job; print its units, tokens and predicted cost.
+def run(job: Job, console: Console, *, dry_run: bool = False, gpu: str | None = None) -> pa.Table:
+    """Plan a job; print its units, tokens, predicted cost, and what fits into a GPU.
 
-    dry_run: write nothing.
+    dry_run: write nothing. gpu: a name or gigabytes; None: this machine's, if it has one.
 
     Returns the plan: UNIT rows.
 
     Raises:
         UserError: the job is wrong, the storage or cluster does not work, or the predicted cost is
-            over the job's limit.
+            over the job's limit; or the plan does not fit into the GPU that is named.
     """
+    if gpu is not None:
+        gpu_by_name(gpu)  # a mistake should not cost the time of a plan
     context, items = open_job(job)
     print_left_out(context, console)
     record_listing(context.listing, context, console, dry_run=dry_run)
@@ -42,6 +46,7 @@ def run(job: Job, console: Console, *, dry_run: bool = False) -> pa.Table:
     print_estimate(predicted, context.job, console)
     max_model_len = context.checkpoint.max_model_len
     print_alternatives(plan, context.job, predicted, max_model_len, console)
+    print_memory(plan, context.job, context.checkpoint.memory, gpu, console)
     check_cost(predicted, context.job)
     if dry_run:
         console.print("a dry run: nothing was written")

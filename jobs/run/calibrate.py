@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from jobs.cluster.gpus import batch_tokens
 from jobs.cluster.one_engine import Answer, one_engine
 from jobs.cost.calibration import Calibration, calibration_uri, write_calibration
 from jobs.cost.rates import FEATURES, Array, Rates, fit, rates_of
@@ -166,14 +167,13 @@ def measure(
     seconds_per_token = first.seconds / max(cheapest.predicted_cost, 1.0)
     answers.clear()
     written.clear()
+    two_batches = 2 * batch_tokens(job, context.checkpoint.memory)
     until = time.monotonic() + seconds
     queues = [iter(units) for units in sizes]
     for k in itertools.count():
         if len(rounds) >= _MIN_ROUNDS and time.monotonic() > until:
             break
-        max_tokens = min(
-            seconds / _NUM_ROUNDS / seconds_per_token, 2 * job.resources.max_batch_tokens
-        )
+        max_tokens = min(seconds / _NUM_ROUNDS / seconds_per_token, two_batches)
         third = max(1, len(sizes[k % len(sizes)]) // 3)
         units = list(_take(queues[k % len(queues)], max_tokens, min(third, _MAX_ROUND_UNITS)))
         if not units and k >= 3 * len(queues):

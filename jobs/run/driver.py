@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs.cluster.blocks import in_blocks, limit_pools
+from jobs.cluster.gpus import batch_tokens
 from jobs.cluster.machines import machines
 from jobs.cluster.session import check_fits, fit_job, fitted_pools, ray_session, tables_of
 from jobs.cluster.small import why_ray
@@ -137,9 +138,9 @@ def _annotate(driver: Driver, run: Run, units: pa.Table, pools: Pools, units_per
     """Run the chain of stages; returns the run with its measured costs."""
     job, storage, started = driver.context.job, driver.context.storage, time.monotonic()
     work = Work(units, run.cost)
-    max_tokens, calls_at_once = job.resources.max_batch_tokens, Generate.calls_at_once(job)
+    max_tokens = batch_tokens(job, driver.context.checkpoint.memory)
     key = dataclasses.replace(run.key, started_at=datetime.now(UTC))
-    blocks = in_blocks(units, work.costs, pools, max_tokens, calls_at_once)
+    blocks = in_blocks(units, work.costs, pools, max_tokens, Generate.calls_at_once(job))
     pools = limit_pools(pools, len(blocks))
     chain = (blocks, job, key, storage, pools, units_per_file)
     with (

@@ -2,32 +2,13 @@
 
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
-from pathlib import Path
 
 from schemas.errors import ManifestError
 from schemas.tables.manifest import MediaItem
 
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")
 _ITEM_BYTES = 600  # of an item without its texts
 _SMALL_ITEMS = 100_000  # fewer are never refused: a machine without room for them runs no job
 _MAX_SHARED = 1024
-
-
-def free_bytes() -> int:
-    """Return the memory that this process may still take: of the machine, and of its container."""
-    free = [sys.maxsize]
-    with suppress(OSError):  # not on Linux
-        lines = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
-        free.append(1024 * int(lines["MemAvailable"].split()[0]))
-    with suppress(OSError, ValueError):  # no container, or one without a limit
-        limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
-        found = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        cache = sum(int(found.get(name, 0)) for name in ("inactive_file", "active_file"))
-        free.append(max(0, limit - used + cache))  # the kernel frees cached files when it must
-    return min(free)
 
 
 class Kept:

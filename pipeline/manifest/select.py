@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 
 from pipeline.manifest.existing import ExistingMedia
-from pipeline.manifest.kept import Kept, free_bytes
+from pipeline.manifest.kept import Kept
 from pipeline.manifest.listing import LeftOut, as_items, media_pages, scope
 from pipeline.manifest.read import ManifestDigest, manifest_digest, manifest_items
 from pipeline.storage.storage import Storage
+from pipeline.workers.free_memory import free_bytes
 from schemas.errors import JobFileError
 from schemas.job.job import Input
 from schemas.tables.listing import LISTING

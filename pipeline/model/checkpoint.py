@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.model.memory import ModelMemory
 from schemas.errors import ModelError
 from schemas.job.job import Job
 from schemas.job.model import Model, Yarn
@@ -32,6 +33,7 @@ class Checkpoint:
     identity: names the weights, wherever they are stored; part of the recipe.
     generation: the GENERATION_KEYS that its ``generation_config.json`` sets.
     quantization: how the weights are quantised, as ``quantization`` returns it.
+    memory: what its model takes.
     """
 
     model_type: str
@@ -39,6 +41,7 @@ class Checkpoint:
     identity: str
     generation: dict[str, Any]
     quantization: str | None
+    memory: ModelMemory
 
 
 def inspect_checkpoint(model: Model) -> Checkpoint:
@@ -93,6 +96,7 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
         identity=identity,
         generation=_recommended_generation(model),
         quantization=quantization(config),
+        memory=_memory(config, model),
     )
 
 
@@ -174,6 +178,14 @@ def _context(config: dict[str, Any], model: Model) -> int:
         loaded = load_config(model.source, model.revision, model.yarn)
         context = loaded.text_config.max_position_embeddings
     return int(context)
+
+
+def _memory(config: dict[str, Any], model: Model) -> ModelMemory:
+    try:
+        return ModelMemory.of(config, model)
+    except KeyError:  # a default of the class
+        loaded = load_config(model.source, model.revision, model.yarn).to_dict()
+        return ModelMemory.of(loaded | {"dtype": config.get("dtype")}, model)
 
 
 def load_config(source: str, revision: str | None, yarn: Yarn | None) -> Any:

@@ -4,5 +4,5 @@
 ``child_limits``; ``start_forker`` starts the process that forks them, ``forker`` runs in it, and
 ``shared_memory`` has the frames. ``engine_guard`` limits the damage of an engine's death to one
 unit. ``engine_process`` holds an engine without Ray. ``code_version`` compares the code of driver
-and workers.
+and workers, ``free_memory`` reads how much memory is left.
 """

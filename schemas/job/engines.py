@@ -66,7 +66,7 @@ class Vllm(Section):
 
 
 SimulatedSize = Literal["2B", "4B", "8B", "32B", "30B-A3B", "235B-A22B"]
-SimulatedGpu = Literal["l40s", "a100", "h100", "h200"]
+SimulatedGpu = Literal["rtx4090", "l40s", "a100", "h100", "h200", "b200"]
 
 
 class Simulated(Section):

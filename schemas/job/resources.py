@@ -80,11 +80,12 @@ class Resources(DecodeLimits):
         description="An engine is replaced when its memory has grown by this many GiB since its "
         "first units.",
     )
-    max_batch_tokens: int = Field(
-        16384,
-        ge=256,
-        description="Maximum prompt and answer tokens of one engine batch, padding included; "
-        "tokens that the tasks of a unit share count once. vLLM forms its own batches.",
+    max_batch_tokens: Annotated[int, Field(ge=256)] | Literal["auto"] = Field(
+        "auto",
+        description="Maximum prompt and answer tokens of one batch of the engine transformers, "
+        "padding included; tokens that the tasks of a unit share count once, and answers as long "
+        "as they are expected to be. auto: as many as the memory holds that the GPU has left when "
+        "the model is loaded; on a CPU at most 16,384. vLLM forms its own batches.",
     )
     units_per_file: int = Field(
         64,

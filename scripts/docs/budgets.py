@@ -8,10 +8,20 @@ from typing import Any
 
 from pipeline.media.timestamps import pair_seconds, time_tokens
 from pipeline.model.frame_size import Size, video_size
+from pipeline.model.memory import PREFILL_CHUNK_TOKENS, START_ANSWER_TOKENS, BatchShape
 from pipeline.plan.segment import num_frames, segment_spans
 from schemas.job.job import Job, check_job
 from schemas.tables.media import Media, Sampling
 from scripts.docs.markdown import GENERATED
+from scripts.docs.memory_tables import (
+    CARDS,
+    NUM_TASKS,
+    QUESTION_TOKENS,
+    image_of_1080p,
+    smallest_gpu,
+    unit_shape,
+    units_rows,
+)
 
 CLIP = Media(
     media_type="video",
@@ -26,6 +36,9 @@ CONTEXT = 262_144
 
 ROOM = 1024
 """Tokens for a question and its answer, in the column `fits`."""
+
+LONG_CHECKPOINTS = ("4B", "8B")
+"""Checkpoints for which the table of long units names a GPU."""
 
 _INTRO = f"""\
 # What a clip costs
@@ -148,12 +161,17 @@ def budgets_page() -> str:
             _INTRO,
             "## As one unit\n",
             "`sampling.segmentation: {kind: none}`.\n"
-            f"The last column says whether the unit fits into the {CONTEXT:,} tokens of the "
+            f"`fits` says whether the unit fits into the {CONTEXT:,} tokens of the "
             f"published checkpoints, with {ROOM:,} for the question and the answer, or which "
             "`model.yarn` it needs.\n"
-            "Whether it fits into a GPU's memory was not measured.\n",
+            "The last columns name the smallest GPU whose memory holds the unit beside a 4B or an "
+            "8B in bfloat16, with one question and the engine transformers: by "
+            "[arithmetic](#what-fits-into-a-gpu), not measured.\n",
             *_rows(
-                ("settings", "frames", "frame, px", "vision", "times", "total", "fits"),
+                (
+                    *("settings", "frames", "frame, px", "vision", "times", "total", "fits"),
+                    *(f"{name} on" for name in LONG_CHECKPOINTS),
+                ),
                 (_whole_row(settings) for settings in WHOLE),
             ),
             "## As windows of 60 seconds\n",
@@ -173,6 +191,7 @@ def budgets_page() -> str:
                 ("clip, px", "frame, px", "vision", "total"),
                 (_source_row(width, height) for width, height in SOURCES),
             ),
+            *_memory_section(),
         ]
     )
 
@@ -184,6 +203,7 @@ def _whole_row(settings: Mapping[str, Any]) -> tuple[str, ...]:
         f"{cost.num_time_tokens:,}",
         f"{cost.num_tokens:,}",
         _fits(cost),
+        *(smallest_gpu(shape_of(cost, 1), name) for name in LONG_CHECKPOINTS),
     )
 
 
@@ -202,6 +222,37 @@ def _source_row(width: int, height: int) -> tuple[str, ...]:
     costs = unit_costs(job_with({}, "window"), clip)
     num_tokens = sum(cost.num_tokens for cost in costs)
     return f"{width} x {height}", *_first_cells({}, costs[0])[2:], f"{num_tokens:,}"
+
+
+def shape_of(cost: Cost, num_tasks: int) -> BatchShape:
+    """One unit as the engine would batch it, with a number of tasks."""
+    return unit_shape(cost.size.num_tokens, cost.num_time_tokens, num_tasks)
+
+
+def _memory_section() -> list[str]:
+    window = unit_costs(job_with({}, "window"))[0]
+    image = image_of_1080p()
+    return [
+        "## What fits into a GPU\n",
+        f"How many units a GPU works on at a time with the engine transformers and {NUM_TASKS} "
+        f"tasks: images of 1920 x 1080 ({image.num_tokens:,} vision tokens), and windows of 60 "
+        "seconds, both with the defaults.\n"
+        "`reelscribe plan --gpu h100` says it for your media, tasks and checkpoint, for vLLM too, "
+        "and refuses what does not fit.\n",
+        *_rows(
+            ("bfloat16", *(f"{card}, {kind}" for card in CARDS for kind in ("images", "windows"))),
+            units_rows(shape_of(window, NUM_TASKS)),
+        ),
+        "This is arithmetic from the checkpoint's configuration (`pipeline/model/memory.py`): "
+        "weights; keys and values of each token; the largest of a pass of the vision tower, of "
+        f"{PREFILL_CHUNK_TOKENS:,} prompt tokens, and of the logits.\n"
+        "A tenth of the memory stays free, and a GPU counts with the gigabytes in its name.\n"
+        f"A question has {QUESTION_TOKENS} tokens and an answer {START_ANSWER_TOKENS}.\n"
+        "The engine learns how long answers are; if they are longer than expected and memory does "
+        "not suffice, it answers the batch in smaller ones.\n"
+        "Weights agree exactly with models of the published configurations, and activations within "
+        "10% with the count of torch's allocator on a CPU; nothing was measured on a GPU.\n",
+    ]
 
 
 def _first_cells(settings: Mapping[str, Any], cost: Cost) -> tuple[str, str, str, str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.model.prompter import Prompter
+from pipeline.model.sizes import GPUS
 from pipeline.plan.planner import Planner
 from pipeline.storage.storage import Storage
 from pipeline.tasks.registry import TASKS
@@ -22,8 +23,10 @@ from scripts.docs.budgets import (
     WINDOWS,
     budgets_page,
     job_with,
+    shape_of,
     unit_costs,
 )
+from scripts.docs.memory_tables import CARDS, smallest_gpu
 from tests.support.paths import ROOT
 
 DEMO = ROOT / "jobs" / "demo_model"
@@ -91,9 +94,35 @@ def test_the_references_defaults_cost_what_the_reference_says():
 
 
 def test_what_needs_a_longer_context_says_so():
-    rows = [line for line in budgets_page().splitlines() if line.endswith(("yes |", "}` |"))]
+    rows = [line for line in budgets_page().splitlines() if " yes | " in line or "yarn: {" in line]
     assert len(rows) == len(WHOLE)
     for row in rows:
-        in_all, fits = (cell.strip() for cell in row.split("|")[-3:-1])
+        in_all, fits = (cell.strip() for cell in row.split("|")[-5:-3])
         assert (int(in_all.replace(",", "")) + ROOM <= CONTEXT) == (fits == "yes")
     assert "| `yarn: {factor: 2}` |" in rows[-2]
+
+
+@pytest.mark.parametrize("settings", WHOLE, ids=str)
+def test_a_long_unit_is_offered_only_where_its_keys_and_values_fit(settings):
+    """By hand: 147,456 bytes of a token in a 4B's and an 8B's cache, two for each weight."""
+    (cost,) = unit_costs(job_with(settings, "none"))
+    by_memory = sorted(GPUS, key=lambda name: GPUS[name].memory_bytes)
+    for checkpoint, weights in (("4B", 8.9e9), ("8B", 17.5e9)):
+        needed = weights + 147_456 * cost.num_tokens
+        gpu = smallest_gpu(shape_of(cost, 1), checkpoint)
+        if gpu == "none":
+            assert needed > 0.8 * 180e9
+            continue
+        memory = GPUS[gpu].memory_bytes
+        assert needed < 0.9 * memory
+        smaller = [name for name in by_memory if GPUS[name].memory_bytes < memory]
+        if smaller:  # beside what a pass of the model takes
+            assert needed > 0.65 * GPUS[smaller[-1]].memory_bytes
+    assert smallest_gpu(shape_of(cost, 1), "4B") != "none"
+
+
+def test_the_page_has_the_units_that_fit():
+    lines = budgets_page().splitlines()
+    (of_4b,) = (line for line in lines if line.startswith("| 4B |"))
+    counts = dict(zip(CARDS, [int(cell) for cell in of_4b.split("|")[3:-1:2]], strict=True))
+    assert counts["h100"] >= 12 and counts["l40s"] < counts["h100"] < counts["h200"]

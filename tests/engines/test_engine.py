@@ -12,7 +12,6 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from pipeline.engines.token_sampling import loop_start
-from pipeline.engines.transformers.batches import num_tokens
 from pipeline.engines.transformers.engine import TransformersEngine
 from pipeline.model.patches import patches, seen_pixels
 from pipeline.model.prompter import Prompter
@@ -107,7 +106,7 @@ def test_token_budget_forms_the_batches_and_changes_nothing(engine, units, check
     original = tight.generator.answer_branches
 
     def counted(roots, *rest):
-        sizes.append(num_tokens(roots))
+        sizes.append(tight.generator.limit.shape(roots).cached_tokens)
         return original(roots, *rest)
 
     tight.generator.answer_branches = counted

@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from pipeline.engines.transformers.batches import num_tokens, roots_of, split, unit_batches
+from pipeline.engines.transformers.batches import halves, roots_of, split, unit_batches
 from pipeline.engines.transformers.branches import Branches
 from pipeline.engines.transformers.engine import TransformersEngine
+from pipeline.engines.transformers.limit import AnswerLengths, BatchLimit
+from pipeline.model.memory import ModelMemory
 from pipeline.model.patches import patches, seen_pixels
+from pipeline.model.sizes import PUBLISHED
 from schemas.job.job import Job
 from schemas.tables.unit import PreparedUnit, Prompt
 from tests.support.job_files import TINY_BUDGET, make_job
@@ -157,7 +160,7 @@ def test_one_unit_over_the_token_budget_is_prefilled_once_too(checkpoint, archiv
     limits = {question.task: question.max_new_tokens for question in job.questions()}
     pads = whole.generator.prompter.pad_ids.values()
     roots = [root for unit in units for root in roots_of(unit, limits, pads)]
-    assert len(roots) == 4 and len(list(split(roots[0], 420))) > 2
+    assert len(roots) == 4 and len(list(split(roots[0], tight.generator.limit.fits))) > 2
     for root in roots:
         suffixes = [len(branch.suffix) for branch in root.branches]
         assert fed.count((1, len(root.prefix))) == 1 + suffixes.count(len(root.prefix))
@@ -219,16 +222,27 @@ def test_batches_are_within_the_budget_and_lose_nothing(lengths, budget):
         (root,) = units[k]
         assert root.prefix == (7,) * shared
         assert [b.suffix for b in root.branches] == [p.input_ids[shared:] for p in prompts]
-    batches = list(unit_batches(units, budget))
+    limit = BatchLimit(
+        memory=ModelMemory(size=PUBLISHED["2B"]),
+        answers=AnswerLengths({f"t{j}": 3 for j in range(4)}),
+        max_tokens=budget,
+        free_bytes=None,
+    )
+    batches = list(unit_batches(units, limit.fits))
     assert sorted(k for batch in batches for k in batch) == list(units)
     for batch in batches:
         roots = [root for k in batch for root in units[k]]
-        assert num_tokens(roots) <= budget or len(batch) == 1
-        pieces = list(split(roots[0], budget))
-        assert sum(pieces, ()) == roots[0].branches
+        assert limit.shape(roots).cached_tokens <= budget or len(batch) == 1
+        pieces = list(split(roots[0], limit.fits))
+        assert sum((piece.branches for piece in pieces), ()) == roots[0].branches
+        own = max(budget - len(roots[0].prefix), budget // 4)
         for piece in pieces:
-            part = dataclasses.replace(roots[0], branches=piece)
-            assert num_tokens([part]) <= budget or len(piece) == 1
+            added = limit.shape([piece]).cached_tokens - len(piece.prefix)
+            assert added <= own or len(piece.branches) == 1
+        if (parts := halves(roots[:1])) is None:
+            assert len(roots[0].branches) == 1
+        else:
+            assert sum((part.branches for half in parts for part in half), ()) == roots[0].branches
 
 
 def test_without_media_all_but_the_last_token_is_the_root():

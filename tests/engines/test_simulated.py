@@ -139,10 +139,10 @@ def test_it_takes_the_time_it_says():
 
 
 def test_assumed_times_follow_from_the_size_and_the_gpu():
-    # 8.2e9 parameters x 2 bytes over 3.35 TB/s at 60%; x 2 operations over 989 TFLOPS at 40%.
+    # 8.19e9 parameters x 2 bytes over 3.35 TB/s at 60%; x 2 operations over 989 TFLOPS at 40%.
     times = EngineTimes.of(Simulated(size="8B", gpu="h100"))
-    assert times.per_step == pytest.approx(8.2e9 * 2 / (3.35e12 * 0.6))
-    assert times.per_prompt_token == pytest.approx(2 * 8.2e9 / (989e12 * 0.4))
+    assert times.per_step == pytest.approx(8.190735e9 * 2 / (3.35e12 * 0.6))
+    assert times.per_prompt_token == pytest.approx(2 * 8.190735e9 / (989e12 * 0.4))
     faster = EngineTimes.of(Simulated(size="8B", gpu="h200", speed=10))
     assert faster.per_step == pytest.approx(times.per_step * 3.35 / 4.8 / 10)
     given = EngineTimes.of(Simulated(seconds_per_step=0.5, speed=2))

@@ -16,11 +16,12 @@ import pytest
 
 from pipeline.manifest.distinct import Distinct
 from pipeline.manifest.formats.rows import MAX_COLUMNS
-from pipeline.manifest.kept import Kept, free_bytes
+from pipeline.manifest.kept import Kept
 from pipeline.manifest.messages import split_messages
 from pipeline.manifest.read import manifest_items, read_manifest
 from pipeline.manifest.select import select
 from pipeline.storage.storage import Storage
+from pipeline.workers.free_memory import free_bytes
 from schemas.errors import ManifestError
 from schemas.job.job import Input
 from schemas.tables.manifest import MediaItem
@@ -195,7 +196,7 @@ def test_more_items_than_memory_are_refused(tmp_path, monkeypatch):
 
 def test_cached_files_are_free_memory(tmp_path, monkeypatch):
     """A container that has read much has its limit nearly full of them all the time."""
-    monkeypatch.setattr("pipeline.manifest.kept._CGROUP", tmp_path)
+    monkeypatch.setattr("pipeline.workers.free_memory._CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text(f"{50 * MB}\n")
     (tmp_path / "memory.current").write_text(f"{49 * MB}\n")
     stat = f"anon {9 * MB}\nactive_file {10 * MB}\ninactive_file {20 * MB}\n"

@@ -4,7 +4,8 @@ A root is the prefix that prompts of a unit share, up to the end of its images a
 prompt continues it as a branch. Training uses the same two words for its packed rows.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from schemas.tables.unit import PreparedUnit, Prompt
@@ -63,31 +64,19 @@ def _end_of_media(ids: Sequence[int], pad_ids: Collection[int]) -> int:
     return 0
 
 
-def num_tokens(roots: Sequence[Root]) -> int:
-    """Tokens in the cache when a batch of roots is finished, including padding."""
-    prefix = max(len(root.prefix) for root in roots)
-    branches = max(len(root.branches) for root in roots)
-    longest = max(_longest_branch(root) for root in roots)
-    return len(roots) * (prefix + branches * longest)
+def unit_batches(
+    units: Mapping[int, Sequence[Root]], fits: Callable[[Sequence[Root]], bool]
+) -> Iterator[list[int]]:
+    """Group units of similar length into batches.
 
+    units: the roots of each unit. fits: whether roots fit into one batch.
 
-def _longest_branch(root: Root) -> int:
-    """Suffix and answer tokens of a root's branches, padded to the longest."""
-    suffix = max(len(branch.suffix) for branch in root.branches)
-    return suffix + max(branch.max_new_tokens for branch in root.branches)
-
-
-def unit_batches(units: Mapping[int, Sequence[Root]], max_tokens: int) -> Iterator[list[int]]:
-    """Group units of similar length into batches within the token budget.
-
-    units: the roots of each unit.
-
-    Yields the keys of each batch, longest units first. A unit that exceeds the budget is alone.
+    Yields the keys of each batch, longest units first. A unit that does not fit is alone.
     """
     batch: list[int] = []
     roots: list[Root] = []
-    for k in sorted(units, key=lambda k: -num_tokens(units[k])):
-        if batch and num_tokens([*roots, *units[k]]) > max_tokens:
+    for k in sorted(units, key=lambda k: -_num_prompt_tokens(units[k])):
+        if batch and not fits([*roots, *units[k]]):
             yield batch
             batch, roots = [], []
         batch.append(k)
@@ -96,13 +85,31 @@ def unit_batches(units: Mapping[int, Sequence[Root]], max_tokens: int) -> Iterat
         yield batch
 
 
-def split(root: Root, max_tokens: int) -> Iterator[tuple[Branch, ...]]:
-    """Split the branches of a root into pieces within the token budget, of one branch or more."""
+def _num_prompt_tokens(roots: Sequence[Root]) -> int:
+    """Tokens of the prompts; what they share counts once."""
+    return sum(
+        len(root.prefix) + sum(len(branch.suffix) for branch in root.branches) for root in roots
+    )
+
+
+def split(root: Root, fits: Callable[[Sequence[Root]], bool]) -> Iterator[Root]:
+    """Divide the branches of a root, so that each part fits into a batch or has one branch."""
     piece: tuple[Branch, ...] = ()
     for branch in root.branches:
-        more = Root(unit=root.unit, prefix=root.prefix, branches=(*piece, branch))
-        if piece and num_tokens([more]) > max_tokens:
-            yield piece
+        if piece and not fits([dataclasses.replace(root, branches=(*piece, branch))]):
+            yield dataclasses.replace(root, branches=piece)
             piece = ()
         piece = (*piece, branch)
-    yield piece
+    yield dataclasses.replace(root, branches=piece)
+
+
+def halves(roots: Sequence[Root]) -> tuple[list[Root], list[Root]] | None:
+    """Divide the roots of a unit, or the branches of its only one; None if it has one branch."""
+    if len(roots) > 1:
+        middle = len(roots) // 2
+        return list(roots[:middle]), list(roots[middle:])
+    (root,) = roots
+    if (middle := len(root.branches) // 2) == 0:
+        return None
+    first, second = root.branches[:middle], root.branches[middle:]
+    return [dataclasses.replace(root, branches=first)], [dataclasses.replace(root, branches=second)]

@@ -33,6 +33,17 @@ class Generated:
     finish_reason: str
 
 
+class AnswersTooLong(Exception):
+    """Answers are longer than was expected, and the cache has no room for more.
+
+    lengths: tokens of each row's answer so far.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        super().__init__(f"the answers have {sum(lengths)} tokens, and are not finished")
+        self.lengths = list(lengths)
+
+
 class Prefix:
     """Cached keys and values of a batch of roots.
 
@@ -109,12 +120,14 @@ class Branches:
         suffixes: Sequence[Sequence[Sequence[int]]],
         pad_id: int,
         attn_implementation: str,
+        max_cached_tokens: int | None,
     ) -> None:
         """Run the branches' suffixes through the model.
 
         suffixes: for each root, the token ids of each branch.
+        max_cached_tokens: of all rows together; None: any number.
         """
-        self._model = model
+        self._model, self._max_cached_tokens = model, max_cached_tokens
         self._attn = attn_implementation
         self._cache = DynamicCache()
         self._cache.layers = [
@@ -151,6 +164,13 @@ class Branches:
         self.next_positions = nexts[:, None] + real.sum(dim=-1)
         ends = torch.arange(1, width + 1, device=device) * longest - 1
         self._run(tokens.flatten(1), positions, mask.flatten(1, 2), ends)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the cache has as many tokens as it may have, padding included."""
+        keys = self._cache.layers[0].keys
+        num_tokens = keys.shape[0] * keys.shape[2]
+        return self._max_cached_tokens is not None and num_tokens >= self._max_cached_tokens
 
     def feed(self, tokens: torch.Tensor) -> None:
         """Append one token to each row and compute the next logits.
@@ -232,6 +252,9 @@ def generate_answers(
     max_new_tokens: of each row.
     end_ids: token ids that end an answer.
     stop_loops: end an answer that repeats itself.
+
+    Raises:
+        AnswersTooLong: the cache of ``branches`` is full.
     """
     answers: list[list[int]] = [[] for _ in max_new_tokens]
     ended: dict[int, Generated] = {}
@@ -256,5 +279,7 @@ def generate_answers(
             processors.keep(going)
             rows = [rows[k] for k in going]
             tokens, ids = tokens[going], ids[going]
+        if branches.is_full:
+            raise AnswersTooLong(list(map(len, answers)))
         ids = torch.cat([ids, tokens[:, None]], dim=1)
         branches.feed(tokens)

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from pipeline.engines.base import token_mismatch
-from pipeline.engines.transformers.batches import Root, roots_of, unit_batches
+from pipeline.engines.transformers.batches import Root, halves, roots_of, unit_batches
+from pipeline.engines.transformers.branches import AnswersTooLong
 from pipeline.engines.transformers.generator import Generator
 from schemas.errors import ErrorType, UnitError
 from schemas.job.generation import Generation
 from schemas.job.job import Job
 from schemas.tables.error import ErrorRecord
-from schemas.tables.unit import AnsweredUnit, PreparedUnit, UnitStatus
+from schemas.tables.unit import AnsweredUnit, PreparedUnit, RawAnswer, UnitStatus
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,6 @@ class TransformersEngine:
             torch.set_num_threads(num_threads)
         self._generation = job.generation
         self._max_new_tokens = {q.name: q.max_new_tokens for q in job.questions()}
-        self._max_batch_tokens = job.resources.max_batch_tokens
         self.generator = Generator(job)
 
     def generate(
@@ -62,7 +62,7 @@ class TransformersEngine:
             else:
                 pad_ids = self.generator.prompter.pad_ids.values()
                 roots[k] = roots_of(unit, self._max_new_tokens, pad_ids)
-        for batch in unit_batches(roots, self._max_batch_tokens):
+        for batch in unit_batches(roots, self.generator.limit.fits):
             answered |= self._answer_batch(units, roots, batch, generation or self._generation)
         return [answered[k] for k in range(len(units))]
 
@@ -79,7 +79,12 @@ class TransformersEngine:
         """
         started = time.perf_counter()
         try:
-            answers = self.generator.answer([roots[k] for k in batch], generation)
+            if len(batch) == 1:
+                answers = [self._answer_unit(roots[batch[0]], generation)]
+            else:
+                answers = self.generator.answer([roots[k] for k in batch], generation)
+        except AnswersTooLong as error:
+            problem = UnitError(ErrorType.OUT_OF_MEMORY, str(error))
         except torch.OutOfMemoryError as error:
             problem = UnitError(
                 ErrorType.OUT_OF_MEMORY,
@@ -104,14 +109,30 @@ class TransformersEngine:
                     engine_seconds=seconds * units[k].predicted_cost / total,
                 )
             return answered
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free_cache()
         if len(batch) == 1:
             return {batch[0]: _failed(units[batch[0]], problem)}
         middle = len(batch) // 2
         return self._answer_batch(units, roots, batch[:middle], generation) | self._answer_batch(
             units, roots, batch[middle:], generation
         )
+
+    def _answer_unit(self, roots: Sequence[Root], generation: Generation) -> dict[str, RawAnswer]:
+        """Answer a unit; if it needs too much memory, one half of its prompts after the other."""
+        try:
+            return self.generator.answer([roots], generation)[0]
+        except (AnswersTooLong, torch.OutOfMemoryError):
+            if (parts := halves(roots)) is None:
+                raise
+        _free_cache()
+        first, second = (self._answer_unit(part, generation) for part in parts)
+        return first | second
+
+
+def _free_cache() -> None:
+    """Give the memory of a failed batch back to the GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _failed(unit: PreparedUnit, error: UnitError) -> AnsweredUnit:

@@ -1,6 +1,5 @@
 """Run one batch of units through the model: encode media, prefill, generate the answers."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -11,8 +10,15 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 from pipeline.engines.base import token_mismatch
 from pipeline.engines.grammar import Grammars
 from pipeline.engines.token_sampling import row_processors
-from pipeline.engines.transformers.batches import Branch, Root, num_tokens, split
-from pipeline.engines.transformers.branches import Branches, Generated, Prefix, generate_answers
+from pipeline.engines.transformers.batches import Branch, Root, split
+from pipeline.engines.transformers.branches import (
+    AnswersTooLong,
+    Branches,
+    Generated,
+    Prefix,
+    generate_answers,
+)
+from pipeline.engines.transformers.limit import AnswerLengths, batch_limit
 from pipeline.engines.transformers.load import choose_device, end_token_ids, load_model
 from pipeline.model.patches import patches, seen_pixels
 from pipeline.model.positions import token_types
@@ -28,6 +34,7 @@ class Generator:
     model: transformers' ``Qwen3VLForConditionalGeneration`` or its MoE variant.
     end_ids: token ids that end an answer.
     attn_implementation: of the language model, as in the job.
+    limit: what fits into a batch.
     """
 
     def __init__(self, job: Job) -> None:
@@ -36,11 +43,12 @@ class Generator:
         Raises:
             ModelError: the weights cannot be loaded.
         """
-        self._max_batch_tokens = job.resources.max_batch_tokens
         self.prompter = Prompter(job.model.source, job.model.revision)
         self._opens_reasoning = self.prompter.opens_reasoning
         self._device = choose_device(job.model)
         self.model = load_model(job.model, self._device)
+        answers = AnswerLengths({q.name: q.max_new_tokens for q in job.questions()})
+        self.limit = batch_limit(self.model, job.resources, answers)
         self.attn_implementation: str = job.model.attn_implementation
         self.end_ids = end_token_ids(self.model, self.prompter)
         self._pad_id = int(self.prompter.tokenizer.pad_token_id or 0)
@@ -63,11 +71,12 @@ class Generator:
 
         Raises:
             UnitError: a prompt was fed with another number of tokens than planned.
+            AnswersTooLong: the answers do not fit into the memory that was reserved for them.
         """
         encoded = [self._encode(roots[0].unit) for roots in units]
         features = [found for roots, found in zip(units, encoded, strict=True) for _ in roots]
         flat = [root for roots in units for root in roots]
-        if num_tokens(flat) > self._max_batch_tokens:  # only a unit that is alone in its batch
+        if not self.limit.fits(flat):  # only a unit that is alone in its batch
             pieces = (
                 self._answer_in_pieces(root, found, generation)
                 for root, found in zip(flat, features, strict=True)
@@ -79,13 +88,12 @@ class Generator:
     def _answer_in_pieces(
         self, root: Root, features: Sequence[Features], generation: Generation
     ) -> list[RawAnswer]:
-        """Answer a root's branches, as many at a time as the token budget allows."""
+        """Answer a root's branches, as many at a time as fit."""
         prefix = self.prefill([root], [features])
-        pieces = [
-            dataclasses.replace(root, branches=some) for some in split(root, self._max_batch_tokens)
-        ]
         return [
-            raw for piece in pieces for raw in self.answer_branches([piece], prefix, generation)[0]
+            raw
+            for piece in split(root, self.limit.fits)
+            for raw in self.answer_branches([piece], prefix, generation)[0]
         ]
 
     def _encode(self, unit: PreparedUnit) -> list[Features]:
@@ -127,15 +135,18 @@ class Generator:
 
         Raises:
             UnitError: a prompt was fed with another number of tokens than planned.
+            AnswersTooLong: the answers do not fit into the memory that was reserved for them.
         """
+        rows = [(root, branch) for root in roots for branch in root.branches]
         branches = Branches(
             self.model,
             prefix,
             [[branch.suffix for branch in root.branches] for root in roots],
             self._pad_id,
             self.attn_implementation,
+            # An answer that is alone can only be tried.
+            self.limit.max_cached_tokens(roots) if len(rows) > 1 else None,
         )
-        rows = [(root, branch) for root in roots for branch in root.branches]
         shared = [
             n for n, root in zip(prefix.num_tokens, roots, strict=True) for _ in root.branches
         ]
@@ -146,20 +157,26 @@ class Generator:
         tasks = [branch.prompt.task for _, branch in rows]
         prompts = self._penalised_prompts(rows, generation)
         prompt_length = prompts.shape[1]
-        generated = generate_answers(
-            branches,
-            row_processors(
-                generation,
-                [f"{root.unit.unit_id}/{branch.prompt.task}" for root, branch in rows],
-                prompt_length,
-                self._device,
-                self._grammars.processors(tasks, prompt_length),
-            ),
-            prompts,
-            [branch.max_new_tokens for _, branch in rows],
-            self.end_ids,
-            stop_loops=generation.stop_loops,
+        processors = row_processors(
+            generation,
+            [f"{root.unit.unit_id}/{branch.prompt.task}" for root, branch in rows],
+            prompt_length,
+            self._device,
+            self._grammars.processors(tasks, prompt_length),
         )
+        try:
+            generated = generate_answers(
+                branches,
+                processors,
+                prompts,
+                [branch.max_new_tokens for _, branch in rows],
+                self.end_ids,
+                stop_loops=generation.stop_loops,
+            )
+        except AnswersTooLong as error:
+            self.limit.answers.add_unfinished(tasks, error.lengths)
+            raise
+        self.limit.answers.add(tasks, [len(one.ids) for one in generated])
         answers = iter(map(self._raw_answer, tasks, num_fed, generated))
         return [[next(answers) for _ in root.branches] for root in roots]
 

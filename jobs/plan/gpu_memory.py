@@ -1,0 +1,199 @@
+"""How many units of a plan fit into a GPU's memory at a time, before there is a GPU."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jobs.cluster.gpus import gpu_by_name, local_gpu
+from jobs.cost.rates import features
+from pipeline.model.frame_size import MERGE_SIZE
+from pipeline.model.memory import (
+    START_ANSWER_TOKENS,
+    BatchShape,
+    ModelMemory,
+    num_fitting,
+    usable_bytes,
+    vllm_cache_tokens,
+)
+from pipeline.model.sizes import Gpu
+from schemas.errors import ResourceError
+from schemas.job.job import Job
+from schemas.shown import one_line
+from schemas.tables.unit import UnitStatus
+
+_GB = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """Units of a plan of one kind: images, videos or conversations.
+
+    num_units: of the kind. largest: the one that needs the most memory.
+    num_bytes: that it needs beside the weights, on all GPUs of a replica.
+    num_fitting: how many like it a replica works on at a time.
+    """
+
+    name: str
+    num_units: int
+    largest: BatchShape
+    num_bytes: int
+    num_fitting: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What of a plan fits into a GPU.
+
+    usable: bytes for weights and batches, of a GPU. weights: of the whole model, in bytes.
+    """
+
+    gpu_name: str
+    gpu: Gpu
+    usable: int
+    weights: int
+    kinds: tuple[Kind, ...]
+
+
+def print_memory(
+    plan: pa.Table, job: Job, memory: ModelMemory, gpu: str | None, console: Console
+) -> None:
+    """Print how many units fit into a GPU at a time: the one that is named, or this machine's.
+
+    gpu: a name, or gigabytes; None: this machine's, or nothing without one.
+
+    Raises:
+        JobFileError: there is no such GPU.
+        ResourceError: the model, or a unit, does not fit into the GPU that is named.
+    """
+    local = local_gpu() if gpu is None and job.model.device != "cpu" else None
+    if job.model.engine == "simulated" or (gpu is None and local is None):
+        return
+    name, found = local if local else (str(gpu), gpu_by_name(str(gpu)))
+    fit = fit_plan(plan, job, memory, name, found)
+    _print(fit, job, memory, console)
+    if problem := _problem(fit, job):
+        if gpu is not None:
+            raise ResourceError(problem)
+        console.print(Text(one_line(problem)), style="yellow", soft_wrap=True)
+
+
+def fit_plan(plan: pa.Table, job: Job, memory: ModelMemory, name: str, gpu: Gpu) -> Fit:
+    """Find how many units of each kind of a plan fit into a GPU.
+
+    plan: UNIT rows. name: of the GPU, for messages.
+    """
+    longest = max((question.max_new_tokens for question in job.questions()), default=0)
+    answer_tokens = min(START_ANSWER_TOKENS, longest)
+    done = plan.filter(pc.not_equal(plan["status"], pa.scalar(UnitStatus.FAILED.value)))
+    media = pc.struct_field(done["media"], "media_type")
+    kinds = []
+    for kind in ("image", "video", "conversation"):
+        is_kind = pc.is_null(media) if kind == "conversation" else pc.equal(media, pa.scalar(kind))
+        units = done.filter(is_kind)
+        if units.num_rows:
+            largest = _largest(units, answer_tokens)
+            count = _num_fitting(largest, job, memory, gpu)
+            kinds.append(
+                Kind(
+                    name=kind,
+                    num_units=units.num_rows,
+                    largest=largest,
+                    num_bytes=memory.batch_bytes(largest),
+                    num_fitting=count,
+                )
+            )
+    share = job.model.vllm.gpu_memory_utilization if job.model.engine == "vllm" else None
+    usable = int(gpu.memory_bytes * share) if share else usable_bytes(gpu.memory_bytes)
+    return Fit(
+        gpu_name=name, gpu=gpu, usable=usable, weights=memory.weight_bytes, kinds=tuple(kinds)
+    )
+
+
+def _largest(units: pa.Table, answer_tokens: int) -> BatchShape:
+    """The unit with the most tokens, its branches padded to the longest."""
+    prompts = units["prompts"]
+    counts = pc.list_value_length(prompts).to_numpy()
+    own = np.zeros(units.num_rows, np.int64)
+    values = pc.struct_field(pc.list_flatten(prompts), "num_own_tokens").to_numpy()
+    np.maximum.at(own, pc.list_parent_indices(prompts).to_numpy(), values)
+    shared = units["num_shared_tokens"].to_numpy()
+    k = int(np.argmax(shared + counts * (own + answer_tokens)))
+    vision = features(units.slice(k, 1), {})[0, 0]
+    return BatchShape(
+        num_roots=1,
+        prefix_tokens=int(shared[k]),
+        num_branches=int(counts[k]),
+        suffix_tokens=int(own[k]),
+        answer_tokens=answer_tokens,
+        num_patches=int(vision) * MERGE_SIZE**2,
+    )
+
+
+def _num_fitting(unit: BatchShape, job: Job, memory: ModelMemory, gpu: Gpu) -> int:
+    if job.model.engine != "vllm":
+        return num_fitting(memory, unit, usable_bytes(gpu.memory_bytes) - memory.weight_bytes)
+    settings = job.model.vllm
+    tokens = vllm_cache_tokens(memory, gpu, settings, unit.num_patches)
+    of_answers = max(1, settings.max_num_seqs // unit.num_branches)
+    return max(0, min(tokens // unit.cached_tokens, of_answers))
+
+
+def _problem(fit: Fit, job: Job) -> str | None:
+    """Why the plan cannot be done on the GPU, with what to do; None if it can."""
+    gpu = f"{fit.gpu_name} ({fit.gpu.memory_bytes / _GB:.0f} GB)"
+    gpus = job.model.vllm.gpus if job.model.engine == "vllm" else 1
+    more = f"`model.vllm.tensor_parallel_size: {2 * gpus}`"
+    if job.model.engine != "vllm":
+        more = f"`model.engine: vllm` with {more}"
+    if fit.weights / gpus >= fit.usable:
+        where = f"{gpus} x {gpu}" if gpus > 1 else gpu
+        return (
+            f"the model does not fit into {where}: its weights take {fit.weights / _GB:.1f} GB, "
+            f"and {gpus * fit.usable / _GB:.1f} GB can be used; take a smaller or FP8 checkpoint, "
+            f"a GPU with more memory, or {more}"
+        )
+    over = next((kind for kind in fit.kinds if not kind.num_fitting), None)
+    if over is None:
+        return None
+    return (
+        f"the largest {over.name} of the plan, of {over.largest.cached_tokens:,} tokens, does not "
+        f"fit into {gpu}: it needs {over.num_bytes / _GB:.1f} GB, and beside "
+        f"{fit.weights / _GB:.1f} GB of weights {(gpus * fit.usable - fit.weights) / _GB:.1f} GB "
+        "are left; lower `budget` or `sampling.segmentation.seconds`, take a smaller checkpoint, "
+        f"a GPU with more memory, or {more}"
+    )
+
+
+def _print(fit: Fit, job: Job, memory: ModelMemory, console: Console) -> None:
+    engine = "vllm" if job.model.engine == "vllm" else "transformers"
+    gpus = job.model.vllm.gpus if engine == "vllm" else 1
+    of_each = f"{gpus} x " if gpus > 1 else ""
+    title = f"memory of {of_each}{fit.gpu_name}, {fit.gpu.memory_bytes / _GB:.0f} GB, {engine}"
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("", "units", "tokens of the largest", "GB for it", "such units at a time"):
+        grid.add_column(name, justify="left" if not name else "right")
+    for kind in fit.kinds:
+        tokens = kind.largest.cached_tokens
+        needed = f"{kind.num_bytes / _GB:.2f}"
+        cells = (f"{kind.num_units:,}", f"{tokens:,}", needed, f"{kind.num_fitting:,}")
+        grid.add_row(kind.name, *cells)
+    console.print(grid)
+    for line in _remarks(fit, gpus, memory):
+        console.print(Text(f"  {line}"), soft_wrap=True)
+
+
+def _remarks(fit: Fit, gpus: int, memory: ModelMemory) -> Sequence[str]:
+    usable, weights = gpus * fit.usable / _GB, fit.weights / _GB
+    return (
+        f"Weights take {weights:.1f} GB; {max(0.0, usable - weights):.1f} of {usable:.1f} GB are "
+        f"left for batches. A token takes {memory.token_bytes / 1000:.1f} KB of cache.",
+        f"Answers count with {START_ANSWER_TOKENS} tokens, or their maximum if that is less; the "
+        "engine learns their length. By arithmetic, not measured on a GPU.",
+    )

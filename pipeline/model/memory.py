@@ -1,0 +1,257 @@
+"""Predict the memory that a checkpoint takes: weights, cache, activations. No weights are needed.
+
+The figures are bytes of tensors that are live at the same time in the engine on transformers, with
+its default attention. Tests compare weights with a model on the meta device, and activations with
+the count of torch's allocator on the CPU; nothing was compared with a GPU yet.
+"""
+
+import bisect
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.model.frame_size import MERGE_SIZE
+from pipeline.model.sizes import PATCH_VALUES, Gpu, ModelSize
+from schemas.job.engines import Vllm
+from schemas.job.model import Model
+
+PREFILL_CHUNK_TOKENS = 8192
+"""Tokens that a forward pass of the language model takes at most: of one root, or of several."""
+
+VISION_PASS_PATCHES = 65_536
+"""Patches that a forward pass of the vision tower takes at most."""
+
+START_ANSWER_TOKENS = 256
+"""Length that answers reserve before any was generated, if they may be that long."""
+
+CPU_BATCH_TOKENS = 16_384
+"""Tokens of a batch that keeps a CPU busy: more of them gain nothing."""
+
+CACHE_STEPS = 64
+"""Decoding steps for which the cache gets room at a time."""
+
+VLLM_BATCH_TOKENS = 16_384
+"""Tokens that vLLM reads in a step at most; it keeps the memory of such a step free."""
+
+_SPARE_SHARE = 0.1
+"""Share of a GPU's memory that is left: CUDA's context and libraries, fragments, one layer's cache
+while it is enlarged."""
+
+_CPU_SHARE = 0.25
+"""Share of a machine's memory that the batches of its engine take: decoders run there, too."""
+
+_VISION_WIDTHS = {2: 22.6, 4: 12.7}
+"""Live values of a patch at a time, in widths of the vision tower, by bytes of a value: queries
+and keys are rotated in float32, whatever the type. Counted with torch's profiler."""
+
+_LOGIT_BYTES = 24
+"""For each answer and entry of the vocabulary: logits, in float32 too, and what sampling sorts."""
+
+_MAX_MASK = 2**28
+"""Elements of the mask of a pass over suffixes at most."""
+
+_FP8_SCALE_BYTES = 4 / 128**2
+"""An FP8 checkpoint has a float32 for each 128 x 128 weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchShape:
+    """The size of a batch: roots, each with its branches, padded to the longest.
+
+    num_branches: the largest number of a root. suffix_tokens, answer_tokens: the longest, together
+        padded. num_patches: of all images and videos together.
+    """
+
+    num_roots: int
+    prefix_tokens: int
+    num_branches: int
+    suffix_tokens: int
+    answer_tokens: int
+    num_patches: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens in the cache when the prompts are read."""
+        return self.num_roots * (self.prefix_tokens + self.num_branches * self.suffix_tokens)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens in the cache when the batch is finished."""
+        return self.prompt_tokens + self.num_roots * self.num_branches * self.answer_tokens
+
+    @property
+    def cache_room(self) -> int:
+        """Tokens for which the cache has room then: it grows by 64 steps at a time."""
+        steps = -(-self.answer_tokens // CACHE_STEPS) * CACHE_STEPS
+        return self.prompt_tokens + self.num_roots * self.num_branches * steps
+
+    @property
+    def patches_of_pass(self) -> int:
+        """Patches of the roots that the language model reads in one pass."""
+        together = min(self.num_roots, max(1, PREFILL_CHUNK_TOKENS // max(1, self.prefix_tokens)))
+        return -(-self.num_patches * together // self.num_roots)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMemory:
+    """The memory that a model takes.
+
+    value_bytes: of a weight, and of a value in the cache and in activations.
+    is_fp8: the language model's projections are in FP8.
+    """
+
+    size: ModelSize
+    value_bytes: int = 2
+    is_fp8: bool = False
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], model: Model) -> "ModelMemory":
+        """Read a checkpoint's configuration, for the precision that ``model`` sets.
+
+        Raises:
+            KeyError: a size is missing, which transformers' configuration class fills in.
+        """
+        text = config["text_config"]
+        names = [c.get(key) for c in (config, text) for key in ("dtype", "torch_dtype")]
+        given = [model.dtype] if model.dtype != "auto" else [name for name in names if name]
+        method = (config.get("quantization_config") or {}).get("quant_method")
+        is_fp8 = "fp8" in (method, model.vllm.quantization)
+        # torch.float32 is the default of a model without a type; FP8 models compute in bfloat16.
+        name = str(given[0]) if given else ("bfloat16" if is_fp8 else "float32")
+        value_bytes = 4 if name.endswith("float32") else 2
+        return cls(size=ModelSize.of(config), value_bytes=value_bytes, is_fp8=is_fp8)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        in_fp8 = self.size.text.linear_parameters if self.is_fp8 else 0
+        others = (self.size.parameters - in_fp8) * self.value_bytes
+        return others + math.ceil(in_fp8 * (1 + _FP8_SCALE_BYTES))
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of keys and values of a token in the cache."""
+        return self.size.text.cached_values * self.value_bytes
+
+    def feature_bytes(self, num_patches: int) -> int:
+        """Bytes of what the vision tower makes of patches, kept until their tokens are read."""
+        of_token = (1 + self.size.vision.num_deepstack) * self.size.text.width * self.value_bytes
+        return num_patches // MERGE_SIZE**2 * of_token
+
+    def vision_bytes(self, num_patches: int) -> int:
+        """Bytes of a pass of the vision tower: colours as uint8 and float32, and activations."""
+        num_patches = min(num_patches, VISION_PASS_PATCHES)
+        colours = PATCH_VALUES * (1 + 4)
+        if self.value_bytes < 4:
+            colours += PATCH_VALUES * self.value_bytes
+        widths = _VISION_WIDTHS[self.value_bytes] * self.size.vision.width * self.value_bytes
+        return math.ceil(num_patches * (colours + widths))
+
+    def activation_bytes(self, num_tokens: int) -> int:
+        """Bytes of a pass of the language model, without its cache: those of its widest step."""
+        text = self.size.text
+        attention = 3 * text.width + 4 * text.query_width + text.key_width // 2
+        mlp = 4 * text.width + 2 * text.head_width + 3 * text.mlp_width
+        experts = (3.4 + 4 * text.active_experts) * text.width if text.experts else 0
+        dense = mlp if not text.experts or text.num_dense else 0
+        return math.ceil(num_tokens * max(attention, dense, experts)) * self.value_bytes
+
+    def prefill_bytes(self, shape: BatchShape) -> int:
+        """Bytes of reading prefixes: of a pass of the tower, or of the language model after it.
+
+        The media of the roots of a pass are encoded just before it.
+        """
+        num_tokens = min(shape.num_roots * shape.prefix_tokens, PREFILL_CHUNK_TOKENS)
+        features = self.feature_bytes(shape.patches_of_pass)
+        of_chunk = self.feature_bytes(min(num_tokens * MERGE_SIZE**2, shape.patches_of_pass))
+        mask = 0
+        if shape.num_roots > 1:  # a root that is alone in its pass needs none
+            text, longest = self.size.text, min(shape.prefix_tokens, num_tokens // 2)
+            mask = num_tokens * longest * text.heads // text.key_heads * (1 + self.value_bytes)
+        language = self.activation_bytes(num_tokens) + of_chunk + mask
+        return features + max(self.vision_bytes(shape.patches_of_pass), language)
+
+    def branch_bytes(self, shape: BatchShape) -> int:
+        """Bytes of reading suffixes; or of a step: logits, and a layer of cache that is moved."""
+        text, num_slots = self.size.text, shape.num_roots * shape.num_branches
+        num_tokens = min(num_slots * shape.suffix_tokens, PREFILL_CHUNK_TOKENS)
+        seen = shape.prefix_tokens + shape.num_branches * shape.suffix_tokens
+        mask = min(num_tokens * seen * text.heads // text.key_heads, _MAX_MASK)
+        suffixes = self.activation_bytes(num_tokens) + mask * (1 + self.value_bytes)
+        layer = shape.cache_room * self.token_bytes // text.layers
+        return max(suffixes, num_slots * text.vocabulary * _LOGIT_BYTES + layer)
+
+    def working_bytes(self, shape: BatchShape) -> int:
+        """Bytes that a batch needs beside weights and cache."""
+        return max(self.prefill_bytes(shape), self.branch_bytes(shape))
+
+    def batch_bytes(self, shape: BatchShape) -> int:
+        """Bytes that a batch needs beside the weights."""
+        return self.working_bytes(shape) + shape.cache_room * self.token_bytes
+
+    def max_cached_tokens(self, shape: BatchShape, free_bytes: int) -> int:
+        """Tokens that the cache of a batch may hold in the memory that is free.
+
+        Not above a size to which the cache, which grows by 64 steps at a time, can grow.
+        """
+        tokens = (free_bytes - self.working_bytes(shape)) // self.token_bytes
+        growth = shape.num_roots * shape.num_branches * CACHE_STEPS
+        times = (tokens - shape.prompt_tokens) // growth
+        return max(0, shape.prompt_tokens + times * growth)
+
+
+def usable_bytes(total_bytes: int) -> int:
+    """Bytes of a GPU's memory that weights and batches may take."""
+    return int(total_bytes * (1 - _SPARE_SHARE))
+
+
+def usable_cpu_bytes(total_bytes: int) -> int:
+    """Bytes of a machine's memory that batches may take."""
+    return int(total_bytes * _CPU_SHARE)
+
+
+def num_fitting(memory: ModelMemory, root: BatchShape, free_bytes: int) -> int:
+    """How many roots like ``root`` fit into one batch.
+
+    free_bytes: for batches, beside the weights.
+    """
+
+    def fits(count: int) -> bool:
+        roots = dataclasses.replace(root, num_roots=count, num_patches=count * root.num_patches)
+        return memory.batch_bytes(roots) <= free_bytes
+
+    above = 1
+    while fits(above):
+        above *= 2
+    return bisect.bisect(range(1, above), False, key=lambda count: not fits(count))
+
+
+def vllm_cache_tokens(memory: ModelMemory, gpu: Gpu, settings: Vllm, num_patches: int) -> int:
+    """Tokens of the cache that vLLM has room for, on all GPUs of a replica; negative: none.
+
+    num_patches: of the largest image or video, which vLLM encodes in one pass while it starts.
+
+    Each GPU holds its part of the language model and of its cache; the vision tower counts whole.
+    """
+    text, gpus = memory.size.text, settings.gpus
+    vision = memory.size.vision.parameters * memory.value_bytes
+    weights = (memory.weight_bytes - vision) / gpus + vision
+    passes = max(memory.activation_bytes(VLLM_BATCH_TOKENS), memory.vision_bytes(num_patches))
+    left = gpu.memory_bytes * settings.gpu_memory_utilization - weights - passes
+    left -= memory.feature_bytes(num_patches)
+    # A key head is on one GPU at least; more GPUs than key heads hold copies.
+    heads = max(1, text.key_heads // settings.tensor_parallel_size) / text.key_heads
+    of_token = memory.token_bytes * heads / settings.pipeline_parallel_size
+    if str(settings.engine_args.get("kv_cache_dtype", "")).startswith("fp8"):
+        of_token /= memory.value_bytes
+    return math.floor(left / of_token)
+
+
+def usual_batch_tokens(memory: ModelMemory, gpu: Gpu) -> int:
+    """Tokens of a usual batch on a GPU, to divide work before the engines have started."""
+    left = usable_bytes(gpu.memory_bytes) - memory.weight_bytes
+    left -= memory.vision_bytes(VISION_PASS_PATCHES)
+    of_token = memory.token_bytes + memory.feature_bytes(MERGE_SIZE**2)
+    return max(CPU_BATCH_TOKENS, left // of_token)
