@@ -70,7 +70,7 @@ def node_findings(nodes: Mapping[str, Facts], code: str | None, job: Job | None)
 
 
 def _judged(facts: Facts, code: str | None, job: Job | None) -> tuple[State, str]:
-    found = machine_findings(facts, job, topic="cluster")
+    found = machine_findings(facts, job, "cluster")
     problems = [f"{each.name}: {each.text}" for each in found if each.state == State.TO_DO]
     if facts.code and code and facts.code != code:
         problems.insert(

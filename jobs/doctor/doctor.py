@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,15 +22,17 @@ from jobs.doctor.finding import Finding, State, finding
 from jobs.doctor.judge import machine_findings
 from jobs.doctor.machine import Facts, collect
 from jobs.doctor.model import memory_findings, model_findings
+from jobs.doctor.secret_values import without_secrets
 from jobs.doctor.settings import assumed, job_findings
 from jobs.doctor.storage import input_findings, output_findings
 from pipeline.storage.storage import Storage
 from schemas.errors import UserError
 from schemas.job.job import Job
-from schemas.shown import one_line, redact_text, redact_uri
+from schemas.shown import redact_uri
 
-_SECRET_NAME = re.compile(r"(SECRET|TOKEN|PASSWORD|_KEY)$")
-_SECRET_CHARS = 6
+_OF_DRIVERS = ("python", "space", "packages", "code")
+"""What matters of a machine that only drives a cluster: neither torch nor GPUs."""
+
 _STYLES = {State.OK: "green", State.WARNING: "yellow", State.TO_DO: "bold red"}
 
 
@@ -42,25 +43,22 @@ class Report:
     findings: Sequence[Finding]
     machines: dict[str, Facts]
 
-    @property
-    def num_to_do(self) -> int:
-        """Number of findings that must be done before the job can run."""
-        return sum(each.state == State.TO_DO for each in self.findings)
+    def count(self, state: State) -> int:
+        """Number of findings in a state."""
+        return sum(each.state == state for each in self.findings)
 
     @property
     def exit_code(self) -> int:
-        """1 if something must be done, else 0."""
-        return 1 if self.num_to_do else 0
+        """1 if something must be done before the job can run, else 0."""
+        return 1 if self.count(State.TO_DO) else 0
 
-    def to_json(self) -> str:
-        """The report as a JSON object; see docs/operations.md."""
-        machines = {name: dataclasses.asdict(facts) for name, facts in self.machines.items()}
-        content = {
-            "ready": not self.num_to_do,
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values; docs/operations.md has their meaning."""
+        return {
+            "ready": not self.exit_code,
             "findings": [dataclasses.asdict(each) for each in self.findings],
-            "machines": machines,
+            "machines": {name: dataclasses.asdict(each) for name, each in self.machines.items()},
         }
-        return json_text(_shown(content), indent=2)
 
 
 def run(load: Callable[[], Job] | None, console: Console, *, as_json: bool = False) -> Report:
@@ -77,14 +75,14 @@ def run(load: Callable[[], Job] | None, console: Console, *, as_json: bool = Fal
         except UserError as error:
             found.append(finding("job", "job file", State.TO_DO, str(error)))
     report = examine(job, Console(stderr=True, quiet=as_json))
-    hide = _hidden(job)
-    found = [dataclasses.replace(each, text=hide(each.text)) for each in [*found, *report.findings]]
-    report = dataclasses.replace(report, findings=found)
+    report = dataclasses.replace(report, findings=[*found, *report.findings])
+    options = job.storage_options if job is not None else {}
     if as_json:
-        # Not wrapped, and without the console's escapes: JSON has its own.
-        console.file.write(report.to_json() + "\n")
+        # Not by the console, which wraps and escapes; all texts are printable already.
+        shown = without_secrets(report.to_dict(), options)
+        console.file.write(json_text(shown, indent=2) + "\n")
     else:
-        _print(report, console)
+        _print(report, options, console)
     return report
 
 
@@ -99,15 +97,14 @@ def examine(job: Job | None, console: Console) -> Report:
         inputs, uri = input_findings(job.input, storage)
         named += [*inputs, *output_findings(job.output, storage)]
         asked = _asked(job, uri)
-    facts = collect({})
     is_here = on_this_machine()
-    machines = {"this machine": facts}
-    found = machine_findings(facts, job, runs_engine=is_here)
+    facts = collect(None if is_here else _OF_DRIVERS)
+    machines, engines = {"this machine": facts}, [facts]
+    found = machine_findings(facts, job)
     if is_here and (address := running_ray()):
         text = f"a Ray runs on this machine, at {address}: runs join it"
         found.append(finding("machine", "Ray", State.OK, text))
     with ExitStack() as stack:
-        engines = [facts]
         if not is_here:
             nodes = _nodes(stack, console, asked, found)
             found += node_findings(nodes, facts.code, job)
@@ -153,7 +150,8 @@ def _nodes(
     except UserError as error:
         found.append(finding("cluster", "Ray", State.TO_DO, str(error)))
         return {}
-    found.append(finding("cluster", "Ray", State.OK, f"{address} answers, {len(nodes)} nodes"))
+    text = f"the cluster at {address} answers; its living nodes: {len(nodes)}"
+    found.append(finding("cluster", "Ray", State.OK, text))
     return nodes
 
 
@@ -166,7 +164,7 @@ def _of_job(job: Job, storage: Storage, engines: Sequence[Facts]) -> list[Findin
     return found + assumed(job, checkpoint, has_machines=bool(engines))
 
 
-def _print(report: Report, console: Console) -> None:
+def _print(report: Report, options: dict[str, Any], console: Console) -> None:
     grid = Table(box=box.SIMPLE_HEAD)
     for name in ("", "checked", "state", "found, or what to do"):
         grid.add_column(name, no_wrap=name == "state", overflow="fold")
@@ -175,37 +173,6 @@ def _print(report: Report, console: Console) -> None:
         topic = each.topic if each.topic != last else ""
         last = each.topic
         state = Text(each.state, style=_STYLES[each.state])
-        grid.add_row(topic, Text(each.name), state, Text(each.text))
+        grid.add_row(topic, Text(each.name), state, Text(without_secrets(each.text, options)))
     console.print(grid)
-    counts = [(sum(f.state == state for f in report.findings), state) for state in State]
-    console.print(Text(", ".join(f"{count} {state}" for count, state in counts)))
-
-
-def _hidden(job: Job | None) -> Callable[[str], str]:
-    """Return a function that hides the values of secrets, should a library's message have one."""
-    values = [value for name, value in os.environ.items() if _SECRET_NAME.search(name)]
-    values += _texts(job.storage_options) if job is not None else []
-    secrets = sorted((v for v in values if len(v) >= _SECRET_CHARS), key=len, reverse=True)
-
-    def hide(text: str) -> str:
-        for secret in secrets:
-            text = text.replace(secret, "...")
-        return text
-
-    return hide
-
-
-def _texts(value: Any) -> list[str]:
-    """The texts in storage options; addresses have their secrets hidden apart."""
-    if isinstance(value, dict):
-        return [text for each in value.values() for text in _texts(each)]
-    return [value] if isinstance(value, str) and "://" not in value else []
-
-
-def _shown(value: Any) -> Any:
-    """JSON values without secrets of addresses and without control characters."""
-    if isinstance(value, dict):
-        return {one_line(str(key)): _shown(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_shown(each) for each in value]
-    return one_line(redact_text(value)) if isinstance(value, str) else value
+    console.print(Text(", ".join(f"{report.count(state)} {state}" for state in State)))

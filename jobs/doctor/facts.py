@@ -23,18 +23,19 @@ _SHOWN = ("ray", "transformers", "pyarrow", "s3fs")
 
 
 def report() -> None:
-    """Print a line for each step; stdin holds what else to try, as one JSON object.
+    """Print a line for each step; stdin holds what is asked, as one JSON object.
 
-    Its keys: ``source``, a checkpoint's folder; ``uri``, a media object to read, with ``options``
-    and ``allow_private_hosts`` for its storage. On stdin, since a command line is public.
+    Its keys, each of which may be missing: ``steps``, names of those to take; ``source``, a
+    checkpoint's folder; ``uri``, a media object to read, with ``options`` and
+    ``allow_private_hosts`` for its storage. On stdin, since a command line is public.
     """
     asked = json.loads(sys.stdin.read() or "{}")
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no fact
-    for name, step in _STEPS.items():
+    for name in asked.get("steps") or _STEPS:
         print(json.dumps({"at": name}), file=out, flush=True)
         try:
-            found = step(asked)
+            found = _STEPS[name](asked)
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
             found = {"failures": {name: f"{type(error).__name__}: {lines[0]}"[:500]}}

@@ -78,8 +78,6 @@ def checked(
     thread = threading.Thread(target=run, name=f"doctor {topic} {name}", daemon=True)
     thread.start()
     thread.join(limit)
-    late = (
-        State.TO_DO,
-        f"{LATE} {limit:g} s: is its address right, and is it up? Runs wait longer",
-    )
+    advice = "is its address right, and is it up? A run waits longer"
+    late = (State.TO_DO, f"{LATE} {limit:g} s: {advice}")
     return finding(topic, name, *(found[0] if found else late))

@@ -21,19 +21,17 @@ def gib(num_bytes: int) -> str:
     return f"{num_bytes / _GIB:,.1f} GiB"
 
 
-def machine_findings(
-    facts: Facts, job: Job | None, *, topic: str = "machine", runs_engine: bool = True
-) -> list[Finding]:
-    """Judge a machine.
+def machine_findings(facts: Facts, job: Job | None, topic: str = "machine") -> list[Finding]:
+    """Judge what is known of a machine.
 
     job: what it is to run; None: any.
-    runs_engine: False for a machine that only drives a cluster: its GPUs and torch do not matter.
     """
     found = [
         *_python(facts),
         *_packages(facts),
-        *(_torch(facts, job) if runs_engine else ()),
-        *(_vllm(facts, job) if runs_engine else ()),
+        *_torch(facts),
+        *_gpus(facts, job),
+        *_vllm(facts, job),
         *_decoders(facts, job),
         *_memory(facts),
         *_job(facts),
@@ -72,12 +70,15 @@ def _packages(facts: Facts) -> Iterator[_Line]:
         yield "packages", State.OK, text
 
 
-def _torch(facts: Facts, job: Job | None) -> Iterator[_Line]:
+def _torch(facts: Facts) -> Iterator[_Line]:
     if problem := facts.failures.get("torch"):
         yield "torch", State.TO_DO, f"cannot be imported ({problem}): install it again"
     elif facts.torch:
         build = f"built for CUDA or ROCm {facts.cuda}" if facts.cuda else "built for the CPU"
         yield "torch", State.OK, f"{facts.torch}, {build}"
+
+
+def _gpus(facts: Facts, job: Job | None) -> Iterator[_Line]:
     on_cpu = job is not None and (job.model.device == "cpu" or job.model.engine == "simulated")
     if problem := facts.failures.get("driver"):
         state = State.WARNING if on_cpu else State.TO_DO

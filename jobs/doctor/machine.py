@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ class Gpu:
 class Facts:
     """What a machine has; None is what is not known.
 
-    code: hash of the code that runs in actors. versions: of some packages, by name. driver: version of the GPUs' driver.
-    torch_gpus: GPUs that torch can use. ``..._problem``: "" if there is none.
+    code: hash of the code that runs in actors. versions: of some packages, by name.
+    driver: version of the GPUs' driver. torch_gpus: GPUs that torch can use.
+    ``..._problem``: "" if there is none.
     failures: by step, why it failed. end: why the process ended before its last step, or "".
     """
 
@@ -69,14 +70,9 @@ def program() -> str:
     return Path(facts.__file__).read_text(encoding="utf-8") + "\nreport()\n"
 
 
-def collect(asked: Mapping[str, Any], seconds: float | None = None) -> Facts:
-    """Return the facts of this machine.
-
-    asked: what else to try, see ``facts.report``.
-    seconds: deadline; default: ``SECONDS``.
-    """
-    given = json.dumps(asked, default=str)
-    return facts_of(*run_program()(program(), given, seconds or SECONDS))
+def collect(steps: Sequence[str] | None = None) -> Facts:
+    """Return the facts of this machine; of some steps of ``facts`` only, if they are named."""
+    return facts_of(*run_program()(program(), json.dumps({"steps": steps}), SECONDS))
 
 
 def run_program() -> Callable[[str, str, float], tuple[str, str]]:

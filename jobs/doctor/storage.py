@@ -1,4 +1,4 @@
-"""Check the job's input and output with the credentials that there are, and leave nothing behind."""
+"""Check the job's input and output with the credentials that are here; leave nothing behind."""
 
 import itertools
 import os
