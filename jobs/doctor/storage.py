@@ -17,7 +17,7 @@ from schemas.job.job import Input
 from schemas.shown import redact_uri
 from schemas.tables.manifest import MediaItem
 
-_REMOVE_SECONDS = 10.0
+REMOVE_SECONDS = 10.0
 _READ_BYTES = 1 << 16
 
 _REFUSED = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
@@ -113,7 +113,7 @@ def _output(folder: str, uri: str, storage: Storage) -> Iterator[Finding]:
     elif LATE not in write.text:
         return
     # After a write that is late too: it may arrive.
-    remove = checked("output", "remove", removed, seconds=_REMOVE_SECONDS)
+    remove = checked("output", "remove", removed, seconds=REMOVE_SECONDS)
     if remove.state != State.OK:
         left = f"{remove.text}; {redact_uri(uri)} may be left: remove it"
         yield finding("output", "remove", remove.state, left)
