@@ -109,6 +109,9 @@ def examine(job: Job | None, console: Console) -> Report:
             nodes = _nodes(stack, console, asked, found)
             found += node_findings(nodes, facts.code, job)
             machines |= nodes
+            if job is not None and len(nodes) > 1 and "://" not in job.output:
+                text = "a folder of this machine: every node must have it at this path, as by NFS"
+                named.append(finding("output", "place", State.WARNING, text))
             engines = list(nodes.values())
         found += named
         if job is not None and storage is not None:

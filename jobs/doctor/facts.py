@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,10 @@ def _torch(_: Any) -> dict[str, Any]:
     import torch
 
     found = {"torch": torch.__version__, "cuda": torch.version.cuda or torch.version.hip}
-    return found | {"torch_gpus": torch.cuda.device_count() if torch.cuda.is_available() else 0}
+    with warnings.catch_warnings(record=True) as said:  # why it can use none: an old driver
+        warnings.simplefilter("always")
+        found["torch_gpus"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return found | {"torch_warning": str(said[-1].message)[:300] if said else ""}
 
 
 def _decoders(_: Any) -> dict[str, Any]:

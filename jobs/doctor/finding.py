@@ -1,12 +1,16 @@
 """A finding of the doctor: one line of its page. And a deadline for each check."""
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from jobs.console import waiting
 from schemas.errors import UnitError, UserError
 from schemas.shown import one_line, redact_text
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 30.0
 """Deadline of a check: storages repeat their requests for about as long."""
@@ -42,10 +46,6 @@ class Warn(Exception):
     """Raised by a check: its message is a warning."""
 
 
-class ToDo(Exception):
-    """Raised by a check: its message says what is to be done."""
-
-
 def finding(topic: str, name: str, state: State, text: str) -> Finding:
     """Make a finding: one line, in which secrets of addresses are hidden."""
     shown = one_line(redact_text(" ".join(text.splitlines())))
@@ -58,7 +58,8 @@ def checked(
     """Call a check, which returns what it found to be good, and make a finding of it.
 
     What it raises is the finding's text: ``Warn`` a warning, anything else something to do.
-    A check that misses its deadline goes on in its thread, which ends with the process.
+    A check that misses its deadline goes on in its thread, which ends with the process. Before
+    that, a line in the log says what is waited for.
 
     seconds: the deadline; default: ``SECONDS``.
     """
@@ -70,14 +71,17 @@ def checked(
             found.append((State.OK, check()))
         except Warn as warning:
             found.append((State.WARNING, str(warning)))
-        except (UserError, UnitError, ToDo) as error:
+        except (UserError, UnitError) as error:
             found.append((State.TO_DO, str(error)))
         except Exception as error:  # the boundary: a page has no traceback
             found.append((State.TO_DO, f"{type(error).__name__}: {error}"))
 
     thread = threading.Thread(target=run, name=f"doctor {topic} {name}", daemon=True)
     thread.start()
-    thread.join(limit)
+    thread.join(min(limit, waiting.SECONDS))
+    if thread.is_alive() and limit > waiting.SECONDS:
+        logger.warning("still waiting for the check of %s: %s", topic, name)
+        thread.join(limit - waiting.SECONDS)
     advice = "is its address right, and is it up? A run waits longer"
     late = (State.TO_DO, f"{LATE} {limit:g} s: {advice}")
     return finding(topic, name, *(found[0] if found else late))

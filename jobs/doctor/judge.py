@@ -93,9 +93,10 @@ def _gpus(facts: Facts, job: Job | None) -> Iterator[_Line]:
     num_gpus = len(facts.gpus)
     if facts.torch_gpus is not None and facts.torch_gpus < num_gpus:
         state = State.WARNING if on_cpu else State.TO_DO
+        said = f" ({facts.torch_warning})" if facts.torch_warning else ""
         yield (
             *("GPU", state),
-            f"torch can use {facts.torch_gpus} of {num_gpus} GPUs: install a torch that is built "
+            f"torch can use {facts.torch_gpus} of {num_gpus} GPUs{said}: install a torch that is built "
             f"for CUDA and for driver {facts.driver}, and look at CUDA_VISIBLE_DEVICES",
         )
     if facts.torch_gpus == 0 and not num_gpus and "driver" not in facts.failures:

@@ -54,6 +54,7 @@ class Facts:
     torch: str | None = None
     cuda: str | None = None
     torch_gpus: int | None = None
+    torch_warning: str = ""
     pyav: str | None = None
     libavcodec: str | None = None
     torchcodec_problem: str | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.console.output_path import absolute_uri
-from jobs.doctor.finding import Finding, State, ToDo, Warn, checked, finding
+from jobs.doctor.finding import Finding, State, Warn, checked, finding
 from jobs.doctor.judge import gib
 from jobs.doctor.machine import Facts
 from pipeline.model.checkpoint import Checkpoint, inspect_checkpoint
@@ -146,7 +146,7 @@ def _check_shards(folder: Path) -> int:
     ``inspect_checkpoint`` has opened each file, which finds missing and cut ones.
 
     Raises:
-        ToDo: a file lacks a tensor that the index has in it.
+        ModelError: a file lacks a tensor that the index has in it.
     """
     from safetensors import safe_open
 
@@ -160,7 +160,7 @@ def _check_shards(folder: Path) -> int:
     for file, names in sorted(tensors.items()):
         with safe_open(folder / file, framework="np") as opened:
             if missing := names - set(opened.keys()):
-                raise ToDo(
+                raise ModelError(
                     f"{folder / file} lacks {len(missing)} tensors that the index has in it, such "
                     f"as {min(missing)}: files of two downloads are mixed, download it again"
                 )

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 
 from jobs.console.output_path import absolute_uri
-from jobs.doctor.finding import LATE, Finding, State, ToDo, checked, finding
+from jobs.doctor.finding import LATE, Finding, State, checked, finding
 from pipeline.manifest.listing import as_items, media_pages
 from pipeline.manifest.read import manifest_items
 from pipeline.storage.errors import storage_errors
 from pipeline.storage.http_retry import causes, status
 from pipeline.storage.storage import Storage, join
+from schemas.errors import StorageError
 from schemas.job.job import Input
 from schemas.shown import redact_uri
 from schemas.tables.manifest import MediaItem
@@ -89,7 +90,7 @@ def _output(folder: str, uri: str, storage: Storage) -> Iterator[Finding]:
         for content in (b"2", b"3"):
             storage.write_bytes(uri, content)
             if (seen := storage.read_bytes(uri)) != content:
-                raise ToDo(
+                raise StorageError(
                     f"{content!r} was written, and {seen!r} read afterwards: leases need a storage "
                     "that reads what was written last; turn caches of reads off"
                 )

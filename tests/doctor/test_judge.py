@@ -39,6 +39,10 @@ BUSY = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * GIB, used_bytes=30 * 
         ({"failures": {"code": "ImportError: x"}}, "reelscribe", "to do", "install the same"),
         ({"failures": {"driver": "nvidia-smi ended with 9"}}, "GPU", "to do", "restart"),
         (CPU_BUILD, "GPU", "to do", "torch can use 0 of 2 GPUs: install a torch that is built for"),
+        (
+            CPU_BUILD | {"torch_warning": "The NVIDIA driver on your system is too old"},
+            *("GPU", "to do", "0 of 2 GPUs (The NVIDIA driver on your system is too old): install"),
+        ),
         ({"torch_gpus": 1}, "GPU", "to do", "look at CUDA_VISIBLE_DEVICES"),
         ({"gpus": (BUSY, H100)}, "GPU 0", "warning", "30.0 GiB of it in use by other programs"),
         (NO_GPU, "GPU", "warning", "engines compute on the CPU"),
