@@ -27,7 +27,11 @@ def collect_nodes(asked: Mapping[str, Any]) -> dict[str, Facts]:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     # Not retried: a node may die of it.
     task = ray.remote(num_cpus=0, max_retries=0)(machine.run_program())
-    given = (machine.program(), json.dumps(asked, default=str), machine.SECONDS)
+    given = (
+        machine.program(),
+        json.dumps({**asked, "is_node": True}, default=str),
+        machine.SECONDS,
+    )
     answers = {
         task.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)

@@ -28,9 +28,12 @@ def report() -> None:
 
     Its keys, each of which may be missing: ``steps``, names of those to take; ``source``, a
     checkpoint's folder; ``uri``, a media object to read, with ``options`` and
-    ``allow_private_hosts`` for its storage. On stdin, since a command line is public.
+    ``allow_private_hosts`` for its storage; ``is_node``, whether Ray started this process. On
+    stdin, since a command line is public.
     """
     asked = json.loads(sys.stdin.read() or "{}")
+    if asked.get("is_node") and os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        del os.environ["CUDA_VISIBLE_DEVICES"]  # Ray hides GPUs from tasks that request none
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no fact
     for name in asked.get("steps") or _STEPS:
@@ -125,11 +128,21 @@ def _mib(text: str) -> int:
 def _torch(_: Any) -> dict[str, Any]:
     import torch
 
-    found = {"torch": torch.__version__, "cuda": torch.version.cuda or torch.version.hip}
+    found: dict[str, Any] = {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or torch.version.hip,
+    }
     with warnings.catch_warnings(record=True) as said:  # why it can use none: an old driver
         warnings.simplefilter("always")
         found["torch_gpus"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return found | {"torch_warning": str(said[-1].message)[:300] if said else ""}
+    found["torch_warning"] = str(said[-1].message)[:300] if said else ""
+    devices = map(torch.cuda.get_device_properties, range(found["torch_gpus"]))
+    return found | {
+        "gpus_of_torch": [
+            {"name": device.name, "memory_bytes": device.total_memory, "used_bytes": 0}
+            for device in devices
+        ]
+    }
 
 
 def _decoders(_: Any) -> dict[str, Any]:

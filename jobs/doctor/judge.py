@@ -87,17 +87,20 @@ def _gpus(facts: Facts, job: Job | None) -> Iterator[_Line]:
         used = f", {gib(gpu.used_bytes)} of it in use by other programs"
         is_shared = gpu.used_bytes > max(0.1 * gpu.memory_bytes, _GIB)
         memory = gib(gpu.memory_bytes) if gpu.memory_bytes else "memory shared with the machine"
-        text = f"{gpu.name}, {memory}{used if is_shared else ''}, driver {facts.driver}"
+        text = (
+            f"{gpu.name}, {memory}{used if is_shared else ''}, driver {facts.driver or 'unknown'}"
+        )
         state = State.WARNING if is_shared and not on_cpu else State.OK
         yield f"GPU {number}", state, text
     num_gpus = len(facts.gpus)
     if facts.torch_gpus is not None and facts.torch_gpus < num_gpus:
-        state = State.WARNING if on_cpu else State.TO_DO
+        # Some may be hidden on purpose.
+        state = State.WARNING if on_cpu or facts.torch_gpus else State.TO_DO
         said = f" ({facts.torch_warning})" if facts.torch_warning else ""
         yield (
             *("GPU", state),
-            f"torch can use {facts.torch_gpus} of {num_gpus} GPUs{said}: install a torch that is built "
-            f"for CUDA and for driver {facts.driver}, and look at CUDA_VISIBLE_DEVICES",
+            f"torch can use {facts.torch_gpus} of {num_gpus} GPUs{said}: install a torch that is "
+            f"built for CUDA and for driver {facts.driver}, and look at CUDA_VISIBLE_DEVICES",
         )
     if facts.torch_gpus == 0 and not num_gpus and "driver" not in facts.failures:
         if job is not None and job.model.device == "cuda":

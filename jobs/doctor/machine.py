@@ -84,10 +84,6 @@ def run_program() -> Callable[[str, str, float], tuple[str, str]]:
     """
 
     def run(text: str, given: str, seconds: float) -> tuple[str, str]:
-        # A worker without GPUs of its own sees none, and torch would find none.
-        env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        if env.get("CUDA_VISIBLE_DEVICES") == "":
-            del env["CUDA_VISIBLE_DEVICES"]
         folders = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
         command = [sys.executable, "-P", "-c", text]
         process = subprocess.Popen(
@@ -96,7 +92,7 @@ def run_program() -> Callable[[str, str, float], tuple[str, str]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=env | {"PYTHONPATH": folders},
+            env=os.environ | {"PYTHONPATH": folders},
             start_new_session=True,
         )
         end = ""
@@ -106,6 +102,9 @@ def run_program() -> Callable[[str, str, float], tuple[str, str]]:
             end = f"no answer within {seconds:g} s"
             os.killpg(process.pid, signal.SIGKILL)
             out, _ = process.communicate()
+        except BaseException:  # such as Ctrl-C, which another session does not get
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         if not end and process.returncode < 0:
             end = f"the process died by signal {-process.returncode}"
         elif not end and process.returncode:
@@ -130,7 +129,9 @@ def facts_of(lines: str, end: str) -> Facts:
         found |= part
     if end and at:
         end = f"{end}, at the step {at!r}"
-    found["gpus"] = tuple(Gpu(**gpu) for gpu in found.get("gpus", ()))
+    # In a container the driver's program may be missing; on AMD's GPUs it is.
+    gpus = found.get("gpus") or found.get("gpus_of_torch") or ()
+    found["gpus"] = tuple(Gpu(**gpu) for gpu in gpus)
     found["wrong_packages"] = tuple(found.get("wrong_packages", ()))
     known = {each.name for each in dataclasses.fields(Facts)}
     given = {key: value for key, value in found.items() if key in known}

@@ -12,6 +12,7 @@ from pipeline.manifest.listing import as_items, media_pages
 from pipeline.manifest.read import manifest_items
 from pipeline.storage.errors import storage_errors
 from pipeline.storage.http_retry import causes, status
+from pipeline.storage.protocols import is_local
 from pipeline.storage.storage import Storage, join
 from schemas.errors import StorageError
 from schemas.job.job import Input
@@ -65,7 +66,7 @@ def output_findings(output: str, storage: Storage) -> list[Finding]:
     The object has a name of its own, and is removed, as are folders that were made for it.
     """
     folder = absolute_uri(output)
-    made = _missing_folders(folder)
+    made = _missing_folders(folder, storage)
     uri = join(folder, f".doctor-{uuid.uuid4().hex}")
     try:
         return list(_output(folder, uri, storage))
@@ -150,12 +151,14 @@ def _codes(cause: BaseException) -> set[str]:
     return {str(code) for code in found if code is not None}
 
 
-def _missing_folders(folder: str) -> list[str]:
+def _missing_folders(output: str, storage: Storage) -> list[str]:
     """Folders of a local output that do not exist yet, the innermost first."""
-    if "://" in folder:
+    try:
+        fs, path = storage.filesystem(output)
+    except StorageError:  # the checks name it
         return []
     missing = []
-    while not os.path.lexists(folder):
-        missing.append(folder)
-        folder = os.path.dirname(folder)
+    while is_local(fs) and not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
     return missing

@@ -43,7 +43,7 @@ BUSY = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * GIB, used_bytes=30 * 
             CPU_BUILD | {"torch_warning": "The NVIDIA driver on your system is too old"},
             *("GPU", "to do", "0 of 2 GPUs (The NVIDIA driver on your system is too old): install"),
         ),
-        ({"torch_gpus": 1}, "GPU", "to do", "look at CUDA_VISIBLE_DEVICES"),
+        ({"torch_gpus": 1}, "GPU", "warning", "look at CUDA_VISIBLE_DEVICES"),
         ({"gpus": (BUSY, H100)}, "GPU 0", "warning", "30.0 GiB of it in use by other programs"),
         (NO_GPU, "GPU", "warning", "engines compute on the CPU"),
         ({"vllm_problem": "model.engine is vllm, and vLLM 0.9"}, "vLLM", "warning", "vLLM 0.9"),

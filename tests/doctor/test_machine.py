@@ -60,6 +60,13 @@ def test_gpus_as_the_driver_names_them(tmp_path: Path, monkeypatch: pytest.Monke
     assert found.driver == "550.54.15"
 
 
+def test_gpus_without_the_drivers_program():
+    """As in a container that has only CUDA's libraries, or with AMD's GPUs."""
+    gpu = {"name": "AMD Instinct MI300X", "memory_bytes": 192 << 30, "used_bytes": 0}
+    step = {"torch": "2.13.0+rocm", "torch_gpus": 1, "gpus_of_torch": [gpu]}
+    assert facts_of(json.dumps(step), "").gpus == (Gpu(**gpu),)
+
+
 def test_a_driver_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     said = "NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver."
     found = with_smi(tmp_path, monkeypatch, f"echo '{said}'; exit 9")

@@ -60,6 +60,18 @@ def test_a_folder_is_left_as_it_was(tmp_path: Path, exists: bool):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("output", ["s4://bucket/out", "https://nohost.invalid/out"])
+def test_an_output_that_is_no_storage(output: str):
+    found = by_name(output_findings(output, Storage()))
+    assert found["write"][0] == State.TO_DO
+
+
+def test_a_folder_as_a_uri(tmp_path: Path):
+    found = output_findings(f"file://{tmp_path}/deep/out", Storage())
+    assert {each.state for each in found} == {State.OK}
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_bucket_that_may_only_be_read(faulty, s3):
     faulty.read_only = True
     found = by_name(output_findings(faulty.bucket.uri("out"), storage_of(faulty.url)))
@@ -82,12 +94,22 @@ def test_a_bucket_without_conditional_writes(faulty, s3, conditions: str):
 
 
 def test_a_bucket_that_keeps_what_is_removed(faulty, s3):
-    faulty.undeletable = True
+    faulty.refuses = ("DELETE",)
     found = by_name(output_findings(faulty.bucket.uri("out"), storage_of(faulty.url)))
     state, text = found["remove"]
     assert state == State.TO_DO and "access denied" in text
     (left,) = left_in(faulty, s3)
     assert f"{left} may be left: remove it" in text
+
+
+def test_a_bucket_that_may_only_be_written(faulty, s3):
+    faulty.refuses = ("GET", "HEAD")
+    found = by_name(output_findings(faulty.bucket.uri("out"), storage_of(faulty.url)))
+    assert [found[name][0] for name in ("list", "write", "replace", "remove")] == [
+        *("to do", "ok", "to do", "ok")
+    ]
+    assert "access denied; check credentials and permissions" in found["list"][1]
+    assert left_in(faulty, s3) == []
 
 
 def test_expired_credentials(faulty):

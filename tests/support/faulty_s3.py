@@ -29,13 +29,14 @@ class FaultyS3:
     rate: share of requests with a fault, each of one of ``kinds``: error (500), throttled (503),
         reset (no answer), stall (no answer for long), cut (half of the answer's body).
     outage: no request gets an answer. expired: credentials are not accepted. read_only: they are,
-        but not to write; ``denied`` has what was tried. undeletable: they are, but not to delete.
+        but not to write; ``denied`` has what was tried. refuses: methods for which they are not.
     conditions: what becomes of conditional writes: kept, ignored, or unknown (501).
     """
 
     def __init__(self, target: str, *, rate: float = 0.0, kinds=KINDS, seed: int = 0) -> None:
         self.rate, self.kinds = rate, kinds
-        self.outage = self.expired = self.read_only = self.undeletable = False
+        self.outage = self.expired = self.read_only = False
+        self.refuses: tuple[str, ...] = ()
         self.conditions = "kept"
         self.outage_after: int | None = None
         self.faults: Counter[str] = Counter()
@@ -83,7 +84,7 @@ class FaultyS3:
         if self.conditions == "unknown" and "If-None-Match" in request.headers:
             return web.Response(status=501, text=NOT_IMPLEMENTED, content_type="application/xml")
         is_refused = self.read_only and request.method not in ("GET", "HEAD")
-        if is_refused or (self.undeletable and request.method == "DELETE"):
+        if is_refused or request.method in self.refuses:
             self.denied.append(f"{request.method} {request.raw_path}")
             return web.Response(status=403, text=DENIED, content_type="application/xml")
         kind = self._chance.choice(self.kinds) if self._chance.random() < self.rate else None
