@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -130,12 +129,12 @@ def _storage(job: Job | None) -> tuple[Storage | None, list[Finding]]:
 
 def _asked(job: Job, uri: str | None) -> dict[str, Any]:
     """What each node is to try: to read the job's first media, and to find its checkpoint."""
-    source = Path(job.model.source).expanduser()
+    source = absolute_uri(job.model.source)
     return {
         "uri": uri,
         "options": job.storage_options,
         "allow_private_hosts": job.input.allow_private_hosts,
-        "source": absolute_uri(job.model.source) if source.is_dir() else None,
+        "source": source if os.path.isdir(source) else None,
     }
 
 
@@ -163,8 +162,8 @@ def _of_job(job: Job, storage: Storage, engines: Sequence[Facts]) -> list[Findin
     found, checkpoint = model_findings(job)
     if checkpoint is not None:
         found += memory_findings(job, checkpoint, engines)
-    found += job_findings(job, storage, has_machines=bool(engines))
-    return found + assumed(job, checkpoint, has_machines=bool(engines))
+    checks, pools = job_findings(job, storage, has_machines=bool(engines))
+    return [*found, *checks, *assumed(job, checkpoint, pools)]
 
 
 def _print(report: Report, options: dict[str, Any], console: Console) -> None:

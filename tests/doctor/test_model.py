@@ -66,9 +66,7 @@ def test_a_whole_checkpoint(whole: Path):
         t.nbytes for t in load_file(DEMO / "model.safetensors").values()
     )
     config = json.loads((DEMO / "config.json").read_text())
-    values = {
-        each.name: each.text for each in assumed(job_of(whole), checkpoint, has_machines=False)
-    }
+    values = {each.name: each.text for each in assumed(job_of(whole), checkpoint, None)}
     assert values == {
         "model.dtype": config.get("dtype", "float32"),
         "model.max_model_len": str(config["text_config"]["max_position_embeddings"]),
