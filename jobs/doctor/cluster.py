@@ -64,17 +64,23 @@ def node_findings(nodes: Mapping[str, Facts], code: str | None, job: Job | None)
 
     code: hash of the driver's code, which each node must have.
     """
+    has_gpus = any(facts.gpus for facts in nodes.values())
     alike: dict[tuple[State, str], list[str]] = {}
     for address, facts in nodes.items():
-        alike.setdefault(_judged(facts, code, job), []).append(address)
+        found = [
+            each
+            for each in machine_findings(facts, job, "cluster")
+            # Beside nodes with GPUs, those without one only decode.
+            if facts.gpus or not (has_gpus and each.name in ("GPU", "vLLM"))
+        ]
+        alike.setdefault(_line(facts, found, code), []).append(address)
     return [
         finding("cluster", _names(addresses), state, text)
         for (state, text), addresses in alike.items()
     ]
 
 
-def _judged(facts: Facts, code: str | None, job: Job | None) -> tuple[State, str]:
-    found = machine_findings(facts, job, "cluster")
+def _line(facts: Facts, found: Sequence[Finding], code: str | None) -> tuple[State, str]:
     problems = [f"{each.name}: {each.text}" for each in found if each.state == State.TO_DO]
     if facts.code and code and facts.code != code:
         problems.insert(
@@ -84,12 +90,7 @@ def _judged(facts: Facts, code: str | None, job: Job | None) -> tuple[State, str
         )
     if problems:
         return State.TO_DO, "; ".join(problems)
-    # A node without a GPU decodes.
-    warnings = [
-        f"{each.name}: {each.text}"
-        for each in found
-        if each.state == State.WARNING and each.name != "GPU"
-    ]
+    warnings = [f"{each.name}: {each.text}" for each in found if each.state == State.WARNING]
     if warnings:
         return State.WARNING, "; ".join(warnings)
     return State.OK, _summary(facts)

@@ -173,4 +173,7 @@ def _job(facts: Facts) -> Iterator[_Line]:
         text = f"{facts.source_problem}: copy it, or mount it at the same path on every node"
         yield "model", State.TO_DO, text
     if problem := facts.read_problem or facts.failures.get("read"):
-        yield "input", State.TO_DO, problem
+        if facts.gpus:  # on purpose, where engines have no keys
+            yield "input", State.WARNING, f"{problem}; decoders must not run here"
+        else:
+            yield "input", State.TO_DO, problem

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,9 +123,10 @@ def _on_the_hub(source: str, revision: str | None, key: str) -> str:
     """How much is to be downloaded, by the hub's own list; no file is fetched.
 
     Raises:
-        ModelError: the hub does not have it, refuses it, or does not answer.
+        ModelError: the hub does not have it, refuses it, or does not answer; or the disk is too
+            small for it.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
     try:
         info = HfApi().model_info(
@@ -137,7 +139,20 @@ def _on_the_hub(source: str, revision: str | None, key: str) -> str:
             f"({reason}): correct {key}, set HF_TOKEN if it is gated, or set a folder"
         ) from None
     size = sum(file.size or 0 for file in info.siblings or ())
+    free = _free_bytes(Path(constants.HF_HUB_CACHE))
+    if size > free:
+        raise ModelError(
+            f"{key}: {source} is to be downloaded, {gib(size)}, and {gib(free)} are free in "
+            f"{constants.HF_HUB_CACHE}: remove files there, or set HF_HOME to a larger disk"
+        )
     return f", {gib(size)}" if size else ""
+
+
+def _free_bytes(folder: Path) -> int:
+    """Free bytes of the disk that a folder is on, or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _check_shards(folder: Path) -> int:

@@ -52,7 +52,8 @@ BUSY = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * GIB, used_bytes=30 * 
         ({"shm_free_bytes": 0}, "/dev/shm", "warning", "remove files there"),
         ({"tmp_free_bytes": 30 * GIB}, "disk", "to do", "less than 5% is free"),
         ({"source_problem": "there is no checkpoint /m here"}, "model", "to do", "mount it at"),
-        ({"read_problem": "s3://b/a.mp4: access denied"}, "input", "to do", "access denied"),
+        ({"read_problem": "a.mp4: denied", **NO_GPU}, "input", "to do", "a.mp4: denied"),
+        ({"read_problem": "a.mp4: denied"}, "input", "warning", "decoders must not run here"),
         ({"end": "no answer within 90 s, at the step 'torch'"}, "probe", "to do", "'torch'"),
     ],
 )
@@ -111,7 +112,7 @@ def test_alike_nodes_share_a_line():
         ({"code": "01d"}, "other code (01d) than the driver (c0de): install the same version"),
         ({"code": None, "failures": {"code": "No module"}}, "reelscribe: cannot be imported"),
         ({"tmp_free_bytes": GIB}, "disk: 1.0 GiB of 1,000.0 GiB free in /tmp: Ray stops"),
-        ({"read_problem": "s3://b/a.mp4: no credentials found"}, "input: s3://b/a.mp4: no cred"),
+        ({"read_problem": "a.mp4: no credentials found", **NO_GPU}, "input: a.mp4: no credentials"),
         ({"source_problem": "there is no checkpoint /m here"}, "model: there is no checkpoint"),
         ({"end": "the node does not answer"}, "probe: the node does not answer"),
     ],
@@ -124,6 +125,16 @@ def test_a_node_in_trouble_has_a_line_of_its_own(changed: dict[str, Any], text: 
         ("10.0.0.2", State.TO_DO),
     ]
     assert lines[1].text.startswith(text)
+
+
+def test_a_node_that_only_decodes_needs_neither_gpu_nor_vllm():
+    job = make_job(model={"engine": "vllm", "device": "cuda"})
+    decoder = good_facts(**NO_GPU, vllm_problem="pip install vllm")
+    lines = node_findings({"a": good_facts(), "b": decoder}, "c0de", job)
+    assert [each.state for each in lines] == [State.OK, State.OK]
+    (line,) = node_findings({"b": decoder}, "c0de", job)
+    assert line.state == State.TO_DO
+    assert "GPU: model.device is cuda" in line.text and "vLLM: pip install vllm" in line.text
 
 
 def test_a_nodes_warnings_are_in_its_line():

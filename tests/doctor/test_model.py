@@ -184,15 +184,17 @@ def test_not_in_the_cache_and_offline(cache: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch):
-    """A hub that has org/model, of 8 GiB, and nothing else."""
+    """A hub that has org/model, of 8 GiB, org/huge, of an exbibyte, and nothing else."""
     asked: list[str] = []
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
-            is_there = self.path.startswith("/api/models/org/model")
-            files = [{"rfilename": "model.safetensors", "size": 8 * GIB}]
-            body = json.dumps({"id": "org/model", "siblings": files} if is_there else {}).encode()
+            sizes = {"/api/models/org/model": 8 * GIB, "/api/models/org/huge": 1 << 60}
+            size = sizes.get(self.path.partition("?")[0])
+            is_there = size is not None
+            files = [{"rfilename": "model.safetensors", "size": size}]
+            body = json.dumps({"id": "org/x", "siblings": files} if is_there else {}).encode()
             self.send_response(200 if is_there else 404)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -218,6 +220,13 @@ def test_a_checkpoint_that_is_to_be_downloaded(cache: Path, hub: list[str]):
     assert found.text.endswith("each machine will download it, 8.0 GiB")
     assert not any("/resolve/" in path for path in hub)  # no file is fetched
     assert not cache.exists()
+
+
+def test_a_disk_that_is_too_small_for_the_download(cache: Path, hub: list[str]):
+    ((found,), _) = model_findings(job_of("org/huge"))
+    assert found.state == State.TO_DO
+    assert "is to be downloaded, 1,073,741,824.0 GiB, and" in found.text
+    assert f"are free in {cache}: remove files there, or set HF_HOME" in found.text
 
 
 def test_a_checkpoint_that_the_hub_does_not_have(cache: Path, hub: list[str]):
