@@ -13,8 +13,8 @@ from typing import Any
 
 from jobs.doctor import facts
 
-SECONDS = 90.0
-"""Deadline of all facts of a machine: a cold disk takes half a minute to import torch."""
+SECONDS = 120.0
+"""Deadline of all facts of a machine: a cold disk or a busy machine takes a minute for torch."""
 
 
 @dataclass(frozen=True, kw_only=True)

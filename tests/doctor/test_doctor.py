@@ -167,6 +167,7 @@ def test_a_cluster_that_does_not_answer(job_file: Path, monkeypatch: pytest.Monk
     """The other checks are made; what depends on its machines is left out."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr("jobs.cluster.start._CLUSTER_SECONDS", 0.0)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # whatever other tests have started
     result = doctor(job_file, "--json")
     assert result.exit_code == 1
     content = read_json(result)
