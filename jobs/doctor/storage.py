@@ -4,7 +4,7 @@ import itertools
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 
 from jobs.console.output_path import absolute_uri
 from jobs.doctor.finding import LATE, Finding, State, checked, finding
@@ -53,8 +53,7 @@ def input_findings(spec: Input, storage: Storage) -> tuple[list[Finding], str | 
 
 def _first_item(spec: Input, storage: Storage) -> MediaItem:
     if spec.manifest is not None:
-        with closing(manifest_items(spec.manifest, storage)) as items:
-            return next(items)
+        return next(manifest_items(spec.manifest, storage))
     assert spec.scan is not None
     pages = media_pages(spec.scan, spec.glob, storage)
     return next(itertools.chain.from_iterable(map(as_items, pages)))
@@ -78,8 +77,7 @@ def output_findings(output: str, storage: Storage) -> list[Finding]:
 
 def _output(folder: str, uri: str, storage: Storage) -> Iterator[Finding]:
     def listed() -> str:
-        with closing(storage.list_pages(folder)) as pages:
-            next(pages, None)
+        next(storage.list_pages(folder), None)
         return redact_uri(folder)
 
     def written() -> str:
