@@ -190,11 +190,14 @@ def test_no_secret_is_shown(s3, job_file: Path, monkeypatch: pytest.MonkeyPatch)
         job_file.write_text(job_file.read_text() + f"storage_options: {options}\n")
         arguments = (
             *(job_file, "-i", f"https://user:{SECRET}@127.0.0.1/m.jsonl?sig={SECRET}"),
-            *("--output", "s3://bucket/out"),
+            # Messages say the name of the folder, here also a secret.
+            *("--output", "s3://bucket/out", "--model", f"./{SECRET}-own"),
         )
         found = doctor(*arguments, "--json")
         content = read_json(found)
-        assert {"input list", "output list", "output write"} <= {*texts(content, "to do")}
+        assert {"input list", "output list", "output write", "model found"} <= {
+            *texts(content, "to do")
+        }
         page = doctor(*arguments)
     for result in (found, page):
         assert SECRET not in result.output
