@@ -1,4 +1,4 @@
-"""The commands that prepare and run jobs, from ``scan`` to ``retry``."""
+"""The commands that prepare and run jobs, from ``doctor`` to ``retry``."""
 
 import json
 import sys
@@ -191,6 +191,23 @@ def retry(error_types: tuple[str, ...], run_id: str | None, **options: Any) -> N
 
 
 @click.command()
+@_job_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def doctor(*, as_json: bool, **options: Any) -> None:
+    """Check whether this machine, or the cluster at RAY_ADDRESS, can run a job.
+
+    Without a job, it checks the machines alone. With one, it also reads and writes the job's
+    storages (what it writes is removed again) and opens its checkpoint; it downloads nothing, and
+    starts no Ray. Each line is ok, a warning, or what to do; the exit code is 1 if something is to
+    be done.
+    """
+    from jobs.doctor import doctor as command
+
+    load = (lambda: _load(**options)) if any(options.values()) else None
+    sys.exit(command.run(load, console(), as_json=as_json).exit_code)
+
+
+@click.command()
 @click.argument("folder", type=Path, default=Path("demo"))
 def demo(folder: Path) -> None:
     """Render a small archive and annotate it.
@@ -255,4 +272,4 @@ def _is_manifest(uri: str) -> bool:
     return guess_media_type(uri) is not None and not uri.endswith("/") and not Path(uri).is_dir()
 
 
-COMMANDS = (scan, plan, calibrate, annotate, retry, demo, schema)
+COMMANDS = (doctor, scan, plan, calibrate, annotate, retry, demo, schema)

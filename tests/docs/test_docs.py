@@ -30,6 +30,7 @@ from tests.support.paths import ROOT
 GUIDE = ROOT / "docs" / "guide.md"
 TUNING = ROOT / "docs" / "tuning.md"
 RESULTS = ROOT / "docs" / "results.md"
+OPERATIONS = ROOT / "docs" / "operations.md"
 SPEC = ROOT / "jobs" / "specs" / "demo.yaml"
 SMALLEST_JOB = {"input": {"scan": "clips"}, "output": "out"}
 PAGES = [
@@ -113,6 +114,25 @@ def test_the_results_pages_commands_run(demonstrated: Path, monkeypatch: pytest.
     assert (demonstrated / "worst.html").stat().st_size > 100_000
     formats = re.findall(r"^\| (`[^|]*`) \|", RESULTS.read_text(), re.MULTILINE)
     assert [name for cell in formats for name in re.findall(r"`(\w+)`", cell)] == [*EXPORTS]
+
+
+def test_the_doctors_page_is_as_shown(demonstrated: Path, no_ray, monkeypatch: pytest.MonkeyPatch):
+    """Its names and states; versions and sizes differ."""
+    monkeypatch.chdir(demonstrated)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (shown,) = [text for text in blocks(OPERATIONS, "text") if "found, or what to do" in text]
+    (line,) = [line for line in blocks(OPERATIONS, "bash") if "doctor" in line]
+    before = sorted((demonstrated / "demo" / "output").rglob("*"))
+    arguments = shlex.split(line.removeprefix("reelscribe "))
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert sorted((demonstrated / "demo" / "output").rglob("*")) == before
+    checks = re.compile(r"^  (?:\w+ +|  +)(\S+(?: \S+)*) +(ok|warning|to do) ", re.MULTILINE)
+    printed = checks.findall(result.output)
+    assert len(checks.findall(shown)) == 16
+    names = {name for name, _ in printed}
+    assert {name for name, _ in checks.findall(shown)} - {"GPU"} <= names
+    assert ("whole", "ok") in printed and ("remove", "ok") in printed
 
 
 def test_the_python_pages_code_runs(

@@ -16,6 +16,9 @@ EXPIRED = (
     "<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
 )
 DENIED = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+NOT_IMPLEMENTED = (
+    "<Error><Code>NotImplemented</Code><Message>A header is not implemented.</Message></Error>"
+)
 KINDS = ("error", "throttled", "reset", "stall", "cut")
 _HOP_HEADERS = {"transfer-encoding", "connection", "content-encoding", "content-length", "server"}
 
@@ -26,12 +29,15 @@ class FaultyS3:
     rate: share of requests with a fault, each of one of ``kinds``: error (500), throttled (503),
         reset (no answer), stall (no answer for long), cut (half of the answer's body).
     outage: no request gets an answer. expired: credentials are not accepted. read_only: they are,
-        but not to write; ``denied`` has what was tried.
+        but not to write; ``denied`` has what was tried. refuses: methods for which they are not.
+    conditions: what becomes of conditional writes: kept, ignored, or unknown (501).
     """
 
     def __init__(self, target: str, *, rate: float = 0.0, kinds=KINDS, seed: int = 0) -> None:
         self.rate, self.kinds = rate, kinds
         self.outage = self.expired = self.read_only = False
+        self.refuses: tuple[str, ...] = ()
+        self.conditions = "kept"
         self.outage_after: int | None = None
         self.faults: Counter[str] = Counter()
         self.denied: list[str] = []
@@ -75,7 +81,10 @@ class FaultyS3:
             return self._abort(request)
         if self.expired:
             return web.Response(status=400, text=EXPIRED, content_type="application/xml")
-        if self.read_only and request.method not in ("GET", "HEAD"):
+        if self.conditions == "unknown" and "If-None-Match" in request.headers:
+            return web.Response(status=501, text=NOT_IMPLEMENTED, content_type="application/xml")
+        is_refused = self.read_only and request.method not in ("GET", "HEAD")
+        if is_refused or request.method in self.refuses:
             self.denied.append(f"{request.method} {request.raw_path}")
             return web.Response(status=403, text=DENIED, content_type="application/xml")
         kind = self._chance.choice(self.kinds) if self._chance.random() < self.rate else None
@@ -93,7 +102,8 @@ class FaultyS3:
         return await self._pass_on(request, cut=kind == "cut")
 
     async def _pass_on(self, request: web.Request, *, cut: bool) -> web.StreamResponse:
-        headers = {k: v for k, v in request.headers.items() if k.lower() != "host"}
+        dropped = {"host"} | ({"if-none-match"} if self.conditions == "ignored" else set())
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in dropped}
         async with self._client.request(
             request.method,
             self._target + request.raw_path,
