@@ -61,10 +61,13 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments.parse_args(argv)
     import torch
 
-    from tests.support.machine import machine
+    from tests.support.machine import machine, wrong_packages
 
     if not options.small and not torch.cuda.is_available():
         print("gpu: not measured, torch sees no GPU here (--small: a tiny model on the CPU)")
+        return
+    if wrong := wrong_packages():
+        print(f"gpu: {', '.join(wrong)}: pip install -r tests/gpu/requirements.txt")
         return
     about = machine("cpu" if options.small else "cuda")
     print("gpu:", ", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
@@ -270,16 +273,17 @@ def estimated_seconds(config: Any, units: list[Any], job: Any) -> float | None:
     """Seconds by the arithmetic of ``pipeline/engines/speed.py``; None for a card it lacks."""
     import torch
 
-    from pipeline.engines.speed import EngineTimes, ModelSize
+    from pipeline.engines.speed import EngineTimes
     from schemas.job.engines import Simulated
     from schemas.tables.unit import AnsweredUnit, RawAnswer
+    from tests.support.predicted import model_size
 
     card = torch.cuda.get_device_name().lower() if job.model.device == "cuda" else ""
     known = [gpu for gpu in ("l40s", "a100", "h100", "h200") if gpu in card]
     if not known:
         return None
     spec = Simulated(gpu=known[0], max_num_seqs=sum(len(unit.prompts) for unit in units))
-    times = EngineTimes.of(spec, ModelSize.of(config))
+    times = EngineTimes.of(spec, model_size(config))
 
     def answer(prompt: Any) -> RawAnswer:
         return RawAnswer(

@@ -1,7 +1,7 @@
 """Run the checks on a GPU: `python -m tests.gpu`.
 
 Prints a table and writes `build/gpu/checks.json`; the exit code is 1 if a figure is out of its
-limits. Without a GPU it says so, and checks nothing.
+limits, and 2 if a package is too old. Without a GPU it says so, and checks nothing.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 
 from tests.gpu.checks import CASES, measure
 from tests.gpu.figures import NotHere, Place
-from tests.support.machine import machine
+from tests.support.machine import machine, wrong_packages
 from tests.support.paths import ROOT
 
 
@@ -33,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("checks: nothing was checked, torch sees no GPU here (--device cpu: on the CPU)")
         return 0
+    if wrong := wrong_packages():
+        print(f"checks: {', '.join(wrong)}: pip install -r tests/gpu/requirements.txt")
+        return 2
     about = machine(options.device)
     print("checks on", ", ".join(f"{key} {value}" for key, value in about.items()))
     chosen = options.only and options.only.split(",")

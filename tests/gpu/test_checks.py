@@ -9,6 +9,7 @@ from packaging.requirements import Requirement
 from tests.gpu.checks import CASES, measure
 from tests.gpu.figures import Place
 from tests.support.bare_python import link_packages, run_bare
+from tests.support.machine import wrong_packages
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -51,3 +52,10 @@ def test_the_command_needs_no_ray(tmp_path):
     assert {row["check"] for row in found["figures"]} == {"inputs", "lora_step"}
     assert all(row["is_right"] for row in found["figures"])
     assert found["machine"]["torch"] == torch.__version__
+
+
+def test_a_package_that_is_too_old_is_named(tmp_path):
+    path = tmp_path / "requirements.txt"
+    path.write_text("# old\ntorch>=999\nnumpy>=1\nnot-installed>=1\n")
+    (found,) = wrong_packages(path)
+    assert found == f"torch is {torch.__version__}, and must be >=999"

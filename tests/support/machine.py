@@ -3,7 +3,13 @@
 import importlib.metadata
 import platform
 import subprocess
+from pathlib import Path
 
+from packaging.requirements import Requirement
+
+from tests.support.paths import ROOT
+
+NEEDED = ROOT / "tests" / "gpu" / "requirements.txt"
 PACKAGES = ("torch", "transformers", "vllm", "accelerate", "peft")
 
 
@@ -26,6 +32,22 @@ def machine(device: str) -> dict[str, str]:
         "driver": _driver(),
         "cuda": str(torch.version.cuda),
     } | found
+
+
+def wrong_packages(requirements: Path = NEEDED) -> list[str]:
+    """Installed packages whose version is not the one that a file requires, with both."""
+    wrong = []
+    for line in requirements.read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        needed = Requirement(line)
+        try:
+            found = importlib.metadata.version(needed.name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if found not in needed.specifier:
+            wrong.append(f"{needed.name} is {found}, and must be {needed.specifier}")
+    return wrong
 
 
 def _driver() -> str:

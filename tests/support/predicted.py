@@ -9,15 +9,20 @@ from pipeline.engines.speed import ModelSize
 from schemas.tables.unit import PreparedUnit
 
 
+def model_size(config: Any) -> ModelSize:
+    """The size of a checkpoint, from transformers' configuration."""
+    return ModelSize.of(config)
+
+
 def weight_bytes(config: Any, dtype: torch.dtype) -> float:
     """Bytes of a checkpoint's weights."""
-    size = ModelSize.of(config)
+    size = model_size(config)
     return dtype.itemsize * (size.parameters + size.vision_parameters)
 
 
 def token_bytes(config: Any, dtype: torch.dtype) -> float:
     """Bytes of the keys and values of a token."""
-    return ModelSize.of(config).cache_bytes * dtype.itemsize / torch.bfloat16.itemsize
+    return model_size(config).cache_bytes * dtype.itemsize / torch.bfloat16.itemsize
 
 
 def batch_bytes(
