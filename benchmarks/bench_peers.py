@@ -1,12 +1,12 @@
-"""Units per second from a manifest to answers, against loops that a user would write instead.
+"""Files per second and CPU seconds a file, against loops and tools that a user would take instead.
 
-Peers are loops over transformers, one prompt at a time and 16 at a time, and Ray Data's LLM module
-with vLLM (``peers.py``), with the same checkpoint, media, sizes and questions. Cold: a whole
-process, from its start to its end, on few files. Steady: the time of each further file. For this
-project also output tokens per second of the whole pipeline, relative to its engine alone on units
-that are ready.
+Contenders: Reelscribe with either engine, loops over transformers with one prompt at a time and
+with 16, and Ray Data's LLM module with vLLM (``peers.py``); with the same checkpoint, media, sizes
+and questions. Each runs twice as a whole process, on few distinct files and on three times as many
+others. Cold: the first run. Steady: the difference, for each further file. CPU seconds are those of
+all processes, at any depth, and say more than wall seconds where other programs run.
 
-    python benchmarks/bench_peers.py [--kinds images,clips,mixed] [--tasks 1,3] [--peers NAMES]
+    python benchmarks/bench_peers.py [--kinds images,clips,mixed] [--tasks 1,3] [--contenders NAMES]
 """
 
 import json
@@ -14,25 +14,33 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from benchmarks.common import annotate, parser, write_results  # noqa: E402
+from benchmarks.common import annotate, counting, parser, write_results  # noqa: E402
 
 MODEL = ROOT / "jobs" / "demo_model"
 VLLM = ROOT / ".venv-vllm" / "bin" / "python"
-"""The Python of ray.data.llm (make vllm-cpu); without it, that peer is left out."""
-PEERS = ("batched", "one-by-one", *(["ray-data-llm"] if VLLM.exists() else []))
+"""The Python of all that runs vLLM (make vllm-cpu); without it, they are left out."""
+OURS = ("reelscribe", "reelscribe-vllm")
+NEEDS_VLLM = ("reelscribe-vllm", "ray-data-llm")
+CONTENDERS = ("reelscribe", "reelscribe-vllm", "batched", "one-by-one", "ray-data-llm")
 TASKS = ("caption", "ocr", "custom")
 CUSTOM = "Is there a red thing? Answer in a sentence, and say where it is."
 MAX_NEW_TOKENS = 48
 BUDGET = {"image_tokens": [4, 300], "frame_tokens": [4, 80], "unit_tokens": 480}
 FPS = 2.0
 TIMES_AS_MANY = 3  # files of the longer run
+VLLM_ARGS = {"enforce_eager": True, "skip_mm_profiling": True, "max_num_batched_tokens": 1024}
+VLLM_MODEL = {
+    "engine": "vllm",
+    "max_model_len": 4096,
+    "vllm": {"max_num_seqs": 32, "engine_args": VLLM_ARGS},
+}
+"""As ``peers.RayDataLLM`` starts vLLM."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,77 +48,96 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--kinds", default="images,clips,mixed")
     arguments.add_argument("--tasks", default="1,3")
     arguments.add_argument("--files", type=int, default=48)
-    arguments.add_argument("--peers", default=",".join(PEERS))
+    arguments.add_argument("--contenders", default=",".join(CONTENDERS))
     options = arguments.parse_args(argv)
     if options.small:
-        options.kinds, options.tasks, options.files, options.peers = "images", "1", 1, "batched"
+        options.kinds, options.tasks, options.files = "images", "1", 1
+        options.contenders = "reelscribe,batched"
+    names = [n for n in options.contenders.split(",") if VLLM.exists() or n not in NEEDS_VLLM]
     results: dict[str, Any] = {}
     for kind in options.kinds.split(","):
         for tasks in map(int, options.tasks.split(",")):
             with tempfile.TemporaryDirectory() as folder:
+                case = Case(Path(folder), kind, tasks, options.files, small=options.small)
                 name = f"{kind}, {tasks} task{'s' if tasks > 1 else ''}"
-                results[name] = compare(Path(folder), kind, tasks, options)
-                show(name, results[name])
-    write_results("peers", {"files": options.files} | results, small=options.small)
-    if "ray-data-llm" not in PEERS:
-        print("ray.data.llm with vLLM is not among these peers: make vllm-cpu")
+                print(name, flush=True)
+                results[name] = case.compare(names)
+            write_results("peers", {"files": options.files} | results, small=options.small)
+    if not VLLM.exists():
+        print("what runs vLLM is not among these contenders: make vllm-cpu")
 
 
-def compare(folder: Path, kind: str, num_tasks: int, options: Any) -> dict[str, Any]:
-    """Seconds of each contender, and the share of equal answers."""
-    count, tasks = options.files, TASKS[:num_tasks]
-    first, second = (
-        render(folder / f"media-{seed}", kind, files, seed)
-        for seed, files in ((1, count), (2, TIMES_AS_MANY * count))
-    )
-    job = {
-        "model": {"source": str(MODEL), "dtype": "float32", "device": "cpu"},
-        "sampling": {"fps": FPS},
-        "budget": BUDGET,
-        "generation": {"max_new_tokens": MAX_NEW_TOKENS, "retry": None},
-        "tasks": [{"custom": {"prompt": CUSTOM}} if task == "custom" else task for task in tasks],
-    }
-    cold, longer = (
-        pipeline(folder / f"run-{k}", job, files, small=options.small)
-        for k, files in enumerate((first, second))
-    )
-    found = {
-        "reelscribe": {
-            "cold_seconds": cold["seconds"],
-            "steady_seconds_per_file": (longer["seconds"] - cold["seconds"])
-            / (len(second) - len(first)),
-            "cold_seconds_per_file": cold["seconds"] / len(first),
+class Case:
+    """Media of a kind, and questions about them."""
+
+    def __init__(self, folder: Path, kind: str, num_tasks: int, count: int, *, small: bool) -> None:
+        self.folder, self.small, self.tasks = folder, small, TASKS[:num_tasks]
+        self.files = [
+            render(folder / f"media-{seed}", kind, files, seed)
+            for seed, files in ((1, count), (2, TIMES_AS_MANY * count))
+        ]
+        tasks = [{"custom": {"prompt": CUSTOM}} if t == "custom" else t for t in self.tasks]
+        self.job = {
+            "model": {"source": str(MODEL), "dtype": "float32", "device": "cpu"},
+            "sampling": {"fps": FPS},
+            "budget": BUDGET,
+            "generation": {"max_new_tokens": MAX_NEW_TOKENS, "retry": None, "constrained": False},
+            "tasks": tasks,
         }
-    }
-    request = {
-        "model": str(MODEL),
-        "budget": BUDGET,
-        "fps": FPS,
-        "max_new_tokens": MAX_NEW_TOKENS,
-        "prompts": {media: prompts(tasks, media) for media in ("image", "video")},
-        "first": first,
-        "second": second,
-        "job": job | {"input": {"manifest": "unused.jsonl"}, "output": "unused"},
-    }
-    engine = peer(folder, "engine", request | {"first": first[:4]}, small=options.small)
-    for name in options.peers.split(","):
-        some = second[:count] if name == "one-by-one" else second
-        run = peer(folder, name, request | {"second": some}, small=options.small)
-        found[name] = {
-            "cold_seconds": run["seconds"] - run["second_seconds"],
-            "steady_seconds_per_file": run["steady_seconds"] / len(some),
-            "output_tokens_per_file": _tokens(run["second"]) / len(some),
-            "same_answers": same(run["second"], longer["answers"][: len(some)]),
+
+    def compare(self, names: list[str]) -> dict[str, Any]:
+        """Seconds of each contender, and the share of answers that are those of the first."""
+        found: dict[str, Any] = {}
+        first: list[dict[str, Any]] = []
+        for name in names:
+            few, many = (self.run(name, files) for files in self.files)
+            more = len(self.files[1]) - len(self.files[0])
+            first = first or many["answers"]
+            found[name] = {
+                "cold_seconds": few["seconds"],
+                "cold_cpu_seconds": few["cpu_seconds"],
+                "steady_seconds_per_file": (many["seconds"] - few["seconds"]) / more,
+                "steady_cpu_seconds_per_file": (many["cpu_seconds"] - few["cpu_seconds"]) / more,
+                "output_tokens_per_file": _tokens(many["answers"]) / len(self.files[1]),
+                "same_answers": same(many["answers"], first),
+            }
+            show(name, found[name])
+        for ours in [name for name in names if name in OURS]:
+            peers = [name for name in names if name not in OURS]
+            if ours == "reelscribe-vllm":
+                peers = [name for name in peers if name in NEEDS_VLLM]  # the same engine
+            for what in ("steady_seconds_per_file", "steady_cpu_seconds_per_file"):
+                ratios = {peer: found[peer][what] / found[ours][what] for peer in peers}
+                found[ours][f"{what}_of_peers"] = ratios
+                text = ", ".join(f"{ratio:.2f} of {peer}'s" for peer, ratio in ratios.items())
+                print(f"  {ours}: speed by {what}: {text}", flush=True)
+        return found
+
+    def run(self, name: str, files: list[str]) -> dict[str, Any]:
+        """Run a contender on files; returns its seconds and answers."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        request = {
+            "model": str(MODEL),
+            "budget": BUDGET,
+            "fps": FPS,
+            "max_new_tokens": MAX_NEW_TOKENS,
+            "prompts": {media: prompts(self.tasks, media) for media in ("image", "video")},
+            "files": files,
         }
-    steady = found["reelscribe"]["steady_seconds_per_file"]
-    per_file = _tokens(longer["answers"]) / len(second)
-    found["reelscribe"]["output_tokens_per_file"] = per_file
-    found["merit"] = {
-        "engine_tokens_per_second": _tokens(engine["second"]) / engine["steady_seconds"],
-        "steady_over_engine": engine["steady_seconds"] / len(second) / steady,
-        "whole_run_over_engine": engine["steady_seconds"] / longer["seconds"],
-    }
-    return found
+        with counting() as spent:
+            if name not in OURS:
+                answers = peer(folder, name, request, small=self.small)
+            else:
+                job = self.job
+                if name == "reelscribe-vllm":
+                    model, one_core = self.job["model"] | VLLM_MODEL, {"cpus_per_replica": 1}
+                    job = job | {"model": model, "resources": {"decoders": 1} | one_core}
+                python = VLLM if name in NEEDS_VLLM else sys.executable
+                pipeline(folder, job, files, small=self.small, python=python)
+                answers = None
+        if answers is None:
+            answers = rows_of(folder, files)
+        return {"seconds": spent.wall, "cpu_seconds": spent.cpu, "answers": answers}
 
 
 def render(folder: Path, kind: str, count: int, seed: int) -> list[str]:
@@ -134,59 +161,56 @@ def prompts(tasks: tuple[str, ...], media_type: str) -> list[str]:
     ]
 
 
-def pipeline(folder: Path, job: dict[str, Any], files: list[str], *, small: bool) -> dict[str, Any]:
-    """Run `reelscribe annotate` on files; returns its seconds and answers."""
-    import pyarrow.dataset as ds
+def pipeline(
+    folder: Path, job: dict[str, Any], files: list[str], *, small: bool, python: Path | str
+) -> None:
+    """Run `reelscribe annotate` on files."""
     import yaml
 
-    folder.mkdir()
-    manifest, spec, output = folder / "manifest.jsonl", folder / "job.yaml", folder / "output"
+    manifest, spec = folder / "manifest.jsonl", folder / "job.yaml"
     manifest.write_text("".join(json.dumps({"uri": path}) + "\n" for path in files))
-    spec.write_text(
-        yaml.safe_dump(job | {"input": {"manifest": str(manifest)}, "output": str(output)})
-    )
-    started = time.perf_counter()
-    annotate(str(spec), small=small)
-    seconds = time.perf_counter() - started
-    rows = ds.dataset(output / "annotations", partitioning="hive").to_table().to_pylist()
+    where = {"input": {"manifest": str(manifest)}, "output": str(folder / "output")}
+    spec.write_text(yaml.safe_dump(job | where))
+    annotate(str(spec), small=small, python=python)
+
+
+def rows_of(folder: Path, files: list[str]) -> list[dict[str, Any]]:
+    """The answers that a run of the pipeline has written, by file."""
+    import pyarrow.dataset as ds
+
+    table = ds.dataset(folder / "output" / "annotations", partitioning="hive").to_table()
+    rows = table.to_pylist()
     by_uri = {row["uri"]: row["responses"] for row in rows}
     assert len(by_uri) == len(files) and all(row["error"] is None for row in rows)
-    answers = [
+    return [
         {
             "texts": [r["raw_text"] for r in by_uri[path]],
             "lengths": [r["num_output_tokens"] for r in by_uri[path]],
         }
         for path in files
     ]
-    return {"seconds": seconds, "answers": answers}
 
 
-def peer(folder: Path, name: str, request: dict[str, Any], *, small: bool) -> dict[str, Any]:
-    """Run a contender in a process of its own; in the small form, in this one."""
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(request))
-    started = time.perf_counter()
+def peer(folder: Path, name: str, request: dict[str, Any], *, small: bool) -> list[dict[str, Any]]:
+    """Run a peer in a process of its own; in the small form, in this one. Returns its answers."""
     if small:
         from benchmarks.peers import contend
 
-        return contend(name, request) | {"seconds": time.perf_counter() - started}
+        return contend(name, request)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(request))
+    python = str(VLLM) if name in NEEDS_VLLM else sys.executable
     done = subprocess.run(
-        [
-            str(VLLM) if name == "ray-data-llm" else sys.executable,
-            str(ROOT / "benchmarks" / "peers.py"),
-            name,
-            str(path),
-        ],
+        [python, str(ROOT / "benchmarks" / "peers.py"), name, str(path)],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
+        env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)},
     )
-    seconds = time.perf_counter() - started
     assert done.returncode == 0, done.stderr
     # Ray and vLLM may print more lines at the end.
-    line = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
-    found: dict[str, Any] = json.loads(line)
-    return found | {"seconds": seconds}
+    line = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("["))
+    answers: list[dict[str, Any]] = json.loads(line)
+    return answers
 
 
 def same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> float:
@@ -204,24 +228,14 @@ def _tokens(answers: list[dict[str, Any]]) -> int:
 
 
 def show(name: str, found: dict[str, Any]) -> None:
-    """Print a case: files per second of each, and ours over the best of the others."""
-    print(name)
-    ours, peers = found["reelscribe"], {n: v for n, v in found.items() if "cold_seconds" in v}
-    for n, v in peers.items():
-        print(
-            f"  {n:12} cold {v['cold_seconds']:6.1f} s   steady "
-            f"{1 / v['steady_seconds_per_file']:7.2f} files/s   "
-            f"{v['output_tokens_per_file']:5.1f} tokens a file"
-            + (f"   {v['same_answers']:.0%} the same answers" if "same_answers" in v else "")
-        )
-    for what in ("cold_seconds", "steady_seconds_per_file"):
-        best = min(v[what] for n, v in peers.items() if n != "reelscribe")
-        found.setdefault("over_best", {})[what] = best / ours[what]
-        print(f"  {what}: {best / ours[what]:.2f} times the speed of the best peer")
-    merit = found["merit"]
+    """Print a contender's figures."""
     print(
-        f"  tokens/s over the engine alone: steady {merit['steady_over_engine']:.2f}, whole run "
-        f"of {TIMES_AS_MANY} times the files {merit['whole_run_over_engine']:.2f}"
+        f"  {name:16} cold {found['cold_seconds']:6.1f} s ({found['cold_cpu_seconds']:6.1f} CPU)   "
+        f"steady {found['steady_seconds_per_file']:6.3f} s a file "
+        f"({found['steady_cpu_seconds_per_file']:6.3f} CPU)   "
+        f"{found['output_tokens_per_file']:5.1f} tokens a file   "
+        f"{found['same_answers']:.0%} the same answers",
+        flush=True,
     )
 
 

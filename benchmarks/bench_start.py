@@ -11,12 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
-
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from benchmarks.common import annotate, parser, watching, write_results  # noqa: E402
+from benchmarks.common import annotate, counting, parser, watching, write_results  # noqa: E402
 
 WAYS = {"without Ray": "auto", "on Ray": "always"}
 SEEN = {"plan": "runs/*/plan/*.parquet", "first_row": "annotations/*/part-*.parquet"}
@@ -47,34 +45,24 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(archive: Path, output: Path, setting: str, *, small: bool) -> dict[str, float]:
-    """Run the demo's job; returns wall seconds, and CPU seconds of all its processes.
-
-    CPU seconds lack what a process does in its last tenth of a second.
-    """
-    this, started = psutil.Process(), time.perf_counter()
+    """Run the demo's job; returns wall seconds, and CPU seconds of all its processes."""
+    started = time.perf_counter()
     found: dict[str, float] = {}
-    cpu: dict[int, float] = {}
 
     def look() -> None:
         for name, pattern in SEEN.items():
             if name not in found and next(output.glob(pattern), None) is not None:
                 found[name] = round(time.perf_counter() - started, 1)
-        for process in this.children(recursive=True):
-            try:
-                times = process.cpu_times()
-            except psutil.NoSuchProcess:
-                continue
-            cpu[process.pid] = times.user + times.system
 
-    with watching(look, 0.1):
+    with counting() as spent, watching(look, 0.1):
         annotate(
             str(ROOT / "jobs/specs/demo.yaml"),
             *("--input", str(archive), "--output", str(output)),
             *("--model", str(ROOT / "jobs/demo_model"), "--set", f"resources.ray={setting}"),
             small=small,
         )
-    end = round(time.perf_counter() - started, 1)
-    return found | {"end": end, "cpu": round(sum(cpu.values()), 1), "processes": len(cpu)}
+    end, cpu = round(spent.wall, 1), round(spent.cpu, 1)
+    return found | {"end": end, "cpu": cpu, "processes": len(spent.by_process)}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """Programs that a user would write instead: loops over transformers, run by ``bench_peers.py``.
 
-    python benchmarks/peers.py one-by-one|batched|ray-data-llm|engine REQUEST.json
+    python benchmarks/peers.py one-by-one|batched|ray-data-llm REQUEST.json
 
-A contender loads the model, answers the first list of files, then the second (steady state), and
-prints seconds and answers as JSON. ``engine`` is this project's engine by itself, on
-units that are decoded before the clock starts: the limit of the pipeline. ``ray-data-llm`` needs
-a Python with vLLM.
+A contender loads the model, answers about the files of the request, and prints the answers as JSON.
+``ray-data-llm`` needs a Python with vLLM.
 
 qwen-vl-utils needs torchvision, which does not load beside a CPU build of torch, so its steps are
 repeated here: evenly spaced frames at full size by torchcodec, and torch's bicubic resize with
@@ -15,7 +13,6 @@ antialias.
 import json
 import math
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -163,17 +160,12 @@ class Loop:
 
 
 class RayDataLLM:
-    """Ray Data's LLM module with vLLM: a row for each prompt, media loaded in its preprocessing.
-
-    An engine lives as long as an execution, and answers arrive in groups, so steady ``seconds`` are
-    the time of a long list minus that of a short one; each time includes an engine's start.
-    """
+    """Ray Data's LLM module with vLLM: a row for each prompt, media loaded in its preprocessing."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-        self.prompts, self.seconds = request["prompts"], 0.0
-        self.first: list[str] = request["first"]
+        self.prompts = request["prompts"]
         sampling = {"temperature": 0.0, "max_tokens": request["max_new_tokens"]}
         held: list[Any] = []  # each worker loads a processor once
 
@@ -234,19 +226,7 @@ class RayDataLLM:
         )
 
     def answer(self, paths: list[str]) -> list[dict[str, list[Any]]]:
-        """Texts and lengths of each file's answers, by question; the first call is the cold one."""
-        if paths == self.first:
-            return self._answer(paths)
-        times = []
-        for some in (self.first, paths):
-            started = time.perf_counter()
-            answers = self._answer(some)
-            times.append(time.perf_counter() - started)
-        more = len(paths) - len(self.first)
-        self.seconds = (times[1] - times[0]) * len(paths) / more
-        return answers
-
-    def _answer(self, paths: list[str]) -> list[dict[str, list[Any]]]:
+        """Texts and lengths of each file's answers, by question."""
         import ray
 
         rows = [
@@ -267,59 +247,14 @@ class RayDataLLM:
         ]
 
 
-class Engine:
-    """This project's engine, on units that are ready."""
-
-    def __init__(self, request: dict[str, Any]) -> None:
-        from pipeline.engines.transformers.engine import TransformersEngine
-        from pipeline.plan.planner import Planner
-        from pipeline.stages.prepare import Prepare
-        from pipeline.storage.storage import Storage
-        from pipeline.workers.code_version import code_digest
-        from schemas.job.job import check_job
-
-        self.job = check_job(request["job"], "bench")
-        self.engine = TransformersEngine(self.job, num_threads=1)
-        self.planner = Planner(self.job, 262_144, Storage())
-        self.prepare = Prepare(self.job, Storage(), code_digest())
-        self.seconds = 0.0
-
-    def answer(self, paths: list[str]) -> list[dict[str, list[Any]]]:
-        """Texts and lengths of each file's answers; ``seconds`` of the engine alone."""
-        from schemas.tables.manifest import MediaItem
-
-        units = self.planner.plan([MediaItem(media_id=path, uri=path) for path in paths])
-        prepared = [self.prepare.prepare(unit) for unit in units]
-        started = time.perf_counter()
-        answered = self.engine.generate(prepared)
-        self.seconds = time.perf_counter() - started
-        return [
-            {
-                "texts": [a.raw_text for a in unit.answers],
-                "lengths": [a.num_output_tokens for a in unit.answers],
-            }
-            for unit in answered
-        ]
-
-
-def contend(name: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Run one contender; returns its seconds and answers."""
-    if name == "engine":
-        contender: Any = Engine(request)
-    elif name == "ray-data-llm":
-        contender = RayDataLLM(request)
+def contend(name: str, request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run one contender; returns its answers, by file."""
+    if name == "ray-data-llm":
+        contender: Any = RayDataLLM(request)
     else:
         contender = Loop(request, 1 if name == "one-by-one" else BATCH_PROMPTS)
-    first = contender.answer(request["first"])
-    started = time.perf_counter()
-    second = contender.answer(request["second"])
-    took = time.perf_counter() - started
-    return {
-        "steady_seconds": getattr(contender, "seconds", took),
-        "second_seconds": took,
-        "first": first,
-        "second": second,
-    }
+    answers: list[dict[str, Any]] = contender.answer(request["files"])
+    return answers
 
 
 if __name__ == "__main__":
