@@ -219,7 +219,8 @@ def test_a_checkpoint_that_is_to_be_downloaded(cache: Path, hub: list[str]):
     ((found,), _) = model_findings(job_of("org/model"))
     assert found.state == State.WARNING
     assert found.text.endswith("each machine will download it, 8.0 GiB")
-    assert not any("/resolve/" in path for path in hub)  # no file is fetched
+    asked = [path for path in hub if "org/model" in path]
+    assert asked == ["/api/models/org/model?blobs=true"]  # for sizes; no file, no tree
     assert not cache.exists()
 
 
