@@ -134,7 +134,8 @@ def _asked(job: Job, uri: str | None) -> dict[str, Any]:
         "uri": uri,
         "options": job.storage_options,
         "allow_private_hosts": job.input.allow_private_hosts,
-        "source": source if os.path.isdir(source) else None,
+        "source": source if os.path.isdir(source) else job.model.source,
+        "revision": job.model.revision,
     }
 
 

@@ -27,9 +27,9 @@ def report() -> None:
     """Print a line for each step; stdin holds what is asked, as one JSON object.
 
     Its keys, each of which may be missing: ``steps``, names of those to take; ``source``, a
-    checkpoint's folder; ``uri``, a media object to read, with ``options`` and
-    ``allow_private_hosts`` for its storage; ``is_node``, whether Ray started this process. On
-    stdin, since a command line is public.
+    checkpoint's absolute folder, or its hub id and ``revision``; ``uri``, a media object to read,
+    with ``options`` and ``allow_private_hosts`` for its storage; ``is_node``, whether Ray started
+    this process. On stdin, since a command line is public.
     """
     asked = json.loads(sys.stdin.read() or "{}")
     if asked.get("is_node") and os.environ.get("CUDA_VISIBLE_DEVICES") == "":
@@ -169,9 +169,19 @@ def _vllm(_: Any) -> dict[str, Any]:
 
 def _source(asked: dict[str, Any]) -> dict[str, Any]:
     source = asked.get("source")
-    if source and not os.path.isfile(os.path.join(source, "config.json")):
+    if not source or os.path.isfile(os.path.join(source, "config.json")):
+        return {}
+    if os.path.isabs(source):
         return {"source_problem": f"there is no checkpoint {source} here"}
-    return {}
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    is_cached = isinstance(
+        try_to_load_from_cache(source, "config.json", revision=asked.get("revision")), str
+    )
+    if is_cached or not constants.HF_HUB_OFFLINE:  # it is there, or will be downloaded
+        return {}
+    where = f"{source} is not in this machine's cache ({constants.HF_HUB_CACHE})"
+    return {"source_problem": f"{where}, and HF_HUB_OFFLINE is set"}
 
 
 def _read(asked: dict[str, Any]) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def _memory(facts: Facts) -> Iterator[_Line]:
 def _job(facts: Facts) -> Iterator[_Line]:
     """What the job names, as this machine sees it: a node may lack credentials or a folder."""
     if facts.source_problem:
-        text = f"{facts.source_problem}: copy it, or mount it at the same path on every node"
+        text = f"{facts.source_problem}: bring it to every node, a folder to the same path"
         yield "model", State.TO_DO, text
     if problem := facts.read_problem or facts.failures.get("read"):
         if facts.gpus:  # on purpose, where engines have no keys

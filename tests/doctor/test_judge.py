@@ -51,7 +51,12 @@ BUSY = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * GIB, used_bytes=30 * 
         ({"shm_free_bytes": 64 << 20}, "/dev/shm", "warning", "a larger --shm-size"),
         ({"shm_free_bytes": 0}, "/dev/shm", "warning", "remove files there"),
         ({"tmp_free_bytes": 30 * GIB}, "disk", "to do", "less than 5% is free"),
-        ({"source_problem": "there is no checkpoint /m here"}, "model", "to do", "mount it at"),
+        (
+            {"source_problem": "there is no checkpoint /m here"},
+            "model",
+            "to do",
+            "to the same path",
+        ),
         ({"read_problem": "a.mp4: denied", **NO_GPU}, "input", "to do", "a.mp4: denied"),
         ({"read_problem": "a.mp4: denied"}, "input", "warning", "decoders must not run here"),
         ({"end": "no answer within 90 s, at the step 'torch'"}, "probe", "to do", "'torch'"),

@@ -120,6 +120,24 @@ def test_secrets_are_not_on_the_command_line():
     assert (lines, end) == ("0\n0\n", "")
 
 
+@pytest.mark.parametrize("is_offline", ["0", "1"])
+def test_a_node_looks_into_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_offline: str
+):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", is_offline)
+    snapshot = tmp_path / "models--org--there" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("0" * 40)
+    for source, is_there in (("org/there", True), ("org/gone", False)):
+        asked = json.dumps({"steps": ["source"], "source": source, "revision": None})
+        problem = facts_of(*run_program()(program(), asked, 60.0)).source_problem
+        assert bool(problem) == (is_offline == "1" and not is_there)
+        assert not problem or "HF_HUB_OFFLINE is set" in problem
+
+
 def test_a_node_tries_the_jobs_checkpoint_and_media(tmp_path: Path):
     asked = {
         "steps": ["source", "read"],

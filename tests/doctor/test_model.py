@@ -191,10 +191,11 @@ def hub(monkeypatch: pytest.MonkeyPatch):
         def do_GET(self) -> None:
             asked.append(self.path)
             sizes = {"/api/models/org/model": 8 * GIB, "/api/models/org/huge": 1 << 60}
-            size = sizes.get(self.path.partition("?")[0])
+            size = sizes.get(self.path.partition("?")[0].removesuffix("/revision/main"))
             is_there = size is not None
             files = [{"rfilename": "model.safetensors", "size": size}]
-            body = json.dumps({"id": "org/x", "siblings": files} if is_there else {}).encode()
+            found = {"id": "org/x", "sha": "0" * 40, "siblings": files} if is_there else {}
+            body = json.dumps(found).encode()
             self.send_response(200 if is_there else 404)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -218,7 +219,8 @@ def test_a_checkpoint_that_is_to_be_downloaded(cache: Path, hub: list[str]):
     ((found,), _) = model_findings(job_of("org/model"))
     assert found.state == State.WARNING
     assert found.text.endswith("each machine will download it, 8.0 GiB")
-    assert not any("/resolve/" in path for path in hub)  # no file is fetched
+    asked = [path for path in hub if "org/model" in path]
+    assert asked == ["/api/models/org/model?blobs=true"]  # for sizes; no file, no tree
     assert not cache.exists()
 
 
