@@ -45,6 +45,7 @@ collect_ignore = (
         "images/test_read_image.py",
         "model/test_checkpoint_kinds.py",
         "model/test_frame_size.py",
+        "model/test_memory.py",
         "model/test_positions.py",
         "model/test_prompter.py",
         "model/test_tiny_checkpoint.py",

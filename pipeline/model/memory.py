@@ -88,10 +88,15 @@ class BatchShape:
         return self.prompt_tokens + self.num_roots * self.num_branches * steps
 
     @property
+    def roots_of_pass(self) -> int:
+        """Roots that the language model reads in one pass."""
+        fitting = PREFILL_CHUNK_TOKENS // max(1, self.prefix_tokens)
+        return min(self.num_roots, max(1, fitting))
+
+    @property
     def patches_of_pass(self) -> int:
-        """Patches of the roots that the language model reads in one pass."""
-        together = min(self.num_roots, max(1, PREFILL_CHUNK_TOKENS // max(1, self.prefix_tokens)))
-        return -(-self.num_patches * together // self.num_roots)
+        """Patches of these roots, which are encoded just before they are read."""
+        return -(-self.num_patches * self.roots_of_pass // self.num_roots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,48 +163,58 @@ class ModelMemory:
         dense = mlp if not text.experts or text.num_dense else 0
         return math.ceil(num_tokens * max(attention, dense, experts)) * self.value_bytes
 
-    def prefill_bytes(self, shape: BatchShape) -> int:
-        """Bytes of reading prefixes: of a pass of the tower, or of the language model after it.
+    def encoding_bytes(self, shape: BatchShape) -> int:
+        """Bytes of encoding the media of a pass: of the tower, and features of earlier patches."""
+        earlier = max(0, shape.patches_of_pass - VISION_PASS_PATCHES)
+        return self.vision_bytes(shape.patches_of_pass) + self.feature_bytes(earlier)
 
-        The media of the roots of a pass are encoded just before it.
-        """
+    def prefill_bytes(self, shape: BatchShape) -> int:
+        """Bytes of reading the prefixes of a pass, beside the cache."""
         num_tokens = min(shape.num_roots * shape.prefix_tokens, PREFILL_CHUNK_TOKENS)
-        features = self.feature_bytes(shape.patches_of_pass)
-        of_chunk = self.feature_bytes(min(num_tokens * MERGE_SIZE**2, shape.patches_of_pass))
+        of_chunk = min(num_tokens * MERGE_SIZE**2, shape.patches_of_pass)
+        features = self.feature_bytes(shape.patches_of_pass) + self.feature_bytes(of_chunk)
         mask = 0
-        if shape.num_roots > 1:  # a root that is alone in its pass needs none
-            text, longest = self.size.text, min(shape.prefix_tokens, num_tokens // 2)
-            mask = num_tokens * longest * text.heads // text.key_heads * (1 + self.value_bytes)
-        language = self.activation_bytes(num_tokens) + of_chunk + mask
-        return features + max(self.vision_bytes(shape.patches_of_pass), language)
+        if shape.roots_of_pass > 1:  # a root that is alone in its pass needs none
+            mask = num_tokens * shape.prefix_tokens * self._groups * (1 + self.value_bytes)
+        return self.activation_bytes(num_tokens) + features + mask
 
     def branch_bytes(self, shape: BatchShape) -> int:
         """Bytes of reading suffixes; or of a step: logits, and a layer of cache that is moved."""
         text, num_slots = self.size.text, shape.num_roots * shape.num_branches
         num_tokens = min(num_slots * shape.suffix_tokens, PREFILL_CHUNK_TOKENS)
         seen = shape.prefix_tokens + shape.num_branches * shape.suffix_tokens
-        mask = min(num_tokens * seen * text.heads // text.key_heads, _MAX_MASK)
+        mask = min(num_tokens * seen * self._groups, _MAX_MASK)
         suffixes = self.activation_bytes(num_tokens) + mask * (1 + self.value_bytes)
         layer = shape.cache_room * self.token_bytes // text.layers
         return max(suffixes, num_slots * text.vocabulary * _LOGIT_BYTES + layer)
 
-    def working_bytes(self, shape: BatchShape) -> int:
-        """Bytes that a batch needs beside weights and cache."""
-        return max(self.prefill_bytes(shape), self.branch_bytes(shape))
-
     def batch_bytes(self, shape: BatchShape) -> int:
         """Bytes that a batch needs beside the weights."""
-        return self.working_bytes(shape) + shape.cache_room * self.token_bytes
+        cache = shape.cache_room * self.token_bytes
+        return max(self.encoding_bytes(shape), cache + self._beside_cache(shape))
 
     def max_cached_tokens(self, shape: BatchShape, free_bytes: int) -> int:
         """Tokens that the cache of a batch may hold in the memory that is free.
 
         Not above a size to which the cache, which grows by 64 steps at a time, can grow.
         """
-        tokens = (free_bytes - self.working_bytes(shape)) // self.token_bytes
+        if self.encoding_bytes(shape) > free_bytes:
+            return 0
+        tokens = (free_bytes - self._beside_cache(shape)) // self.token_bytes
         growth = shape.num_roots * shape.num_branches * CACHE_STEPS
         times = (tokens - shape.prompt_tokens) // growth
         return max(0, shape.prompt_tokens + times * growth)
+
+    def _beside_cache(self, shape: BatchShape) -> int:
+        found = max(self.prefill_bytes(shape), self.branch_bytes(shape))
+        if shape.roots_of_pass == shape.num_roots:  # all is encoded before there is a cache
+            return found
+        return max(found, self.encoding_bytes(shape))
+
+    @property
+    def _groups(self) -> int:
+        """Query heads of a key head: a mask has a row for each."""
+        return self.size.text.heads // self.size.text.key_heads
 
 
 def usable_bytes(total_bytes: int) -> int:

@@ -245,16 +245,18 @@ LONG = [
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("names", "tasks"), [(FILES[:1] * 4, EIGHT), (FILES[:1], LONG)], ids=["answers", "question"]
+    ("names", "tasks"),
+    [(FILES[:1] * 4, EIGHT), (FILES[:1], LONG), (FILES[3:4], TASKS[:1])],
+    ids=["answers", "questions", "clip"],
 )
 def test_a_batch_takes_the_memory_that_is_predicted(wide, archive, dtype, names, tasks):
-    """Read, and 12 or 40 steps of answers, by the count of torch's allocator on the CPU."""
+    """Largest: the cache; a pass over questions; the vision tower. By torch's allocator (CPU)."""
     job = make_job(
         wide,
         model={"source": str(wide), "dtype": dtype},
         tasks=tasks,
-        budget={"image_tokens": [16, 16]},
-        generation={"retry": None, "stop_loops": False, "constrained": False},
+        budget={"image_tokens": [16, 16], "frame_tokens": [4, 64], "unit_tokens": 512},
+        generation={"retry": None, "constrained": False, "max_new_tokens": 12},
     )
     generator = Generator(job)
     units = prepare_units(job, media_items(archive, names))

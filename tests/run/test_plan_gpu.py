@@ -104,7 +104,7 @@ def test_vllm_has_its_own_share_of_memory_and_divides_the_model():
             "8B",
             "rtx4090",
             {},
-            r"video .* 25,580 tokens, .* needs 8\.\d GB, .* 4\.1 GB are left; lower .budget",
+            r"video .* 25,580 tokens, .* needs 5\.\d GB, .* 4\.1 GB are left; lower .budget",
         ),
         (
             "235B-A22B",

@@ -1,11 +1,9 @@
 """Configurations of the published checkpoints, and models of them without useful weights."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLMoeConfig
-
-from pipeline.engines.transformers.attention import GROUPED
+if TYPE_CHECKING:
+    import torch
 
 _SMALL = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096}
 _SMALL |= {"deepstack_visual_indexes": [5, 11, 17]}
@@ -44,8 +42,13 @@ CONFIGS = {
 """``config.json`` of Qwen/Qwen3-VL-*-Instruct, what determines sizes."""
 
 
-def empty_model(config: dict[str, Any], dtype: torch.dtype) -> Any:
+def empty_model(config: dict[str, Any], dtype: "torch.dtype") -> Any:
     """Make a model of a configuration on the meta device, with the engine's attention."""
+    import torch
+    from transformers import AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLMoeConfig
+
+    from pipeline.engines.transformers.attention import GROUPED
+
     is_moe = config["model_type"] == "qwen3_vl_moe"
     found = (Qwen3VLMoeConfig if is_moe else Qwen3VLConfig)(**config)
     attention = {"": "sdpa", "text_config": GROUPED, "vision_config": "sdpa"}
@@ -55,7 +58,7 @@ def empty_model(config: dict[str, Any], dtype: torch.dtype) -> Any:
         ).eval()
 
 
-def filled_model(config: dict[str, Any], dtype: torch.dtype) -> Any:
+def filled_model(config: dict[str, Any], dtype: "torch.dtype") -> Any:
     """Make a model on the CPU whose weights are all the same small number."""
     model = empty_model(config, dtype).to_empty(device="cpu")
     for tensor in (*model.parameters(), *model.buffers()):
