@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 from transformers.utils.logging import disable_progress_bar
 
-from pipeline.engines.transformers.attention import GROUPED
+from pipeline.engines.transformers.attention import FRAMES, GROUPED
 from pipeline.model.checkpoint import load_config
 from pipeline.model.prompter import Prompter
 from schemas.errors import ModelError
@@ -60,7 +60,7 @@ def load_model(model: Model, device: torch.device) -> Any:
     """
     attn: str | dict[str, str] = model.attn_implementation
     if attn == "sdpa":
-        attn = {"": "sdpa", "text_config": GROUPED, "vision_config": "sdpa"}
+        attn = {"": "sdpa", "text_config": GROUPED, "vision_config": FRAMES}
     loaded = load_weights(model, attn)
     if model.adapter is not None:
         loaded = _merge_adapter(loaded, model.adapter)
