@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
-from transformers import LogitsProcessor
 
 from pipeline.engines.answer_schema import grammar_of
 from pipeline.engines.token_sampling import RowProcessor
@@ -40,17 +39,17 @@ class Grammars:
             tokens: LLTokenizer = from_tokenizer(tokenizer, n_vocab=vocab_size)
             self._matchers = {task: LLMatcher(tokens, text) for task, text in grammars.items()}
 
-    def processors(self, tasks: Sequence[str], prompt_length: int) -> list[LogitsProcessor]:
-        """The logits processors that apply the grammars to a batch: one, or none if unneeded.
+    def processors(self, tasks: Sequence[str], device: torch.device) -> list[RowProcessor]:
+        """The processors that apply the grammars to a batch: one, or none if unneeded.
 
         tasks: of each row.
-        prompt_length: of the padded prompts.
+        device: of the scores.
         """
         if not any(task in self._matchers for task in tasks):
             return []
         rows = [self._matchers.get(task) for task in tasks]
         matchers = [matcher.deep_copy() if matcher else None for matcher in rows]
-        return [RowGrammars(matchers, prompt_length, self._end_id, self._end_of_reasoning)]
+        return [RowGrammars(matchers, self._end_id, self._end_of_reasoning, device)]
 
 
 class RowGrammars(RowProcessor):
@@ -59,39 +58,54 @@ class RowGrammars(RowProcessor):
     def __init__(
         self,
         matchers: Sequence[LLMatcher | None],
-        prompt_length: int,
         end_id: int,
         end_of_reasoning: int | None,
+        device: torch.device,
     ) -> None:
         """Take the grammars of a batch.
 
         matchers: of each row; None for a row without a grammar.
         end_id: token id that ends an answer.
         end_of_reasoning: token id after which the grammar applies; None: from the first token on.
+        device: of the scores.
         """
-        self._matchers, self._prompt_length, self._end_id = matchers, prompt_length, end_id
+        self._matchers, self._end_id = matchers, end_id
         self._end_of_reasoning = end_of_reasoning
         self._begun = [end_of_reasoning is None] * len(matchers)
+        self._bits_of_a_byte = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8).to(
+            device
+        )
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Set the scores of tokens that are not allowed to -inf, float [rows, vocabulary]."""
-        last = input_ids[:, -1].tolist() if input_ids.shape[1] > self._prompt_length else None
-        allowed = np.ones(scores.shape, dtype=bool)
+    def __call__(self, scores: torch.Tensor) -> torch.Tensor:
+        """Set the scores of tokens that are not allowed to -inf, float [rows, vocabulary].
+
+        A bit a token is sent to the device, from memory that it reads while the CPU goes on.
+        """
+        num_rows, vocab_size = scores.shape
+        num_bytes = -(-vocab_size // 8)
+        sent = torch.empty((num_rows, num_bytes), dtype=torch.uint8, pin_memory=scores.is_cuda)
+        allowed = sent.numpy()
         for row, matcher in enumerate(self._matchers):
+            if matcher is None or not self._begun[row]:
+                allowed[row] = 255
+            elif matcher.is_stopped():  # only the end may follow
+                allowed[row] = 0
+                allowed[row, self._end_id // 8] = 1 << self._end_id % 8
+            else:
+                allowed[row] = np.frombuffer(matcher.compute_bitmask(), np.uint8)[:num_bytes]
+        received = sent.to(scores.device, non_blocking=True)
+        bits = (received[:, :, None] & self._bits_of_a_byte).flatten(1)[:, :vocab_size]
+        return scores.masked_fill(bits == 0, float("-inf"))
+
+    def accept(self, tokens: torch.Tensor, ids: Sequence[int]) -> None:
+        """Follow the chosen tokens, by their ids on the CPU."""
+        for row, (matcher, token) in enumerate(zip(self._matchers, ids, strict=True)):
             if matcher is None:
                 continue
-            if last is not None and not self._begun[row]:
-                self._begun[row] = last[row] == self._end_of_reasoning
-            elif last is not None and not matcher.is_stopped():
-                matcher.consume_token(last[row])
-            if matcher.is_stopped():  # only the end may follow
-                allowed[row] = False
-                allowed[row, self._end_id] = True
-            elif self._begun[row]:
-                bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
-                allowed[row] = np.unpackbits(bits, bitorder="little")[: allowed.shape[1]]
-        ruled_out = torch.from_numpy(~allowed).to(scores.device)
-        return scores.masked_fill(ruled_out, float("-inf"))
+            if not self._begun[row]:
+                self._begun[row] = token == self._end_of_reasoning
+            elif not matcher.is_stopped():
+                matcher.consume_token(token)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only these rows."""

@@ -64,7 +64,7 @@ class Generation(Section):
         0,
         ge=0,
         lt=1 << 63,
-        description="With temperature: the same seed gives the same answers, in any batch.",
+        description="With temperature: the same seed draws the same random numbers, in any batch.",
     )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.engines.transformers import limit as limits
 from pipeline.engines.transformers.batches import Branch, Root, roots_of, split, unit_batches
-from pipeline.engines.transformers.branches import AnswersTooLong
+from pipeline.engines.transformers.decoding import AnswersTooLong
 from pipeline.engines.transformers.engine import TransformersEngine
 from pipeline.engines.transformers.generator import Generator
 from pipeline.engines.transformers.limit import AnswerLengths, BatchLimit, batch_limit
@@ -146,7 +146,7 @@ def failures(monkeypatch) -> list[int]:
             super().__init__(lengths)
             found.append(len(self.lengths))
 
-    monkeypatch.setattr("pipeline.engines.transformers.branches.AnswersTooLong", Counted)
+    monkeypatch.setattr("pipeline.engines.transformers.decoding.AnswersTooLong", Counted)
     return found
 
 

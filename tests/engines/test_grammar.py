@@ -6,10 +6,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from jobs.plan.open_job import open_job
 from pipeline.engines.grammar import Grammars
-from pipeline.engines.token_sampling import PresencePenalty
+from pipeline.engines.token_sampling import PresencePenalty, RepetitionPenalty
 from pipeline.engines.transformers.engine import TransformersEngine
 from pipeline.model.prompter import Prompter
 from pipeline.tasks.parse import parse_raw
@@ -82,13 +83,14 @@ def test_reasoning_is_free_and_what_comes_after_it_is_not(checkpoint):
     tokenizer = Prompter(str(checkpoint)).tokenizer
     question = Question(task="custom", json_schema=json.dumps(SCHEMA))
     grammars = Grammars([question, Question(task="caption")], tokenizer, 512, has_reasoning=True)
-    (held,) = grammars.processors(["caption", "custom"], prompt_length=3)
-    assert grammars.processors(["caption"], prompt_length=3) == []
+    (held,) = grammars.processors(["caption", "custom"], torch.device("cpu"))
+    assert grammars.processors(["caption"], torch.device("cpu")) == []
     said = tokenizer.encode('Hm.</think>{"color": "', add_special_tokens=False)
     end = said.index(tokenizer.convert_tokens_to_ids("</think>")) + 1
     for length in range(len(said) + 1):
-        ids = torch.tensor([[0, 0, 0, *said[:length]]] * 2)
-        free, scores = held(ids, torch.zeros(2, 512))
+        if length:
+            held.accept(torch.tensor([said[length - 1]] * 2), [said[length - 1]] * 2)
+        free, scores = held(torch.zeros(2, 512))
         assert torch.isfinite(free).all()
         allowed = {tokenizer.decode([t]) for t in torch.isfinite(scores).nonzero().flatten()}
         if length < end:
@@ -100,6 +102,26 @@ def test_reasoning_is_free_and_what_comes_after_it_is_not(checkpoint):
 
 
 def test_a_presence_penalty_counts_a_token_of_the_answer_once():
-    ids = torch.tensor([[1, 1, 2, 3, 3], [4, 4, 0, 0, 2]])
-    scores = PresencePenalty(0.5, prompt_length=2)(ids, torch.ones(2, 5))
+    penalty = PresencePenalty(0.5, torch.zeros((2, 0), dtype=torch.long), vocab_size=5)
+    for tokens in ([2, 0], [3, 0], [3, 2]):
+        penalty.accept(torch.tensor(tokens), tokens)
+    scores = penalty(torch.ones(2, 5))
     assert scores.tolist() == [[1, 1, 0.5, 0.5, 1], [0.5, 1, 0.5, 1, 1]]
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.4])
+def test_a_repetition_penalty_is_that_of_transformers(factor):
+    """Over five tokens; after the second, two of the three rows go on."""
+    draws = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 12, (3, 4), generator=draws)
+    own = RepetitionPenalty(factor, ids, vocab_size=12)
+    theirs = RepetitionPenaltyLogitsProcessor(factor)
+    for step in range(5):
+        scores = torch.randn(len(ids), 12, generator=draws)
+        torch.testing.assert_close(own(scores), theirs(ids, scores.clone()))
+        tokens = torch.randint(0, 12, (len(ids),), generator=draws)
+        own.accept(tokens, tokens.tolist())
+        ids = torch.cat([ids, tokens[:, None]], dim=1)
+        if step == 1:
+            own.keep([0, 2])
+            ids = ids[[0, 2]]

@@ -121,13 +121,14 @@ def test_answers_are_those_of_the_models_own_generate(checkpoint, archive, penal
 def counted(engine: TransformersEngine, monkeypatch) -> list[tuple[int, int]]:
     """Rows and columns of all that the language model is fed from now on."""
     fed: list[tuple[int, int]] = []
-    original = engine.generator.model.model.forward
+    language_model = engine.generator.model.model.language_model
+    original = language_model.forward
 
-    def forward(*args, input_ids, **kwargs):
-        fed.append(tuple(input_ids.shape))
-        return original(*args, input_ids=input_ids, **kwargs)
+    def forward(*args, inputs_embeds, **kwargs):
+        fed.append(tuple(inputs_embeds.shape[:2]))
+        return original(*args, inputs_embeds=inputs_embeds, **kwargs)
 
-    monkeypatch.setattr(engine.generator.model.model, "forward", forward)
+    monkeypatch.setattr(language_model, "forward", forward)
     return fed
 
 
@@ -179,6 +180,7 @@ def test_other_attention_gives_the_same_answers(checkpoint, archive, monkeypatch
     else:
         engine = TransformersEngine(job)
         engine.generator.attn_implementation = attn
+        engine.generator.model.model.language_model.set_attn_implementation("sdpa")
         fed = counted(engine, monkeypatch)
     assert [unit.answers for unit in engine.generate(units)] == expected
     if attn != "eager":
@@ -198,7 +200,7 @@ def test_the_comparison_would_notice(checkpoint, archive, monkeypatch, name):
     def broken(self, rows):
         original(self, rows)
         if name == "feed":
-            self.mask[..., -1] = True  # the last branch is seen by all
+            self.bias[:] = 0  # each branch sees all others
         else:
             self.next_positions = self.next_positions.flip(0)
 

@@ -4,101 +4,31 @@ Each sequence in the model's batch is a root, followed by its branches; a mask l
 root and its own branch. Keys and values of an image or video are computed and stored once for all
 prompts about it, and a decoding step reads them once. Finished answers leave the batch.
 
+A step asks the device for nothing but the tokens: what is counted or indexed is known on the CPU,
+or stays on the device. So the CPU can prepare a step while the device still works on the last.
+
 Source: tree attention with a shared prefix, as in Hydragen (arXiv 2402.05099) and SpecInfer (arXiv
 2305.09781).
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import DynamicCache
 
-from pipeline.engines.token_sampling import RowProcessors, loop_end
-from pipeline.engines.transformers.attention import PreallocatedLayer
-from pipeline.model.positions import Grid, mrope_positions
+from pipeline.engines.transformers.attention import MAX_BIAS, bias
+from pipeline.engines.transformers.prefix import Prefix
+from pipeline.model.memory import CACHE_STEPS, PREFILL_CHUNK_TOKENS
 
 
-@dataclass(frozen=True, kw_only=True)
-class Generated:
-    """A finished answer.
+def spare_tokens(suffixes: Sequence[Sequence[Sequence[int]]]) -> int:
+    """Tokens that the first steps of ``Branches`` append to each root.
 
-    ids: token ids, with the one that ends the turn.
-    finish_reason: ``stop``, ``length`` or ``loop``, see ``RawAnswer``.
+    suffixes: for each root, the token ids of each branch.
     """
-
-    ids: list[int]
-    finish_reason: str
-
-
-class AnswersTooLong(Exception):
-    """Answers are longer than was expected, and the cache has no room for more.
-
-    lengths: tokens of each row's answer so far.
-    """
-
-    def __init__(self, lengths: Sequence[int]) -> None:
-        super().__init__(f"the answers have {sum(lengths)} tokens, and are not finished")
-        self.lengths = list(lengths)
-
-
-class Prefix:
-    """Cached keys and values of a batch of roots.
-
-    mask: bool [roots, L], false for padding.
-    next_positions: int64 [roots], position id of the token after each root.
-    cache: transformers' ``DynamicCache``.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        ids: Sequence[Sequence[int]],
-        types: Sequence[np.ndarray[Any, Any]],
-        grids: Sequence[Sequence[Grid]],
-        features: dict[str, Any],
-        pad_id: int,
-    ) -> None:
-        """Run the roots through the model, padded on the left.
-
-        ids: token ids of each root.
-        types: ``mm_token_type_ids`` of each root, int64 [L].
-        grids: (t, h, w) in patches of each root's images and videos, in order.
-        features: the model's ``mm_encoder_outputs`` by media type, of all roots.
-        """
-        device = model.device
-        shape = (len(ids), max(len(root) for root in ids))
-        tokens = torch.full(shape, pad_id)
-        mask = torch.zeros(shape, dtype=torch.bool)
-        positions = torch.zeros((3, *shape), dtype=torch.long)
-        nexts = []
-        for k, root in enumerate(ids):
-            places = torch.from_numpy(mrope_positions(types[k], grids[k]))
-            tokens[k, shape[1] - len(root) :] = torch.tensor(root)
-            mask[k, shape[1] - len(root) :] = True
-            positions[:, k, shape[1] - len(root) :] = places
-            nexts.append(int(places.max()) + 1)
-        self.mask = mask.to(device)
-        self.next_positions = torch.tensor(nexts, device=device)
-        self.is_padded = not bool(mask.all())
-        self.cache = DynamicCache(config=model.config.get_text_config())
-        model.model(
-            input_ids=tokens.to(device),
-            position_ids=positions.to(device),
-            # None lets attention take its fast causal path.
-            attention_mask=self.mask.long() if self.is_padded else None,
-            past_key_values=self.cache,
-            mm_encoder_outputs=features,
-            use_cache=True,
-        )
-
-    @property
-    def num_tokens(self) -> list[int]:
-        """Number of tokens of each root that were fed, counted on the tensor."""
-        counts: list[int] = self.mask.sum(dim=1).tolist()
-        return counts
+    width = max(len(some) for some in suffixes)
+    longest = max(len(ids) for some in suffixes for ids in some)
+    return width * (longest + CACHE_STEPS)
 
 
 class Branches:
@@ -108,9 +38,9 @@ class Branches:
     in the model's batch: roots with fewer branches than others have empty slots.
 
     logits: of each row's next token, float32 [rows, vocabulary].
-    mask: what each slot's next token sees, bool [roots, width, keys].
-    next_positions: its position id, int64 [roots, width].
-    num_suffix_tokens: suffix tokens of each row that were fed, counted on the tensor.
+    next_positions: position id of each slot's next token, int64 [roots, width].
+    bias: what each slot's next tokens see, float [roots, groups * width, room]. The columns of
+        tokens to come are filled in ahead: each slot will see its own.
     """
 
     def __init__(
@@ -118,58 +48,50 @@ class Branches:
         model: Any,
         prefix: Prefix,
         suffixes: Sequence[Sequence[Sequence[int]]],
-        pad_id: int,
         attn_implementation: str,
         max_cached_tokens: int | None,
     ) -> None:
-        """Run the branches' suffixes through the model.
+        """Run the branches' suffixes through the model. The prefix's cache is used up.
 
         suffixes: for each root, the token ids of each branch.
         max_cached_tokens: of all rows together; None: any number.
         """
-        self._model, self._max_cached_tokens = model, max_cached_tokens
-        self._attn = attn_implementation
-        self._cache = DynamicCache()
-        self._cache.layers = [
-            PreallocatedLayer(layer.keys, layer.values) for layer in prefix.cache.layers
-        ]
+        self._model, self._attn, self._cache = model, attn_implementation, prefix.cache
+        self._max_cached_tokens = max_cached_tokens
+        self._groups = prefix.groups
         seen, nexts = prefix.mask, prefix.next_positions
         device = seen.device
         if attn_implementation == "flash_attention_2":
             # It takes no mask: copy the root for each branch.
             index = torch.tensor([k for k, some in enumerate(suffixes) for _ in some]).to(device)
-            self._cache.batch_select_indices(index)
+            self._cache.resize(self._cache.room, rows=index)
             seen, nexts = seen[index], nexts[index]
             suffixes = [[ids] for some in suffixes for ids in some]
-        roots, width = len(suffixes), max(len(some) for some in suffixes)
-        longest = max(len(ids) for some in suffixes for ids in some)
-        tokens = torch.full((roots, width, longest), pad_id)
-        real = torch.zeros((roots, width, longest), dtype=torch.bool)
-        for k, some in enumerate(suffixes):
-            for b, ids in enumerate(some):
-                tokens[k, b, longest - len(ids) :] = torch.tensor(ids)
-                real[k, b, longest - len(ids) :] = True
-        tokens, real = tokens.to(device), real.to(device)
-        self._slots = [k * width + b for k, some in enumerate(suffixes) for b in range(len(some))]
-        self.num_suffix_tokens: list[int] = real.sum(dim=-1).flatten()[self._slots].tolist()
+        width = max(len(some) for some in suffixes)
+        slots = [k * width + b for k, some in enumerate(suffixes) for b in range(len(some))]
+        self._set_slots(slots, device)
+        tokens, real = (each.to(device) for each in _padded(suffixes, width))
+        num_suffix = real.sum(dim=-1)
+        self._num_suffix_tokens = num_suffix.flatten()[self._slots]
+        self.next_positions = nexts[:, None] + num_suffix
+        self._num_keys = seen.shape[1] + width * tokens.shape[2]
+        self._make_room(width)
+        positions = nexts[:, None, None] + (real.cumsum(dim=-1) - 1).clamp(min=0)
+        self._run_suffixes(tokens, real, positions, seen)
+        last = torch.eye(width, dtype=torch.bool, device=device)[:, :, None] & real[:, None]
+        root = seen[:, None].expand(-1, width, -1)
+        self._set_bias(torch.cat([root, last.flatten(2)], dim=-1))
 
-        offsets = (real.cumsum(dim=-1) - 1).clamp(min=0)
-        positions = (nexts[:, None, None] + offsets).flatten(1)
-        branch = torch.eye(width, dtype=torch.bool, device=device)[:, None, :, None]
-        causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
-        own = branch & causal[None, :, None, :] & real[:, None, None]
-        root = seen[:, None, None, :].expand(-1, width, longest, -1)
-        mask = torch.cat([root, own.flatten(3)], dim=-1)
-        self.mask = mask[:, :, -1]
-        self.next_positions = nexts[:, None] + real.sum(dim=-1)
-        ends = torch.arange(1, width + 1, device=device) * longest - 1
-        self._run(tokens.flatten(1), positions, mask.flatten(1, 2), ends)
+    @property
+    def num_suffix_tokens(self) -> list[int]:
+        """Suffix tokens of each row that were fed, counted on the tensor."""
+        counts: list[int] = self._num_suffix_tokens.tolist()
+        return counts
 
     @property
     def is_full(self) -> bool:
         """Whether the cache has as many tokens as it may have, padding included."""
-        keys = self._cache.layers[0].keys
-        num_tokens = keys.shape[0] * keys.shape[2]
+        num_tokens = self._cache.num_rows * self._num_keys
         return self._max_cached_tokens is not None and num_tokens >= self._max_cached_tokens
 
     def feed(self, tokens: torch.Tensor) -> None:
@@ -178,108 +100,162 @@ class Branches:
         tokens: int64 [rows].
         """
         roots, width = self.next_positions.shape
-        all_tokens = tokens.new_zeros(roots * width)
-        all_tokens[self._slots] = tokens
-        own = torch.eye(width, dtype=torch.bool, device=tokens.device).expand(roots, -1, -1)
-        self.mask = torch.cat([self.mask, own], dim=-1)
-        self._run(all_tokens.view(roots, width), self.next_positions, self.mask, 0)
+        if self._num_keys + width > self._cache.room:
+            self._make_room(width)
+            self._set_bias(self.bias[:, :width, : self._num_keys] == 0)
+        self._num_keys += width
+        fed = tokens.new_zeros(roots * width).index_copy_(0, self._slots, tokens)
+        mask = self.bias[:, None, :, : self._num_keys]
+        if self._attn == "flash_attention_2":
+            mask = (mask[:, 0, 0] == 0).long()
+        logits = self._run(fed.view(roots, width), self.next_positions, mask, 0)
+        self.logits = logits.flatten(0, 1).index_select(0, self._slots).to(torch.float32)
         self.next_positions = self.next_positions + 1
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, and drop what none of them sees from the cache."""
-        _, width = self.next_positions.shape
+        """Keep only these rows, and drop roots that have none left from the cache.
+
+        What ended branches of other roots have appended is dropped where it is a quarter of the
+        cache: to drop it copies the cache, and to keep it makes each step read it.
+        """
+        num_roots, width = self.next_positions.shape
+        device = self._slots.device
         live: dict[int, list[int]] = {}
         for row in rows:
-            root, branch = divmod(self._slots[row], width)
+            root, branch = divmod(self._slot_list[row], width)
             live.setdefault(root, []).append(branch)
         new_width = max(map(len, live.values()))
-        if len(live) == self.next_positions.shape[0] and new_width == width:
-            self._slots = [self._slots[row] for row in rows]
+        if len(live) == num_roots and new_width == width:
+            self._set_slots([self._slot_list[row] for row in rows], device)
             return
-        self._slots = [
+        slots = [
             k * new_width + b for k, some in enumerate(live.values()) for b in range(len(some))
         ]
-        device = self.mask.device
+        self._set_slots(slots, device)
         roots = torch.tensor(list(live), device=device)
         # The empty slots of a root with fewer branches get a copy of one, which is never read.
         picked = [some + some[:1] * (new_width - len(some)) for some in live.values()]
         branches = torch.tensor(picked, device=device)
-        self.mask = self.mask[roots[:, None], branches]
         self.next_positions = self.next_positions[roots[:, None], branches]
-        needed = self.mask.any(dim=0).any(dim=0).nonzero().flatten()
-        self.mask = self.mask[:, :, needed]
-        for layer in self._cache.layers:
-            layer.select(roots, needed)
+        seen = self.bias[roots[:, None], branches, : self._num_keys] == 0
+        columns = seen.any(dim=0).any(dim=0).nonzero().flatten()
+        if len(live) < num_roots or 4 * len(columns) <= 3 * self._num_keys:
+            seen = seen[:, :, columns]
+            self._num_keys = len(columns)
+            self._make_room(new_width, roots if len(live) < num_roots else None, columns)
+        self._set_bias(seen)
+
+    def _set_slots(self, slots: list[int], device: torch.device) -> None:
+        """Remember each row's slot, on the CPU for ``keep`` and on the device for each step."""
+        self._slot_list = slots
+        self._slots = torch.tensor(slots, device=device)
+
+    def _make_room(
+        self, width: int, rows: torch.Tensor | None = None, columns: torch.Tensor | None = None
+    ) -> None:
+        """Have room for the next steps, and keep only these rows and columns of the cache."""
+        room = self._num_keys + width * CACHE_STEPS
+        if columns is not None or room > self._cache.room:
+            self._cache.resize(room, rows, columns)
+
+    def _set_bias(self, seen: torch.Tensor) -> None:
+        """Write the bias of all steps that there is room for.
+
+        seen: bool [roots, width, keys], what each slot sees of the tokens that are there.
+        """
+        roots, width, keys = seen.shape
+        room = self._cache.room
+        own = torch.eye(width, dtype=torch.bool, device=seen.device)
+        ahead = own.repeat(1, -(-(room - keys) // width))[:, : room - keys]
+        mask = torch.cat([seen, ahead.expand(roots, -1, -1)], dim=-1)
+        self.bias = bias(mask, self._model.dtype, self._groups)[:, 0]
+        self._cache.set_window(slice(None), 0, keys)
+
+    def _run_suffixes(
+        self,
+        tokens: torch.Tensor,
+        real: torch.Tensor,
+        positions: torch.Tensor,
+        seen: torch.Tensor,
+    ) -> None:
+        """Run the suffixes, in passes of bounded memory, and set the logits of their last tokens.
+
+        tokens, real, positions: [roots, width, longest], see ``_padded``.
+        seen: bool [roots, L], the real tokens of each root.
+        """
+        roots, width, longest = tokens.shape
+        length = seen.shape[1]
+        logits: dict[int, list[torch.Tensor]] = {}
+        for rows, some in self._passes(roots, width, longest):
+            end = length + some.start * longest
+            self._cache.set_window(rows, 0, end)
+            mask = _suffix_mask(seen[rows], real[rows], some)
+            if self._attn == "flash_attention_2":
+                found = mask[:, -1].long()
+            else:
+                found = bias(mask, self._model.dtype, self._groups)
+            ends = torch.arange(1, some.stop - some.start + 1, device=tokens.device) * longest - 1
+            fed, at = (each[rows, some].flatten(1) for each in (tokens, positions))
+            logits.setdefault(rows.start, []).append(self._run(fed, at, found, ends))
+        joined = torch.cat([torch.cat(of_rows, dim=1) for of_rows in logits.values()])
+        self.logits = joined.flatten(0, 1).index_select(0, self._slots).to(torch.float32)
+
+    def _passes(self, roots: int, width: int, longest: int) -> Iterator[tuple[slice, slice]]:
+        """Which branches of which roots go through the model together."""
+        keys = self._num_keys
+        num_tokens = min(PREFILL_CHUNK_TOKENS, MAX_BIAS // (self._groups * keys))
+        num_branches = min(max(num_tokens // longest, 1), width)
+        num_roots = max(num_tokens // (width * longest), 1)
+        for root in range(0, roots, num_roots):
+            for branch in range(0, width, num_branches):
+                yield (
+                    slice(root, min(root + num_roots, roots)),
+                    slice(branch, min(branch + num_branches, width)),
+                )
 
     def _run(
         self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, ends: Any
-    ) -> None:
-        """Feed tokens, int64 [roots, L], under ``mask``, bool [roots, L, keys].
+    ) -> torch.Tensor:
+        """Feed tokens, int64 [roots, L]; returns logits, float [roots, L of ends, vocabulary].
 
-        ends: indices of the tokens whose logits are needed.
+        ends: indices of the tokens whose logits are needed; 0 for all.
         """
-        attention_mask: torch.Tensor = mask[:, None]
-        if self._attn == "flash_attention_2":
-            attention_mask = mask[:, -1].long()
-        elif self._attn == "eager":
-            masked = torch.finfo(self._model.dtype).min
-            attention_mask = torch.where(mask[:, None], 0.0, masked).to(self._model.dtype)
-        output = self._model(
+        logits: torch.Tensor = self._model(
             input_ids=tokens,
             position_ids=positions.expand(3, -1, -1),
-            attention_mask=attention_mask,
+            attention_mask=mask,
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=ends,
-        )
-        logits = output.logits.flatten(0, 1)[self._slots]
-        self.logits = logits.to(torch.float32)
+        ).logits
+        return logits
 
 
-def generate_answers(
-    branches: Branches,
-    processors: RowProcessors,
-    prompts: torch.Tensor,
-    max_new_tokens: Sequence[int],
-    end_ids: Collection[int],
-    *,
-    stop_loops: bool,
-) -> list[Generated]:
-    """Generate the answer of each row until it ends. Answers do not depend on the other rows.
+def _padded(
+    suffixes: Sequence[Sequence[Sequence[int]]], width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids, int64 [roots, width, longest], padded on the left; and which are real, bool."""
+    longest = max(len(ids) for some in suffixes for ids in some)
+    tokens = torch.zeros((len(suffixes), width, longest), dtype=torch.long)
+    real = torch.zeros((len(suffixes), width, longest), dtype=torch.bool)
+    for k, some in enumerate(suffixes):
+        for b, ids in enumerate(some):
+            tokens[k, b, longest - len(ids) :] = torch.tensor(ids)
+            real[k, b, longest - len(ids) :] = True
+    return tokens, real
 
-    processors: turn logits into scores; the token with the highest score is taken.
-    prompts: token ids before the answers, as ``processors`` need them, int64 [rows, L].
-    max_new_tokens: of each row.
-    end_ids: token ids that end an answer.
-    stop_loops: end an answer that repeats itself.
 
-    Raises:
-        AnswersTooLong: the cache of ``branches`` is full.
+def _suffix_mask(seen: torch.Tensor, real: torch.Tensor, some: slice) -> torch.Tensor:
+    """What the suffix tokens of some branches see: their root, and their own branch so far.
+
+    seen: bool [roots, L]. real: bool [roots, width, longest].
+
+    Returns bool [roots, branches * longest, L + some.stop * longest].
     """
-    answers: list[list[int]] = [[] for _ in max_new_tokens]
-    ended: dict[int, Generated] = {}
-    rows = list(range(len(answers)))
-    ids = prompts
-    while True:
-        tokens = processors(ids, branches.logits).argmax(dim=-1)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            answer = answers[row]
-            answer.append(token)
-            if token in end_ids:
-                ended[row] = Generated(ids=answer, finish_reason="stop")
-            elif stop_loops and (end := loop_end(answer)) is not None:
-                ended[row] = Generated(ids=answer[:end], finish_reason="loop")
-            elif len(answer) == max_new_tokens[row]:
-                ended[row] = Generated(ids=answer, finish_reason="length")
-        going = [k for k, row in enumerate(rows) if row not in ended]
-        if not going:
-            return [ended[row] for row in range(len(answers))]
-        if len(going) < len(rows):
-            branches.keep(going)
-            processors.keep(going)
-            rows = [rows[k] for k in going]
-            tokens, ids = tokens[going], ids[going]
-        if branches.is_full:
-            raise AnswersTooLong(list(map(len, answers)))
-        ids = torch.cat([ids, tokens[:, None]], dim=1)
-        branches.feed(tokens)
+    roots, _, longest = real.shape
+    num = some.stop - some.start
+    same = torch.eye(some.stop, dtype=torch.bool, device=seen.device)[some, None, :, None]
+    causal = torch.ones(longest, longest, dtype=torch.bool, device=seen.device).tril()
+    own = same & causal[None, :, None, :] & real[:, None, None, : some.stop]
+    root = seen[:, None, None].expand(-1, num, longest, -1)
+    return torch.cat([root, own.flatten(3)], dim=-1).view(roots, num * longest, -1)

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.engines.base import token_mismatch
 from pipeline.engines.transformers.batches import Root, halves, roots_of, unit_batches
-from pipeline.engines.transformers.branches import AnswersTooLong
+from pipeline.engines.transformers.decoding import AnswersTooLong
 from pipeline.engines.transformers.generator import Generator
 from schemas.errors import ErrorType, UnitError
 from schemas.job.generation import Generation

@@ -3,29 +3,21 @@
 from collections.abc import Sequence
 
 import torch
-from transformers.models.qwen3_vl.modeling_qwen3_vl import (
-    BaseModelOutputWithDeepstackFeatures as Features,
-)
 
 from pipeline.engines.base import token_mismatch
 from pipeline.engines.grammar import Grammars
 from pipeline.engines.token_sampling import row_processors
 from pipeline.engines.transformers.batches import Branch, Root, split
-from pipeline.engines.transformers.branches import (
-    AnswersTooLong,
-    Branches,
-    Generated,
-    Prefix,
-    generate_answers,
-)
+from pipeline.engines.transformers.branches import Branches, spare_tokens
+from pipeline.engines.transformers.decoding import AnswersTooLong, Generated, generate_answers
 from pipeline.engines.transformers.limit import AnswerLengths, batch_limit
 from pipeline.engines.transformers.load import choose_device, end_token_ids, load_model
-from pipeline.model.patches import patches, seen_pixels
-from pipeline.model.positions import token_types
+from pipeline.engines.transformers.prefix import Prefix, RootTokens
+from pipeline.engines.transformers.vision import Encoded, VisionEncoder
 from pipeline.model.prompter import Prompter
 from schemas.job.generation import Generation
 from schemas.job.job import Job
-from schemas.tables.unit import PreparedUnit, RawAnswer
+from schemas.tables.unit import RawAnswer
 
 
 class Generator:
@@ -49,13 +41,14 @@ class Generator:
         self.model = load_model(job.model, self._device)
         answers = AnswerLengths({q.name: q.max_new_tokens for q in job.questions()})
         self.limit = batch_limit(self.model, job.resources, answers)
+        self._vision = VisionEncoder(self.model)
         self.attn_implementation: str = job.model.attn_implementation
         self.end_ids = end_token_ids(self.model, self.prompter)
-        self._pad_id = int(self.prompter.tokenizer.pad_token_id or 0)
+        self._vocab_size = int(self.model.config.text_config.vocab_size)
         self._grammars = Grammars(
             job.questions() if job.generation.constrained else (),
             self.prompter.tokenizer,
-            self.model.config.text_config.vocab_size,
+            self._vocab_size,
             has_reasoning=self._opens_reasoning,
         )
 
@@ -73,60 +66,43 @@ class Generator:
             UnitError: a prompt was fed with another number of tokens than planned.
             AnswersTooLong: the answers do not fit into the memory that was reserved for them.
         """
-        encoded = [self._encode(roots[0].unit) for roots in units]
-        features = [found for roots, found in zip(units, encoded, strict=True) for _ in roots]
-        flat = [root for roots in units for root in roots]
-        if not self.limit.fits(flat):  # only a unit that is alone in its batch
-            pieces = (
-                self._answer_in_pieces(root, found, generation)
-                for root, found in zip(flat, features, strict=True)
-            )
+        roots = [root for of_unit in units for root in of_unit]
+        if not self.limit.fits(roots):  # only a unit that is alone in its batch
+            pieces = (self._answer_in_pieces(root, generation) for root in roots)
             return [{raw.task: raw for piece in pieces for raw in piece}]
-        answers = iter(self.answer_branches(flat, self.prefill(flat, features), generation))
-        return [{raw.task: raw for _ in roots for raw in next(answers)} for roots in units]
+        answers = iter(self.answer_branches(roots, self.prefill(roots), generation))
+        return [{raw.task: raw for _ in of_unit for raw in next(answers)} for of_unit in units]
 
-    def _answer_in_pieces(
-        self, root: Root, features: Sequence[Features], generation: Generation
-    ) -> list[RawAnswer]:
+    def _answer_in_pieces(self, root: Root, generation: Generation) -> list[RawAnswer]:
         """Answer a root's branches, as many at a time as fit."""
-        prefix = self.prefill([root], [features])
-        return [
-            raw
-            for piece in split(root, self.limit.fits)
-            for raw in self.answer_branches([piece], prefix, generation)[0]
-        ]
+        pieces = list(split(root, self.limit.fits))
+        prefix = self.prefill(pieces[:1])
+        answers = self.answer_branches(pieces[:1], prefix, generation)[0]
+        for piece in pieces[1:]:
+            prefix.rewind()
+            answers += self.answer_branches([piece], prefix, generation)[0]
+        return answers
 
-    def _encode(self, unit: PreparedUnit) -> list[Features]:
-        """Run a unit's images and videos through the vision encoder, in order.
-
-        Each is cut into patches ``float32 [N, 1536]`` and gives features ``[N / 4, hidden]``: the
-        encoder's output, and one tensor for each DeepStack layer.
-        """
-        features = []
-        for part, pixels in zip(unit.seen, seen_pixels(unit), strict=True):
-            is_image = part.media.media_type == "image"
-            encode = self.model.get_image_features if is_image else self.model.get_video_features
-            grid = torch.tensor([part.sampling.grid_thw], device=self._device)
-            features.append(encode(patches(pixels.to(self._device)), grid, return_dict=True))
-        return features
-
-    def prefill(self, roots: Sequence[Root], features: Sequence[Sequence[Features]]) -> Prefix:
-        """Run the shared prefixes of a batch through the model.
-
-        features: of each root's images and videos, in order.
-        """
-        by_kind: dict[str, list[Features]] = {}
-        for root, found in zip(roots, features, strict=True):
-            for part, of_part in zip(root.unit.seen, found, strict=True):
-                by_kind.setdefault(part.media.media_type, []).append(of_part)
-        return Prefix(
+    def prefill(self, roots: Sequence[Root]) -> Prefix:
+        """Run the shared prefixes of a batch through the model, with their images and videos."""
+        pad_ids = self.prompter.pad_ids
+        grids = [[part.sampling.grid_thw for part in root.unit.seen] for root in roots]
+        prefix = Prefix(
             self.model,
-            [root.prefix for root in roots],
-            [token_types(root.prefix, self.prompter.pad_ids) for root in roots],
-            [[part.sampling.grid_thw for part in root.unit.seen] for root in roots],
-            {kind: _join(of_kind) for kind, of_kind in by_kind.items()},
-            self._pad_id,
+            [RootTokens.of(r.prefix, pad_ids, of) for r, of in zip(roots, grids, strict=True)],
+            self.attn_implementation,
+            spare_tokens(_suffixes(roots)),
         )
+        encoded: dict[str, Encoded | None] = {}
+        for rows in prefix.passes():
+            units = {root.unit.unit_id: root.unit for root in roots[rows]}
+            # A unit whose tasks have tools has several roots, next to each other.
+            encoded = {k: found for k, found in encoded.items() if k in units}
+            missing = [k for k in units if k not in encoded]
+            found = self._vision.encode([units[k] for k in missing])
+            encoded |= zip(missing, found, strict=True)
+            prefix.run(rows, [encoded[root.unit.unit_id] for root in roots[rows]])
+        return prefix
 
     def answer_branches(
         self, roots: Sequence[Root], prefix: Prefix, generation: Generation
@@ -138,15 +114,9 @@ class Generator:
             AnswersTooLong: the answers do not fit into the memory that was reserved for them.
         """
         rows = [(root, branch) for root in roots for branch in root.branches]
-        branches = Branches(
-            self.model,
-            prefix,
-            [[branch.suffix for branch in root.branches] for root in roots],
-            self._pad_id,
-            self.attn_implementation,
-            # An answer that is alone can only be tried.
-            self.limit.max_cached_tokens(roots) if len(rows) > 1 else None,
-        )
+        # An answer that is alone can only be tried.
+        limit = self.limit.max_cached_tokens(roots) if len(rows) > 1 else None
+        branches = Branches(self.model, prefix, _suffixes(roots), self.attn_implementation, limit)
         shared = [
             n for n, root in zip(prefix.num_tokens, roots, strict=True) for _ in root.branches
         ]
@@ -155,20 +125,17 @@ class Generator:
             if fed != branch.prompt.num_prompt_tokens:
                 raise token_mismatch(branch.prompt, fed)
         tasks = [branch.prompt.task for _, branch in rows]
-        prompts = self._penalised_prompts(rows, generation)
-        prompt_length = prompts.shape[1]
         processors = row_processors(
             generation,
             [f"{root.unit.unit_id}/{branch.prompt.task}" for root, branch in rows],
-            prompt_length,
-            self._device,
-            self._grammars.processors(tasks, prompt_length),
+            self._penalised_prompts(rows, generation),
+            self._vocab_size,
+            self._grammars.processors(tasks, self._device),
         )
         try:
             generated = generate_answers(
                 branches,
                 processors,
-                prompts,
                 [branch.max_new_tokens for _, branch in rows],
                 self.end_ids,
                 stop_loops=generation.stop_loops,
@@ -205,12 +172,5 @@ class Generator:
         )
 
 
-def _join(features: list[Features]) -> Features:
-    """Join the features of several images or videos, in the form that the model takes."""
-    layers = range(len(features[0].deepstack_features or ()))
-    return Features(
-        pooler_output=tuple(f.pooler_output[0] for f in features),
-        deepstack_features=[
-            tuple(f.deepstack_features[layer][0] for f in features) for layer in layers
-        ],
-    )
+def _suffixes(roots: Sequence[Root]) -> list[list[tuple[int, ...]]]:
+    return [[branch.suffix for branch in root.branches] for root in roots]

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText
 from transformers.utils.logging import disable_progress_bar
 
-from pipeline.engines.transformers.attention import GROUPED
+from pipeline.engines.transformers.attention import FRAMES, GROUPED
 from pipeline.model.checkpoint import load_config, quantization, quantized_problem
 from pipeline.model.prompter import Prompter
 from schemas.errors import ModelError
@@ -115,7 +115,7 @@ def load_model(model: Model, device: torch.device) -> Any:
     """
     attn: str | dict[str, str] = model.attn_implementation
     if attn == "sdpa":
-        attn = {"": "sdpa", "text_config": GROUPED, "vision_config": "sdpa"}
+        attn = {"": "sdpa", "text_config": GROUPED, "vision_config": FRAMES}
     loaded = load_weights(model, attn, device if device.type != "cpu" else None)
     if model.adapter is not None:
         loaded = _merge_adapter(loaded, model.adapter)
