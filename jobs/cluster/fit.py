@@ -25,13 +25,12 @@ def fit_pools(
     on_gpus = [_times(gpus_each, node.get("GPU", 0.0)) for node in nodes]
     max_replicas = max(1, sum(on_gpus)) if gpus_each else 1
     replicas = max_replicas if resources.replicas == "auto" else resources.replicas
-    cpus_each = resources.cpus_per_replica
-    if cpus_each == "auto":
-        cpus_each = (
-            max(1.0, min(cpus_with_gpu, _spare_cpus(resources, nodes, replicas, on_gpus)))
-            if gpus_each
-            else _cpus_each(resources, nodes, replicas)
-        )
+    if resources.cpus_per_replica != "auto":
+        cpus_each = resources.cpus_per_replica
+    elif gpus_each:
+        cpus_each = min(cpus_with_gpu, _spare_cpus(resources, nodes, replicas, on_gpus))
+    else:
+        cpus_each = _cpus_each(resources, nodes, replicas)
     left = cpus - replicas * cpus_each
     fitting = max(1, _times(resources.cpus_per_decoder, left))
     decoders = fitting if resources.decoders == "auto" else resources.decoders
@@ -74,8 +73,8 @@ def _spare_cpus(
     nodes: Sequence[Mapping[str, float]],
     replicas: int,
     on_gpus: Sequence[int],
-) -> int:
-    """Whole CPUs for each replica that its node and the decoders can spare.
+) -> float:
+    """Whole CPUs for each replica that its node and the decoders can spare, at least 1.
 
     on_gpus: number of replicas for which each node has GPUs.
     """
@@ -85,7 +84,7 @@ def _spare_cpus(
     left = total("CPU", nodes) / 2
     if resources.decoders != "auto":
         left = 2 * left - resources.decoders * resources.cpus_per_decoder
-    return math.floor(min([left / replicas, *half]))
+    return max(1.0, float(math.floor(min([left / replicas, *half]))))
 
 
 def total(kind: str, nodes: Sequence[Mapping[str, float]]) -> float:
