@@ -75,6 +75,7 @@ class Run:
     num_units, num_output_tokens: what the last start did; rows of earlier starts do not count.
     machines: of the last start that had units to do, as ``jobs.cluster.machines`` lists them.
     actors: number of decoders and engines of that start.
+    engines: versions of that start's engines, and what they chose by themselves, as they report it.
     ray: why that start ran on Ray; null: it ran without.
     left_out: what the listing of a folder left out, a line for each reason.
     cost: engine seconds per token, if known: from a calibration, an earlier run of the same model,
@@ -95,6 +96,7 @@ class Run:
     num_output_tokens: int = 0
     machines: list[dict[str, Any]] = field(default_factory=list)
     actors: dict[str, int] = field(default_factory=dict)
+    engines: list[Short] = field(default_factory=list)
     ray: str | None = None
     left_out: list[str] = field(default_factory=list)
     cost: Rates | None = None

@@ -6,6 +6,7 @@ Runs where vLLM is installed: `make test-vllm`, its CPU build. On a GPU it was n
 import dataclasses
 import importlib.util
 import io
+import json
 import shutil
 import threading
 import time
@@ -27,6 +28,8 @@ from tests.support.prepared import media_items, prepare_units
 
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed here: make test-vllm", allow_module_level=True)
+
+import vllm
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1800)]
 
@@ -173,6 +176,14 @@ def test_a_seed_draws_the_same_answers_in_any_company(both, archive):
     assert rows(both.vllm.generate(units, other)) != together
 
 
+def test_the_engine_says_which_model_runner_vllm_chose(both):
+    """Never compared on a GPU, where vLLM chooses V2."""
+    config = both.vllm.async_llm.vllm_config
+    runner = "V2" if config.use_v2_model_runner else "V1"
+    assert both.vllm.name == f"vLLM {vllm.__version__}, model runner {runner}"
+    assert runner == "V1" or torch.cuda.is_available()
+
+
 def test_media_are_encoded_once_for_all_tasks(both, archive):
     """Of a unit's further prompts only the text after the media is new to vLLM."""
     seen = []
@@ -289,7 +300,7 @@ def test_thinking_adapter_and_yarn_are_as_with_the_other_engine(started, special
     assert rows(started(engine_job(special["source"], **changes)).generate(units)) == other
 
 
-def test_the_demo_archive_end_to_end(archive, tmp_path, ray_session):
+def test_the_demo_archive_end_to_end(both, archive, tmp_path, ray_session):
     """`reelscribe annotate` with either engine writes the same table."""
     from rich.console import Console
 
@@ -309,6 +320,9 @@ def test_the_demo_archive_end_to_end(archive, tmp_path, ray_session):
         table = ds.dataset(tmp_path / engine / "annotations", partitioning="hive").to_table()
         tables[engine] = {row["unit_id"]: row for row in table.to_pylist()}
         assert run.counts["units"] == len(tables[engine])
+        said = json.loads((tmp_path / engine / "runs" / run.run_id / "run.json").read_text())
+        expected = [] if engine == "transformers" else [both.vllm.name]
+        assert said["engines"] == run.engines == expected
     assert tables["vllm"].keys() == tables["transformers"].keys()
     for unit_id, row in tables["vllm"].items():
         other = tables["transformers"][unit_id]

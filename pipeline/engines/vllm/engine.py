@@ -23,7 +23,7 @@ from pipeline.engines.answer_schema import grammar_of
 from pipeline.engines.largest import LargestMedia
 from pipeline.engines.token_sampling import loop_end
 from pipeline.engines.vllm.adapter import adapter_request
-from pipeline.engines.vllm.args import engine_args, send_no_usage_data
+from pipeline.engines.vllm.args import engine_args, send_no_usage_data, vllm_version
 from pipeline.engines.vllm.inputs import Medium, engine_input, media_of, sampling_params
 from pipeline.model.prompter import Prompter
 from schemas.errors import ErrorType, ModelError, UnitError
@@ -51,7 +51,7 @@ class EngineDied(Exception):
 class VllmEngine:
     """Answers units with vLLM, on the GPUs of its actor.
 
-    async_llm: vLLM's ``AsyncLLM``.
+    async_llm: vLLM's ``AsyncLLM``. name: its version and model runner.
     """
 
     def __init__(self, job: Job, largest: LargestMedia | None = None) -> None:
@@ -88,6 +88,9 @@ class VllmEngine:
         except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
             raise ModelError(f"vLLM cannot run {job.model.source}: {error}") from error
         config = self.async_llm.vllm_config
+        # vLLM chooses by platform and model; VLLM_USE_V2_MODEL_RUNNER=0 is the way back.
+        runner = "V2" if config.use_v2_model_runner else "V1"
+        self.name = f"vLLM {vllm_version()}, model runner {runner}"
         self._max_model_len = int(config.model_config.max_model_len)
         cache = config.cache_config
         self._admission = _Admission(
@@ -141,7 +144,7 @@ class VllmEngine:
         else:
             seconds = self._admission.read_clock() - started
             done = AnsweredUnit.of(unit, answers)
-            return dataclasses.replace(done, engine_seconds=seconds)
+            return dataclasses.replace(done, engine_seconds=seconds, engine=self.name)
         finally:
             await self._admission.leave(tokens)
         return AnsweredUnit.of(unit.failed(ErrorRecord.from_error("engine", problem)))
