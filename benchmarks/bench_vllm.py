@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     from schemas.job.job import check_job
     from schemas.tables.manifest import MediaItem
 
-    args = {"enforce_eager": True, "skip_mm_profiling": True, "max_num_batched_tokens": 1024}
+    args = {"enforce_eager": True, "skip_mm_profiling": True}
     spec = {
         "input": {"manifest": "unused.jsonl"},
         "output": "unused",
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         "tasks": TASKS["three tasks"],
     }
     model = {"source": str(MODEL), "dtype": "float32", "max_model_len": 4096}
-    own = {"max_num_seqs": 32, "engine_args": args}
+    own = {"max_num_seqs": 32, "max_num_batched_tokens": 1024, "engine_args": args}
     job = check_job(spec | {"model": model | {"engine": "vllm", "vllm": own}}, "bench")
     started = time.perf_counter()
     engines = {"vllm": VllmEngine(job)}

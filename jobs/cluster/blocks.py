@@ -17,6 +17,8 @@ _BLOCKS_PER_REPLICA = 32
 _TAIL_BLOCKS_PER_REPLICA = 3
 _BLOCK_UNITS = 256
 _BLOCK_BYTES = 1 << 29
+_SHARED_BLOCK_BYTES = 1 << 27
+"""Of an engine that works on several blocks at a time: small blocks, so that few wait for one."""
 
 Costs = np.ndarray[tuple[int], np.dtype[np.float64]]
 
@@ -40,8 +42,9 @@ def in_blocks(
 
     A block costs a 32nd of a replica's share, near the end a third of the remaining cost of each
     worker (guided self-scheduling), so that none works alone at the end. It has the tokens of at
-    least two engine batches, near the end of one; at most 256 units and half a gigabyte of frames;
-    and there are at least two blocks for each actor. A more expensive unit is a block by itself.
+    least two engine batches, near the end of one; at most 256 units and 512 MB of frames, 128 MB
+    where a replica works on several; and there are at least two blocks for each actor. A more
+    expensive unit is a block by itself.
     """
     order = np.argsort(-costs, kind="stable")
     if (np.diff(order) != 1).any():  # else the plan has this order already: no copy
@@ -50,6 +53,7 @@ def in_blocks(
     left, workers = float(costs.sum()), pools.replicas * calls_at_once
     usual = left / (_BLOCKS_PER_REPLICA * pools.replicas)
     max_cost = left / (2 * max(pools.decoders, workers))
+    max_bytes = _BLOCK_BYTES if calls_at_once == 1 else _SHARED_BLOCK_BYTES
     blocks, start, cost, num_tokens, num_bytes = [], 0, 0.0, 0.0, 0.0
     for k in range(len(costs)):
         guided = left / (_TAIL_BLOCKS_PER_REPLICA * workers)
@@ -58,7 +62,7 @@ def in_blocks(
             cost + costs[k] > min(usual, guided)
             and num_tokens + tokens[k] > batches * max_batch_tokens
         )
-        is_full = k - start >= _BLOCK_UNITS or num_bytes + frames[k] > _BLOCK_BYTES
+        is_full = k - start >= _BLOCK_UNITS or num_bytes + frames[k] > max_bytes
         if k > start and (is_enough or is_full or cost + costs[k] > max_cost):
             blocks.append(units.slice(start, k - start))
             left -= cost

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from jobs.cluster import machines
+from jobs.cluster.fit import fit_pools, total
 from jobs.cluster.start import on_this_machine, start_ray
 from pipeline.stages.graph import Pools
 from schemas import errors
@@ -37,7 +38,7 @@ def ray_session(console: Console) -> Iterator[None]:
         where = f"connecting to the Ray cluster at {os.environ.get('RAY_ADDRESS')}"
         console.print("starting Ray" if on_this_machine() else where, style="dim")
         start_ray()
-    _quiet_ray_data()
+    _set_up_ray_data()
     try:
         yield
     except KeyboardInterrupt:
@@ -49,13 +50,18 @@ def ray_session(console: Console) -> Iterator[None]:
             ray.shutdown()
 
 
-def _quiet_ray_data() -> None:
-    """Turn off Ray Data's progress bars, because the run shows its own progress."""
+def _set_up_ray_data() -> None:
+    """Turn off Ray Data's progress bars, since the run has its own, and its limit of idle time.
+
+    Ray Data ends an execution after 30 minutes in which no block moved. Engines may load longer,
+    and ``Guard`` limits their time.
+    """
     import ray
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
 
 
@@ -89,7 +95,7 @@ def fitted_pools(job: Job) -> Iterator[Pools]:
     try:
         while (fitted := _fitting_by(job, deadline)) is None:
             if not is_requested:
-                request_resources(bundles=_bundles(job.resources))
+                request_resources(bundles=_bundles(job))
                 is_requested = True
             time.sleep(min(2.0, job.resources.wait_seconds))
         yield fitted
@@ -118,8 +124,9 @@ def _fitting_by(job: Job, deadline: float) -> Pools | None:
     return None
 
 
-def _bundles(resources: Resources) -> list[dict[str, float]]:
+def _bundles(job: Job) -> list[dict[str, float]]:
     """The resources of all actors, as the autoscaler takes them."""
+    resources = _known_gpus(job, has_gpus=False)
     replicas = 1 if resources.replicas == "auto" else resources.replicas
     decoders = 1 if resources.decoders == "auto" else resources.decoders
     gpus = 0.0 if resources.gpus_per_replica == "auto" else resources.gpus_per_replica
@@ -135,17 +142,34 @@ def fit_job(job: Job) -> Pools:
         ResourceError: they do not fit.
     """
     nodes = machines.nodes()
-    gpus = _total("GPU", nodes)
+    gpus = total("GPU", nodes)
     if job.model.device == "cuda" and gpus < 1:
         raise ResourceError("model.device is cuda, but the cluster has no GPU: set auto or cpu")
-    resources = job.resources
+    resources = _known_gpus(job, has_gpus=gpus >= 1)
     if job.model.engine == "simulated" and resources.cpus_per_replica == "auto":
         resources = resources.model_copy(update={"cpus_per_replica": 1.0})  # it only sleeps
     if job.model.device == "cpu" or job.model.engine == "simulated":
         nodes = [{"CPU": node.get("CPU", 0.0)} for node in nodes]
-    elif job.model.engine == "vllm" and gpus:
-        resources = resources.model_copy(update={"gpus_per_replica": _gpus_of_vllm(job)})
-    return fit_pools(resources, nodes)
+    # vLLM schedules in a process of its own, and has one for each of several GPUs; patches and
+    # hashes of a 60 s clip take half a CPU second.
+    cpus_with_gpu = 2.0 + job.model.vllm.gpus if job.model.engine == "vllm" else 1.0
+    return fit_pools(resources, nodes, cpus_with_gpu)
+
+
+def _known_gpus(job: Job, *, has_gpus: bool) -> Resources:
+    """The job's resources, with the GPUs of a replica where these follow from the model.
+
+    has_gpus: the cluster has some now; one that grows will have those that are requested.
+    """
+    resources, is_growing = job.resources, job.resources.wait_seconds > 0
+    given = resources.gpus_per_replica
+    if job.model.device == "cpu" or job.model.engine == "simulated":
+        return resources
+    if job.model.engine == "vllm" and (has_gpus or (is_growing and given != 0)):
+        return resources.model_copy(update={"gpus_per_replica": _gpus_of_vllm(job)})
+    if given == "auto" and is_growing and job.model.device == "cuda":
+        return resources.model_copy(update={"gpus_per_replica": 1.0})
+    return resources
 
 
 def _gpus_of_vllm(job: Job) -> int:
@@ -156,69 +180,6 @@ def _gpus_of_vllm(job: Job) -> int:
             f"{needed} (tensor_parallel_size x pipeline_parallel_size): leave it at auto"
         )
     return needed
-
-
-def fit_pools(resources: Resources, nodes: Sequence[Mapping[str, float]]) -> Pools:
-    """Fit the job's actors into nodes; an actor runs on one node.
-
-    nodes: CPUs and GPUs of each node.
-
-    Raises:
-        ResourceError: they do not fit.
-    """
-    cpus, gpus = _total("CPU", nodes), _total("GPU", nodes)
-    usual = 1.0 if gpus >= 1 else 0.0
-    gpus_each = usual if resources.gpus_per_replica == "auto" else resources.gpus_per_replica
-    on_gpus = [_times(gpus_each, node.get("GPU", 0.0)) for node in nodes]
-    max_replicas = max(1, sum(on_gpus)) if gpus_each else 1
-    replicas = max_replicas if resources.replicas == "auto" else resources.replicas
-    cpus_each = resources.cpus_per_replica
-    if cpus_each == "auto":
-        cpus_each = 1.0 if gpus_each else _cpus_each(resources, nodes, replicas)
-    left = cpus - replicas * cpus_each
-    fitting = max(1, _times(resources.cpus_per_decoder, left))
-    decoders = fitting if resources.decoders == "auto" else resources.decoders
-    need_cpus = replicas * cpus_each + decoders * resources.cpus_per_decoder
-    on_cpus = [_times(cpus_each, node.get("CPU", 0.0)) for node in nodes]
-    places = sum(map(min, on_gpus, on_cpus)) if gpus_each else sum(on_cpus)
-    if need_cpus > cpus + 1e-6 or replicas > places:
-        of_nodes = f" on {len(nodes)} nodes, a replica on one of them" if len(nodes) > 1 else ""
-        raise ResourceError(
-            f"{replicas} engine replicas of {cpus_each:g} CPUs and {gpus_each:g} "
-            f"GPUs and {decoders} decoders of {resources.cpus_per_decoder:g} CPUs do not fit into "
-            f"the cluster's {cpus:g} CPUs and {gpus:g} GPUs{of_nodes}: lower resources.replicas, "
-            "decoders, cpus_per_replica or cpus_per_decoder"
-        )
-    return Pools(
-        decoders=decoders,
-        cpus_per_decoder=resources.cpus_per_decoder,
-        replicas=replicas,
-        cpus_per_replica=cpus_each,
-        gpus_per_replica=gpus_each,
-    )
-
-
-def _cpus_each(resources: Resources, nodes: Sequence[Mapping[str, float]], replicas: int) -> float:
-    """CPUs of a replica without a GPU: at most three quarters of a node, without the decoders'."""
-    decoders = 1 if resources.decoders == "auto" else resources.decoders
-    left = _total("CPU", nodes) - decoders * resources.cpus_per_decoder
-    shares = [0.75 * node.get("CPU", 0.0) for node in nodes]
-    max_cpus = math.floor(min(max(shares, default=0.0), left / replicas))
-    fits = (
-        cpus
-        for cpus in range(max_cpus, 1, -1)
-        if sum(share // cpus for share in shares) >= replicas
-    )
-    return float(next(fits, 1))
-
-
-def _total(kind: str, nodes: Sequence[Mapping[str, float]]) -> float:
-    return sum(node.get(kind, 0.0) for node in nodes)
-
-
-def _times(share: float, whole: float) -> int:
-    """Number of shares in a whole: ten tenths, where ``1 // 0.1`` is nine."""
-    return math.floor(whole / share + 1e-6) if share else 0
 
 
 def tables_of(dataset: Any) -> Iterator[pa.Table]:

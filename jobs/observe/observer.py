@@ -14,10 +14,12 @@ class Watch:
     def __init__(self, metrics: Metrics | None, pools: Pools, log: RunLog, num_units: int) -> None:
         """metrics: None without a Ray session. num_units: the number of units without a row.
 
-        Its fields ``num_units`` and ``num_output_tokens`` count what was committed since then.
+        Its fields ``num_units`` and ``num_output_tokens`` count what was committed since then;
+        ``engines`` has what engines reported about themselves.
         """
         self._metrics, self._log, self._waiting = metrics, log, num_units
         self.num_units = self.num_output_tokens = 0
+        self.engines: set[str] = set()
         for stage, number in (("decode", pools.decoders), ("engine", pools.replicas)):
             self._set("reelscribe_actors", number, stage=stage)
         self._set("reelscribe_waiting_units", num_units)
@@ -31,6 +33,7 @@ class Watch:
         if seconds_left is not None:
             self._set("reelscribe_remaining_seconds", seconds_left)
         found = rows.to_pylist()
+        self.engines |= {row["engine"] for row in found if row["engine"]}
         self._log.committed(found)
         if self._metrics:
             for row in found:

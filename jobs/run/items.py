@@ -211,7 +211,8 @@ def _summaries(
     job, max_model_len = context.job, context.checkpoint.max_model_len
     with ExitStack() as stack:
         engine = None
-        if why_ray(job, num_videos, "videos", fit_job(job).replicas) is None:
+        # Not fitted before it is clear: the engines' nodes of a growing cluster are gone by now.
+        if why_ray(job, num_videos, "videos") is None and fit_job(job).replicas == 1:
             engine = stack.enter_context(early_engine(job))
         if engine is not None:
             yield SmallChain(engine).summarise(tables, job, max_model_len, fit_job(job))

@@ -30,6 +30,7 @@ COMMITTED = pa.schema(
         pa.field("num_text_tokens", pa.int64(), nullable=False),
         pa.field("num_output_tokens", pa.int64(), nullable=False),
         pa.field("engine_seconds", pa.float64(), nullable=False),
+        pa.field("engine", pa.string()),
         pa.field("responses", pa.list_(pa.struct([RESPONSE.field(name) for name in _SUMMARY]))),
         pa.field("timings", TIMINGS),
     ]
@@ -86,6 +87,7 @@ class Commit:
                     unit.num_fed_tokens - _vision_tokens(unit) if unit.answers else 0
                 ),
                 "engine_seconds": unit.engine_seconds,
+                "engine": unit.engine,
                 "num_output_tokens": sum(answer.num_output_tokens for answer in unit.answers),
                 "responses": row["responses"],
                 "timings": row["timings"],

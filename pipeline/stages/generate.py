@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from pipeline.engines.base import Engine
+from pipeline.engines.largest import LargestMedia
 from pipeline.stages.reask import ask_again
 from pipeline.workers.code_version import check_code
-from pipeline.workers.engine_guard import Guard
+from pipeline.workers.engine_guard import GPU_SECONDS_PER_TOKEN, Guard
 from schemas.job.job import Job
 from schemas.shown import log_shown
 from schemas.tables.columns import from_table, to_table
@@ -21,20 +22,35 @@ logger = logging.getLogger(__name__)
 class Generate:
     """Stage: PREPARED in, ANSWERED out. Holds the model."""
 
-    CALLS_AT_ONCE: ClassVar = {"vllm": 3}
-    """Blocks that an engine works on at a time; default 1. vLLM starts the next block while the
-    longest answers of the previous one are not finished."""
+    CALLS_AT_ONCE: ClassVar = {"vllm": 16}
+    """Blocks that an engine works on at a time; default 1. A 60 s clip in full size is a block, and
+    the cache of an 80 GB card holds about 15: so vLLM never waits for the last answer of a block.
+    What vLLM gets at a time is limited by tokens, in the engine."""
 
-    def __init__(self, job: Job, deaths: Any, code: str, cpus: float) -> None:
-        """Load the engine. cpus: of the actor, the number of threads of an engine without a GPU."""
+    def __init__(
+        self,
+        job: Job,
+        deaths: Any,
+        code: str,
+        cpus: float,
+        largest: LargestMedia | None = None,
+    ) -> None:
+        """Load the engine.
+
+        cpus: of the actor, the number of threads of an engine without a GPU.
+        largest: media of the run's plan; None: not known.
+        """
         log_shown()
         check_code(code)
         self._num_threads = max(1, int(cpus))
         self._questions = {question.name: question for question in job.questions()}
         self._generation = job.generation
+        self._largest = largest
         self._guard = Guard(deaths, job.resources, self.calls_at_once(job))
         with self._guard.start():
             self._engine, self._broken = self._load(job)
+        if job.model.engine != "simulated" and job.model.device != "cpu" and _has_gpu():
+            self._guard.seconds_per_token = GPU_SECONDS_PER_TOKEN
 
     @classmethod
     def calls_at_once(cls, job: Job) -> int:
@@ -50,7 +66,7 @@ class Generate:
         if job.model.engine == "vllm":
             from pipeline.engines.vllm.engine import EngineDied, VllmEngine
 
-            return VllmEngine(job), (EngineDied,)
+            return VllmEngine(job, self._largest), (EngineDied,)
         import torch
 
         from pipeline.engines.transformers.engine import TransformersEngine
@@ -71,3 +87,9 @@ class Generate:
             # Ray starts a new actor and repeats this batch there.
             logger.exception("the engine's device or process is lost: its actor ends")
             os._exit(1)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

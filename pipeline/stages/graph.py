@@ -21,6 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.engines.largest import largest_media
 from pipeline.output.rows import RunKey
 from pipeline.stages.commit import Commit
 from pipeline.stages.generate import Generate
@@ -133,9 +134,8 @@ def build_annotate(
     prepared = stage(units, Prepare, (job, storage, code), pools.decoder_pool())
     committer = Pool(num_actors=1, num_cpus=0, resource=_on_nodes(WRITER))
     with running_deaths() as deaths:
-        answered = stage(
-            prepared, Generate, (job, DeathsActor(deaths), code, engines.num_cpus), engines
-        )
+        args = (job, DeathsActor(deaths), code, engines.num_cpus, largest_media(blocks))
+        answered = stage(prepared, Generate, args, engines)
         yield stage(
             answered, Commit, (job, key, storage, code), committer, batch_size=units_per_file
         )

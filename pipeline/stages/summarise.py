@@ -4,6 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.engines.largest import LargestMedia
 from pipeline.model.prompter import Prompter
 from pipeline.output.summary import Note, Summariser, summary_job
 from pipeline.stages.generate import Generate
@@ -34,7 +35,7 @@ class Summarise:
     def __init__(self, job: Job, max_model_len: int, deaths: Any, code: str, cpus: float) -> None:
         assert job.summary is not None
         summary = summary_job(job, job.summary)
-        self._generate = Generate(summary, deaths, code, cpus)
+        self._generate = Generate(summary, deaths, code, cpus, LargestMedia())  # text alone
         self._summariser = Summariser(
             summary.questions()[0],
             Prompter(job.model.source, job.model.revision),

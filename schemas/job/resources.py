@@ -48,12 +48,17 @@ class Resources(DecodeLimits):
         "auto", description="Number of engine actors; auto: one for each GPU, or one on the CPU."
     )
     gpus_per_replica: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="GPUs of an engine actor; auto: 1 if the cluster has GPUs, else 0."
+        "auto",
+        description="GPUs of an engine actor; auto: those of `model.vllm`, or 1, if the cluster "
+        "has GPUs, else 0. With `wait_seconds`, vLLM requests GPUs unless this is 0 or "
+        "`model.device` is cpu; other engines request them if it is a number or `model.device` is "
+        "cuda.",
     )
     cpus_per_replica: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto",
         description="Ray CPUs of an engine actor, and its threads if it computes on the CPU; "
-        "auto: 1 with a GPU, else three quarters of a node, if the decoders leave as many.",
+        "auto: 1 with a GPU, for vLLM 2 and one for each GPU if the decoders keep half; without a "
+        "GPU three quarters of a node, if the decoders leave as many.",
     )
     wait_seconds: float = Field(
         0.0,
@@ -66,7 +71,7 @@ class Resources(DecodeLimits):
         gt=0,
         description="An engine is replaced if a block takes longer than this plus twenty times its "
         "expected time, which follows from its predicted cost and earlier blocks (first block: "
-        "one second per token in place of the twentyfold time).",
+        "one second per token in place of the twentyfold time, on a GPU 0.01 s).",
     )
     engine_load_timeout_seconds: float = Field(
         3600.0,

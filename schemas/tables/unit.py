@@ -191,6 +191,10 @@ class AnsweredUnit(Unit):
     engine_seconds: Annotated[
         float, Column("the unit's share of its batch's time", unit="s", nullable=True)
     ] = 0.0
+    engine: Annotated[
+        str | None,
+        Column("version of the engine and what it chose by itself; null if it chooses nothing"),
+    ] = None
 
     @classmethod
     def of(cls, unit: PreparedUnit, answers: tuple[RawAnswer, ...] = ()) -> Self:

@@ -10,13 +10,15 @@ import pytest
 from jobs.cluster.blocks import frame_bytes, in_blocks, limit_pools
 from jobs.cost.rates import FEATURES, Rates, Work, features, fit
 from jobs.plan.runs import open_run
+from pipeline.engines.largest import LargestMedia, largest_media
 from pipeline.stages.commit import COMMITTED
+from pipeline.stages.generate import Generate
 from pipeline.stages.graph import Pools
 from pipeline.storage.storage import Storage
 from schemas.job.job import check_job
 from schemas.tables.columns import to_table
 from schemas.tables.media import Media, Part, Sampling
-from schemas.tables.unit import UNIT, Prompt, Unit
+from schemas.tables.unit import UNIT, Prompt, Unit, UnitStatus
 
 
 def pools(replicas: int = 1, decoders: int = 1) -> Pools:
@@ -116,6 +118,43 @@ def test_there_is_work_for_every_actor():
 def test_blocks_are_bounded_by_the_bytes_of_their_frames():
     units = planned([1.0] * 10, side=8192)  # 400 MB each
     assert [block.num_rows for block in cut(units, pools())] == [1] * 10
+
+
+def test_blocks_of_an_engine_that_works_on_several_are_small():
+    """A clip of 60 s in full size is one; a block of three would wait for the slowest of them."""
+    clips = planned([26_000.0] * 40, side=4992)  # 150 MB each
+    costs = clips["predicted_cost"].to_numpy()
+    blocks = in_blocks(clips, costs, pools(), 16_384, Generate.calls_at_once(of_engine("vllm")))
+    assert [block.num_rows for block in blocks] == [1] * 40
+    images = planned([1300.0] * 4000, side=1120)  # 7.5 MB each
+    costs = images["predicted_cost"].to_numpy()
+    for engine, limit in (("vllm", 1 << 27), ("transformers", 1 << 29)):
+        calls = Generate.calls_at_once(of_engine(engine))
+        sizes = [
+            frame_bytes(block).sum() for block in in_blocks(images, costs, pools(), 1 << 20, calls)
+        ]
+        assert limit / 2 < max(sizes) <= limit
+
+
+def of_engine(engine: str):
+    return check_job({"input": {"scan": "x"}, "output": "y", "model": {"engine": engine}}, "test")
+
+
+def test_the_largest_image_and_video_of_a_plan_are_also_those_of_conversations():
+    image = Media(media_type="image", width=64, height=64)
+    video = Media(media_type="video", width=64, height=64)
+    unread = Unit(unit_id="x", media_id="x", uri="x", status=UnitStatus.FAILED)
+    assert largest_media([to_table([unread], UNIT)]) == LargestMedia()
+    clips = planned([300.0, 700.0])
+    assert largest_media([clips, to_table([unread], UNIT)]) == LargestMedia(video_tokens=700)
+    parts = tuple(
+        Part(uri="a", media=media, sampling=sampling(tokens))
+        for media, tokens in ((image, 40), (video, 900), (image, 50))
+    )
+    talk = Unit(unit_id="t", media_id="t", uri="", messages="[]", parts=parts)
+    alone = Unit(unit_id="i", media_id="i", uri="b", media=image, sampling=sampling(45))
+    blocks = [clips, to_table([talk], UNIT), to_table([alone], UNIT)]
+    assert largest_media(blocks) == LargestMedia(image_tokens=50, video_tokens=900)
 
 
 def test_frames_of_a_conversation_are_those_of_its_parts():

@@ -9,7 +9,8 @@ import pytest
 
 from jobs.cluster import session as cluster
 from jobs.cluster import start
-from jobs.cluster.session import actor_errors, fit_pools, plan_actors
+from jobs.cluster.fit import fit_pools
+from jobs.cluster.session import actor_errors, fit_job, plan_actors
 from pipeline.stages.plan import Plan
 from schemas.errors import ResourceError
 from schemas.job.job import check_job
@@ -78,6 +79,112 @@ def test_a_replica_is_on_one_node():
 
 def test_ten_tenths_of_a_gpu_are_ten():
     assert fit_pools(Resources(gpus_per_replica=0.1), [{"CPU": 16, "GPU": 1}]).replicas == 10
+
+
+@pytest.mark.parametrize(
+    ("nodes", "tensor_parallel", "expected"),
+    [
+        ([{"CPU": 64, "GPU": 8}], 1, (8, 1, 3, 40)),
+        ([{"CPU": 64, "GPU": 8}], 4, (2, 4, 6, 52)),
+        ([{"CPU": 16, "GPU": 8}], 1, (8, 1, 1, 8)),  # the decoders keep half
+        ([{"CPU": 2, "GPU": 1}], 1, (1, 1, 1, 1)),
+        ([{"CPU": 96}, {"CPU": 32, "GPU": 8}], 1, (8, 1, 2, 112)),
+    ],
+)
+def test_vllm_has_cpus_for_its_processes(nodes, tensor_parallel, expected, machines_of):
+    machines_of(nodes)
+    pools = fit_job(vllm_job(tensor_parallel))
+    found = (pools.replicas, pools.gpus_per_replica, pools.cpus_per_replica, pools.decoders)
+    assert found == expected
+
+
+def test_decoders_of_a_given_number_come_before_cpus_of_engines(machines_of):
+    machines_of([{"CPU": 24, "GPU": 4}])
+    pools = fit_job(vllm_job(1, decoders=18))
+    assert (pools.replicas, pools.cpus_per_replica, pools.decoders) == (4, 1, 18)
+
+
+def vllm_job(tensor_parallel: int, device: str = "auto", **resources):
+    model = {"engine": "vllm", "vllm": {"tensor_parallel_size": tensor_parallel}, "device": device}
+    spec = {"input": {"scan": "x"}, "output": "y", "model": model, "resources": resources}
+    return check_job(spec, "test")
+
+
+@pytest.fixture
+def machines_of(monkeypatch: pytest.MonkeyPatch):
+    """A cluster of the given nodes; a list of such lists: it grows, one at each look."""
+    import ray
+
+    monkeypatch.setattr("jobs.cluster.machines.has_session", lambda: True)
+    monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
+
+    def set_nodes(*looks) -> None:
+        left = list(looks)
+        monkeypatch.setattr(
+            ray,
+            "nodes",
+            lambda: [
+                {"Alive": True, "Resources": node}
+                for node in (left.pop(0) if len(left) > 1 else left[0])
+            ],
+        )
+
+    return set_nodes
+
+
+@pytest.mark.parametrize(
+    ("job", "engine"),
+    [
+        (vllm_job(4, replicas=2, decoders=3, wait_seconds=60), {"CPU": 1.0, "GPU": 4}),
+        (vllm_job(1, replicas=2, decoders=3, wait_seconds=60), {"CPU": 1.0, "GPU": 1}),
+        (vllm_job(1, "cpu", replicas=2, decoders=3, wait_seconds=60), {"CPU": 1.0}),
+        (
+            vllm_job(1, replicas=2, decoders=3, wait_seconds=60, gpus_per_replica=0),
+            {"CPU": 1.0},
+        ),
+    ],
+)
+def test_a_growing_cluster_is_asked_for_the_gpus_of_vllm(job, engine, machines_of, monkeypatch):
+    """Engines are not fitted on the CPU nodes that are there first."""
+    import ray.autoscaler.sdk
+
+    asked = []
+    monkeypatch.setattr(
+        ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(bundles)
+    )
+    gpus = {"GPU": 8.0} if "GPU" in engine else {}
+    machines_of([{"CPU": 3.0}], [{"CPU": 64.0, **gpus}])
+    with cluster.fitted_pools(job) as pools:
+        assert pools.gpus_per_replica == engine.get("GPU", 0)
+        assert asked == [[engine] * 2 + [{"CPU": 1.0}] * 3]
+
+
+def test_a_growing_cluster_is_asked_for_the_gpu_of_a_job_for_cuda(machines_of, monkeypatch):
+    import ray.autoscaler.sdk
+
+    asked = []
+    monkeypatch.setattr(
+        ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(bundles)
+    )
+    spec = {"input": {"scan": "x"}, "output": "y", "model": {"device": "cuda"}}
+    spec |= {"resources": {"replicas": 1, "decoders": 1, "wait_seconds": 60}}
+    machines_of([{"CPU": 8.0}], [{"CPU": 8.0, "GPU": 1.0}])
+    with cluster.fitted_pools(check_job(spec, "test")) as pools:
+        assert pools.gpus_per_replica == 1
+    assert asked[0] == [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0}]
+
+
+def test_ray_data_does_not_end_a_run_while_engines_load(ray_session):
+    """Its guard, as an execution makes it, is off; an engine may load for an hour."""
+    import ray
+    from ray.data._internal.execution.no_progress_guard import NoProgressGuard
+    from rich.console import Console
+
+    context = ray.data.DataContext.get_current()
+    context.execution_no_progress_timeout_s = 1800.0
+    with cluster.ray_session(Console(quiet=True)):
+        limit = ray.data.DataContext.get_current().execution_no_progress_timeout_s
+        assert not NoProgressGuard({}, limit).enabled
 
 
 @pytest.mark.parametrize(("items", "actors"), [(1, 1), (256, 1), (257, 2), (10**6, 3)])

@@ -1,5 +1,6 @@
 """Engines that die, hang or leak: every unit has its row, and only those at fault are errors."""
 
+import faulthandler
 import io
 import mmap
 import os
@@ -18,6 +19,7 @@ from rich.console import Console
 import pipeline.stages.graph
 from jobs.run import annotate, driver
 from pipeline.workers.child_limits import resident_bytes
+from pipeline.workers.code_version import code_digest
 from pipeline.workers.engine_guard import DeathsActor, Guard, group_by_deaths, running_deaths
 from schemas.errors import ResourceError
 from schemas.job.job import Job, check_job
@@ -172,6 +174,49 @@ def test_an_engine_works_on_several_blocks_at_a_time():
         with guard.start():
             pass
         call_all(guard, [["a"], ["b"], ["c"]], meet_of_three())
+
+
+def deadlines(guard: Guard, costs, monkeypatch) -> list[float]:
+    """Seconds that the guard allows for units of these costs, one after the other."""
+    allowed = []
+    monkeypatch.setattr(
+        faulthandler, "dump_traceback_later", lambda seconds, **_: allowed.append(seconds)
+    )
+    for cost in costs:
+        unit = SimpleNamespace(unit_id="a", predicted_cost=cost, status="planned")
+        guard.answer([unit], lambda units: units)
+    return list(allowed)
+
+
+class NoDeaths:
+    """A ``DeathsLink`` without an actor."""
+
+    engine_id = "one"
+
+    def call(self, method: str, *args):
+        return [0 for _ in args[0]] if method == "count" else None
+
+
+def test_the_first_block_of_an_engine_on_a_gpu_has_no_day(media, checkpoint, tmp_path, monkeypatch):
+    """Three clips of 26,000 tokens: 22 hours on a CPU, under 45 minutes on a GPU."""
+    spec = job(checkpoint, media, tmp_path, engine_timeout_seconds=1800)
+    first, second = deadlines(Guard(NoDeaths(), spec.resources), [78_000.0] * 2, monkeypatch)
+    assert first == pytest.approx(1800 + 78_000, abs=1)
+    assert second < 1900, "measured: it was fast"
+
+    class OnGpu(pipeline.stages.graph.Generate):
+        def _load(self, job):
+            return None, ()
+
+        def allowed(self) -> list[float]:
+            return deadlines(self._guard, [78_000.0], monkeypatch)
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    settings = {"source": str(checkpoint), "device": "auto"}
+    on_gpu = spec.model_copy(update={"model": type(spec.model)(**settings)})
+    on_cpu = spec.model_copy(update={"model": type(spec.model)(**settings | {"device": "cpu"})})
+    seconds = [OnGpu(each, NoDeaths(), code_digest(), 1).allowed() for each in (on_gpu, on_cpu)]
+    assert [each for (each,) in seconds] == pytest.approx([2580, 79_800], abs=1)
 
 
 def test_the_actor_ends_with_its_run():

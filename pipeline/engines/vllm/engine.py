@@ -10,17 +10,20 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from vllm.sampling_params import RequestOutputKind
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from pipeline.engines.answer_schema import grammar_of
+from pipeline.engines.largest import LargestMedia
 from pipeline.engines.token_sampling import loop_end
-from pipeline.engines.vllm.args import adapter_request, engine_args
+from pipeline.engines.vllm.adapter import adapter_request
+from pipeline.engines.vllm.args import engine_args, send_no_usage_data, vllm_version
 from pipeline.engines.vllm.inputs import Medium, engine_input, media_of, sampling_params
 from pipeline.model.prompter import Prompter
 from schemas.errors import ErrorType, ModelError, UnitError
@@ -48,11 +51,13 @@ class EngineDied(Exception):
 class VllmEngine:
     """Answers units with vLLM, on the GPUs of its actor.
 
-    async_llm: vLLM's ``AsyncLLM``.
+    async_llm: vLLM's ``AsyncLLM``. name: its version and model runner.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, largest: LargestMedia | None = None) -> None:
         """Start vLLM and load the checkpoint: a minute or more.
+
+        largest: media of the run, for which memory is reserved; None: what the job allows.
 
         Raises:
             ModelError: vLLM cannot load it.
@@ -67,16 +72,25 @@ class VllmEngine:
         self._numbers = itertools.count()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
-        args = engine_args(job, has_reasoning=self._opens_reasoning)
+        send_no_usage_data()
+        args = engine_args(job, largest, has_reasoning=self._opens_reasoning)
 
         async def start() -> Any:
-            return AsyncLLM.from_engine_args(args)
+            # The usage context decides vLLM's default batch: that of its class for offline work.
+            llm = AsyncLLM.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
+            # vLLM keeps the reply: later, between filling its cache of media and sending a request,
+            # nothing waits, so both sides of the cache see the media in one order.
+            await llm.get_supported_tasks()
+            return llm
 
         try:
             self.async_llm = self._run(start())
         except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
             raise ModelError(f"vLLM cannot run {job.model.source}: {error}") from error
         config = self.async_llm.vllm_config
+        # vLLM chooses by platform and model; VLLM_USE_V2_MODEL_RUNNER=0 is the way back.
+        runner = "V2" if config.use_v2_model_runner else "V1"
+        self.name = f"vLLM {vllm_version()}, model runner {runner}"
         self._max_model_len = int(config.model_config.max_model_len)
         cache = config.cache_config
         self._admission = _Admission(
@@ -116,8 +130,8 @@ class VllmEngine:
             self._check_context(unit)
             # In a thread: cutting and hashing patches would block the other units.
             media = await asyncio.to_thread(media_of, unit)
-            answers = await asyncio.gather(
-                *(self._answer_prompt(unit, prompt, media, generation) for prompt in unit.prompts)
+            answers = await _all_or_none(
+                self._answer_prompt(unit, prompt, media, generation) for prompt in unit.prompts
             )
         except EngineDeadError:
             raise EngineDied("vLLM's process ended") from None
@@ -129,8 +143,8 @@ class VllmEngine:
             problem = UnitError(ErrorType.ENGINE_FAILED, f"{type(cause).__name__}: {cause}")
         else:
             seconds = self._admission.read_clock() - started
-            done = AnsweredUnit.of(unit, tuple(answers))
-            return dataclasses.replace(done, engine_seconds=seconds)
+            done = AnsweredUnit.of(unit, answers)
+            return dataclasses.replace(done, engine_seconds=seconds, engine=self.name)
         finally:
             await self._admission.leave(tokens)
         return AnsweredUnit.of(unit.failed(ErrorRecord.from_error("engine", problem)))
@@ -159,8 +173,13 @@ class VllmEngine:
         row = f"{unit.unit_id}/{prompt.task}"
         grammar = self._grammars.get(prompt.task)
         params = sampling_params(generation, question, row, grammar)
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             request = engine_input(prompt, media, self._prompter.pad_ids)
+            if request["type"] == "multimodal" and attempt == 0:
+                # Leaves only the hash of media that vLLM's process has from another prompt. If it
+                # has them no more, the second attempt sends them, whatever the cache here says.
+                inject = self.async_llm.input_processor.inject_into_mm_cache
+                inject(request["mm_hashes"], request["mm_kwargs"])
             ids, reason = await self._request(request, params, f"{row}/{next(self._numbers)}")
             if reason != "error":
                 break
@@ -177,10 +196,6 @@ class VllmEngine:
 
     async def _request(self, request: Any, params: Any, request_id: str) -> tuple[list[int], str]:
         """Send a request, and end it at a loop; returns the answer's ids and why it ended."""
-        if request["type"] == "multimodal":
-            # Sends only the hash of media that vLLM's process has from another prompt.
-            inject = self.async_llm.input_processor.inject_into_mm_cache
-            inject(request["mm_hashes"], request["mm_kwargs"])
         stop_loops = params.output_kind != RequestOutputKind.FINAL_ONLY
         ids: list[int] = []
         num_checked, reason = 0, "error"
@@ -202,6 +217,17 @@ class VllmEngine:
                     if (end := _first_loop(ids, lengths)) is not None:
                         return ids[:end], "loop"
         return ids, reason
+
+
+async def _all_or_none(work: Iterable[Coroutine[Any, Any, ResultT]]) -> tuple[ResultT, ...]:
+    """Wait for all results; the first that fails ends the others, which nobody would read."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return tuple(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Admission:
