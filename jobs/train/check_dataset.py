@@ -20,11 +20,11 @@ from jobs.train.check_report import DataSet, print_report, write_lines, write_re
 from jobs.train.job_checks import check_model, with_absolute_paths
 from pipeline.manifest.uris import resolve_uri, without_slash
 from pipeline.storage.storage import Storage
-from pipeline.training.answer_boxes import pixels_to_1000
 from pipeline.training.check import Checked, Work, build_check
-from pipeline.training.conversations import read_rows
-from pipeline.training.examples import media_base
-from pipeline.training.read import read_data
+from pipeline.training.data.answer_boxes import pixels_to_1000
+from pipeline.training.data.conversations import read_rows
+from pipeline.training.data.examples import media_base
+from pipeline.training.data.read import read_data
 from pipeline.training.sample import group_by_media
 from schemas.conversation import Conversation, DataProblem
 from schemas.errors import UserError

@@ -24,7 +24,7 @@ from jobs.train.job_checks import (
 )
 from jobs.train.launch import train_on_ray
 from pipeline.storage.storage import Storage, join
-from pipeline.training.read import read_data
+from pipeline.training.data.read import read_data
 from pipeline.training.sample import Group, TrainingData, group_by_media
 from schemas.conversation import Conversation, DataProblem
 from schemas.errors import ManifestError

@@ -15,7 +15,7 @@ from pipeline.plan.planner import PROBE_THREADS
 from pipeline.plan.sampler import exact_pts
 from pipeline.stages.graph import Pool, stage
 from pipeline.storage.storage import Storage
-from pipeline.training.answer_boxes import (
+from pipeline.training.data.answer_boxes import (
     Marks,
     MarksError,
     are_inside,
