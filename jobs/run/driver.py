@@ -157,7 +157,7 @@ def _annotate(driver: Driver, run: Run, units: pa.Table, pools: Pools, units_per
             num_output_tokens=watch.num_output_tokens,
             machines=machines(),
             actors={"decoders": pools.decoders, "engines": pools.replicas},
-            engines=sorted(watch.engines),
+            engine_versions=sorted(watch.engines),
         )
         log.write("annotated", seconds=round(time.monotonic() - started, 3))
     return run

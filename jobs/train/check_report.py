@@ -19,7 +19,7 @@ from jobs.console.progress import print_summary
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import Storage
 from pipeline.training.check import Checked, Work
-from pipeline.training.examples import Example
+from pipeline.training.data.examples import Example
 from schemas.conversation import DataProblem
 from schemas.job.finetune import DataSpec
 from schemas.shown import one_line, redact_uri

@@ -1,6 +1,6 @@
 """Train the model on annotations, with the pipeline's own decoding and prompts.
 
-What enters: conversations or tables of annotations. What leaves: a checkpoint. Read ``read``,
-``sample``, ``pack``, ``batches``, ``load``, ``optimizer``, ``train``; ``check`` and
-``answer_boxes`` find mistakes in the data.
+What enters: conversations or tables of annotations, read by ``data``. What leaves: a checkpoint.
+Read ``sample``, ``batches``, ``attention``, ``load``, ``optimizer``, ``train``; ``check`` finds
+mistakes in the data, and ``memory`` predicts what a step takes.
 """

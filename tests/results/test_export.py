@@ -20,7 +20,7 @@ from jobs.evaluate.unit_scores import score_units
 from jobs.export.export import FORMATS
 from jobs.results.read import Selection, read_annotations
 from pipeline.storage.storage import Storage
-from pipeline.training.read import read_data
+from pipeline.training.data.read import read_data
 from schemas.conversation import Conversation
 from schemas.job.finetune import DataSpec
 from schemas.job.job import check_job

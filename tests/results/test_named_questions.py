@@ -28,7 +28,7 @@ from pipeline.stages.commit import Commit
 from pipeline.storage.storage import Storage
 from pipeline.tasks.columns import questions_by_name
 from pipeline.tasks.parse import model_view, parse_answer
-from pipeline.training.read import read_data
+from pipeline.training.data.read import read_data
 from pipeline.workers.code_version import code_digest
 from schemas.errors import JobFileError
 from schemas.job.finetune import DataSpec

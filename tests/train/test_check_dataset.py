@@ -14,7 +14,7 @@ from jobs.cli.main import main
 from jobs.console.output_path import check_output
 from pipeline.storage.storage import Storage
 from pipeline.training.check import Checker, Work
-from pipeline.training.read import read_data
+from pipeline.training.data.read import read_data
 from pipeline.training.sample import Preparer, group_by_media
 from schemas.errors import UserError
 from schemas.job.finetune import DataSpec, FinetuneJob

@@ -1,9 +1,9 @@
 """Read a data set: one conversation for each example, or one problem that names the row."""
 
 from pipeline.storage.storage import Storage
-from pipeline.training.annotations import read_annotations
-from pipeline.training.conversations import read_conversations
-from pipeline.training.examples import Example
+from pipeline.training.data.annotations import read_annotations
+from pipeline.training.data.conversations import read_conversations
+from pipeline.training.data.examples import Example
 from schemas.errors import ManifestError
 from schemas.job.finetune import DataSpec
 from schemas.shown import redact_uri

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.storage.storage import Storage, join
 from pipeline.tasks.registry import TASKS
-from pipeline.training.answer_boxes import SLACK_PIXELS
-from pipeline.training.examples import Example, RowError, media_base, media_uri
+from pipeline.training.data.answer_boxes import SLACK_PIXELS
+from pipeline.training.data.examples import Example, RowError, media_base, media_uri
 from schemas.conversation import Conversation, DataProblem, ProblemType, Turn
 from schemas.errors import ManifestError
 from schemas.job.finetune import DataSpec

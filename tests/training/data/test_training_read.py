@@ -13,7 +13,7 @@ import pytest
 from jobs.train.finetune import mix
 from pipeline.storage.storage import Storage
 from pipeline.tasks.parse import parse_answer
-from pipeline.training.read import read_data
+from pipeline.training.data.read import read_data
 from schemas.conversation import Conversation, DataProblem
 from schemas.errors import JobFileError, ManifestError
 from schemas.job.finetune import DataSpec, FinetuneJob, as_data

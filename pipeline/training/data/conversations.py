@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.manifest.uris import without_slash
 from pipeline.storage.storage import Storage
-from pipeline.training.examples import Example, RowError, media_base, media_uri
+from pipeline.training.data.examples import Example, RowError, media_base, media_uri
 from schemas.conversation import Conversation, DataProblem, ProblemType, Turn
 from schemas.errors import ManifestError
 from schemas.job.finetune import DataSpec

@@ -7,7 +7,8 @@ import pytest
 
 from jobs.train.box_units import choose_unit
 from pipeline.tasks.registry import TASKS
-from pipeline.training.answer_boxes import (
+from pipeline.training.check import AnswerBoxes
+from pipeline.training.data.answer_boxes import (
     MarksError,
     are_inside,
     faults_1000,
@@ -15,7 +16,6 @@ from pipeline.training.answer_boxes import (
     find_marks,
     pixels_to_1000,
 )
-from pipeline.training.check import AnswerBoxes
 from schemas.task import Question, View
 
 
