@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.cluster.engine_choice import Choice, choose, chosen_here, with_engine
 from jobs.cluster.session import ray_session
 from jobs.cluster.start import on_this_machine, running_ray
 from jobs.console.json_values import json_text
 from jobs.console.output_path import absolute_uri
 from jobs.doctor.cluster import collect_nodes, node_findings
-from jobs.doctor.finding import Finding, State, finding
+from jobs.doctor.finding import Finding, State, checked, finding
 from jobs.doctor.judge import machine_findings
 from jobs.doctor.machine import Facts, collect
 from jobs.doctor.model import memory_findings, model_findings
@@ -31,6 +32,9 @@ from schemas.shown import redact_uri
 
 _OF_DRIVERS = ("python", "space", "packages", "code")
 """What matters of a machine that only drives a cluster: neither torch nor GPUs."""
+
+_ENGINE_SECONDS = 150.0
+"""Deadline of the choice of an engine: a cluster's machines may take two minutes to answer."""
 
 _STYLES = {State.OK: "green", State.WARNING: "yellow", State.TO_DO: "bold red"}
 
@@ -99,6 +103,9 @@ def examine(job: Job | None, console: Console) -> Report:
     is_here = on_this_machine()
     facts = collect(None if is_here else _OF_DRIVERS)
     machines, engines = {"this machine": facts}, [facts]
+    choice = list[Finding]()
+    if is_here:
+        job, choice = _with_engine(job, chosen_here)
     found = machine_findings(facts, job)
     if is_here and (address := running_ray()):
         text = f"a Ray runs on this machine, at {address}: runs join it"
@@ -106,6 +113,8 @@ def examine(job: Job | None, console: Console) -> Report:
     with ExitStack() as stack:
         if not is_here:
             nodes = _nodes(stack, console, asked, found)
+            if nodes:
+                job, choice = _with_engine(job, choose)
             found += node_findings(nodes, facts.code, job)
             machines |= nodes
             if job is not None and len(nodes) > 1 and "://" not in job.output:
@@ -114,8 +123,25 @@ def examine(job: Job | None, console: Console) -> Report:
             engines = list(nodes.values())
         found += named
         if job is not None and storage is not None:
-            found += _of_job(job, storage, engines)
+            found += _of_job(job, storage, engines, choice)
     return Report(findings=found, machines=machines)
+
+
+def _with_engine(
+    job: Job | None, choose_engine: Callable[[Job], Choice]
+) -> tuple[Job | None, list[Finding]]:
+    """The job with the engine that ``auto`` means, and a finding that says which, and why."""
+    if job is None or job.model.engine != "auto":
+        return job, []
+    chosen = [job]
+
+    def choose_it() -> str:
+        with_it, line = with_engine(chosen[0], choose_engine(chosen[0]))
+        chosen.append(with_it)
+        return line
+
+    found = checked("job", "engine", choose_it, seconds=_ENGINE_SECONDS)
+    return chosen[-1], [found]
 
 
 def _storage(job: Job | None) -> tuple[Storage | None, list[Finding]]:
@@ -158,13 +184,15 @@ def _nodes(
     return nodes
 
 
-def _of_job(job: Job, storage: Storage, engines: Sequence[Facts]) -> list[Finding]:
+def _of_job(
+    job: Job, storage: Storage, engines: Sequence[Facts], choice: Sequence[Finding]
+) -> list[Finding]:
     """engines: the machines on which engines run; none if the cluster does not answer."""
     found, checkpoint = model_findings(job)
     if checkpoint is not None:
         found += memory_findings(job, checkpoint, engines)
     checks, pools = job_findings(job, storage, has_machines=bool(engines))
-    return [*found, *checks, *assumed(job, checkpoint, pools)]
+    return [*found, *choice, *checks, *assumed(job, checkpoint, pools)]
 
 
 def _print(report: Report, options: dict[str, Any], console: Console) -> None:

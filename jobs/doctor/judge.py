@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from jobs.doctor.finding import Finding, State, finding
 from jobs.doctor.machine import Facts
+from schemas.extras import install_command
 from schemas.job.job import Job
 
 _GIB = 1 << 30
@@ -119,9 +120,9 @@ def _vllm(facts: Facts, job: Job | None) -> Iterator[_Line]:
     if not problem:
         yield "vLLM", State.OK, f"{facts.vllm}, a known version"
     elif job is not None and job.model.engine == "vllm":
-        yield "vLLM", State.TO_DO, problem
+        yield "vLLM", State.TO_DO, f"{problem}: {install_command('vllm')}"
     elif facts.gpus and job is None:
-        yield "vLLM", State.WARNING, problem.removeprefix("model.engine is vllm, which is ")
+        yield "vLLM", State.WARNING, f"{problem}: {install_command('vllm')}"
     else:
         there = f"{facts.vllm} is not a known version" if facts.vllm else "not installed"
         yield "vLLM", State.OK, f"{there}, and not needed here"

@@ -12,7 +12,8 @@ from jobs.console.output_path import absolute_uri
 from jobs.doctor.finding import Finding, State, Warn, checked, finding
 from jobs.doctor.judge import gib
 from jobs.doctor.machine import Facts
-from pipeline.model.checkpoint import Checkpoint, inspect_checkpoint
+from pipeline.model.checkpoint import Checkpoint, check_engine, inspect_checkpoint
+from pipeline.model.memory import usable_bytes
 from pipeline.model.prompter import Prompter
 from schemas.errors import ModelError
 from schemas.extras import install_command
@@ -23,22 +24,18 @@ _SECONDS = 120.0
 """Deadline: each weight file is opened, maybe over a network."""
 
 _HUB_SECONDS = 10.0
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_FULL_SHARE = 0.9
-"""Share of a device's memory that weights may take; answers need the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """A checkpoint on this machine.
 
-    weights_bytes: of all its tensors, as they are stored. dtype: the configuration's, or None.
+    dtype: the configuration's, or None.
     """
 
     folder: Path
     checkpoint: Checkpoint
     prompter: Prompter
-    weights_bytes: int
     dtype: str | None
 
 
@@ -50,7 +47,6 @@ def model_findings(job: Job) -> tuple[list[Finding], Found | None]:
     folders: list[Path] = []
     checkpoints: list[Checkpoint] = []
     prompters: list[Prompter] = []
-    sizes: list[int] = []
     model = job.model
 
     def locate() -> str:
@@ -62,11 +58,10 @@ def model_findings(job: Job) -> tuple[list[Finding], Found | None]:
             update={"source": str(folders[0]), "revision": None, "adapter": None}
         )
         found = inspect_checkpoint(here)
-        if model.engine != "simulated":
-            sizes.append(_check_shards(folders[0]))
+        check_engine(found, model)
         checkpoints.append(found)
-        size = f", {gib(sizes[0])} of weights" if sizes else ""
-        return f"{found.model_type}, context of {found.max_model_len:,} tokens{size}"
+        size = gib(found.memory.weight_bytes)
+        return f"{found.model_type}, context of {found.max_model_len:,} tokens, {size} of weights"
 
     def tokenize() -> str:
         prompters.append(Prompter(str(folders[0]), None))
@@ -84,7 +79,6 @@ def model_findings(job: Job) -> tuple[list[Finding], Found | None]:
         folder=folders[0],
         checkpoint=checkpoints[0],
         prompter=prompters[0],
-        weights_bytes=sizes[0] if sizes else 0,
         dtype=_dtype(folders[0]),
     )
 
@@ -155,34 +149,6 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _check_shards(folder: Path) -> int:
-    """Compare the weight files with their index; returns the bytes of all tensors.
-
-    ``inspect_checkpoint`` has opened each file, which finds missing and cut ones.
-
-    Raises:
-        ModelError: a file lacks a tensor that the index has in it.
-    """
-    from safetensors import safe_open
-
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    content = json.loads(index.read_text(encoding="utf-8"))
-    tensors: dict[str, set[str]] = {}
-    for tensor, file in content["weight_map"].items():
-        tensors.setdefault(file, set()).add(tensor)
-    for file, names in sorted(tensors.items()):
-        with safe_open(folder / file, framework="np") as opened:
-            if missing := names - set(opened.keys()):
-                raise ModelError(
-                    f"{folder / file} lacks {len(missing)} tensors that the index has in it, such "
-                    f"as {min(missing)}: files of two downloads are mixed, download it again"
-                )
-    total = (content.get("metadata") or {}).get("total_size")
-    return int(total) if total else sum((folder / file).stat().st_size for file in tensors)
-
-
 def _check_adapter(model: Model) -> str:
     assert model.adapter is not None
     folder = _local_folder(model.adapter, None, "model.adapter")
@@ -217,28 +183,32 @@ def memory_findings(job: Job, found: Found, machines: Sequence[Facts]) -> Iterat
     """Compare the weights with the memory of one engine's devices: the smallest that there are."""
     if job.model.engine == "simulated":
         return
-    stored, used = _BYTES.get(found.dtype or ""), _BYTES.get(job.model.dtype)
-    need = found.weights_bytes * used // stored if stored and used else found.weights_bytes
+    memory = found.checkpoint.memory
+    need = memory.weight_bytes
     gpus = [gpu for facts in machines for gpu in facts.gpus if gpu.memory_bytes]
     if gpus and job.model.device != "cpu":
-        count = job.model.vllm.gpus if job.model.engine == "vllm" else 1
+        count, share = 1, usable_bytes(1 << 40) / (1 << 40)
+        if job.model.engine == "vllm":
+            count, share = job.model.vllm.gpus, job.model.vllm.gpu_memory_utilization
         smallest = min(gpus, key=lambda gpu: gpu.memory_bytes)
-        have = count * smallest.memory_bytes
-        where = f"{count} x {smallest.name}, {gib(have)}"
+        have = int(count * smallest.memory_bytes * share)
+        where = f"{count} x {smallest.name}, of which {gib(have)} may be used"
         advice = "take a smaller or quantised model, a larger GPU, or split it with "
         advice += "`model: {engine: vllm, vllm: {tensor_parallel_size: 2}}`"
     else:
         known = [facts.memory_bytes for facts in machines if facts.memory_bytes]
         if not known:
             return
-        have = min(known)
+        have = usable_bytes(min(known))
         where = f"{gib(have)} of the machine's memory"
         advice = "take a smaller model, or a machine with more memory"
     text = f"weights of {gib(need)} in {where}"
-    if need > _FULL_SHARE * have:
+    if need >= have:
         yield finding("model", "fits", State.TO_DO, f"{text} leave no room to answer: {advice}")
     else:
-        yield finding("model", "fits", State.OK, f"{text}; the rest is for media and answers")
+        tokens = (have - need) // memory.token_bytes
+        more = f"the rest is for media and answers, at most {tokens:,} tokens of cache"
+        yield finding("model", "fits", State.OK, f"{text}; {more}; `plan --gpu` counts units")
 
 
 def assumed_of_model(job: Job, found: Found) -> Iterator[tuple[str, Any]]:

@@ -99,6 +99,7 @@ def _by_time(found: Sequence[Drawing], part: Part) -> Iterator[tuple[float | Non
         boxes[None] = []  # an image without boxes is a training example too
     for drawing in found:
         for mark in drawing.marks:
-            if all(map(math.isfinite, mark.box)):  # another program's table may have NaN
+            # Another program's table may have NaN.
+            if mark.box is not None and all(map(math.isfinite, mark.box)):
                 boxes[mark.pts_seconds].append((mark.label, mark.box))
     yield from sorted(boxes.items(), key=lambda item: item[0] or 0.0)

@@ -16,6 +16,7 @@ from jobs.cost.rates import features
 from pipeline.model.frame_size import MERGE_SIZE
 from pipeline.model.memory import (
     START_ANSWER_TOKENS,
+    VLLM_NUM_SEQS,
     BatchShape,
     ModelMemory,
     num_fitting,
@@ -141,7 +142,7 @@ def _num_fitting(unit: BatchShape, job: Job, memory: ModelMemory, gpu: Gpu) -> i
         return num_fitting(memory, unit, usable_bytes(gpu.memory_bytes) - memory.weight_bytes)
     settings = job.model.vllm
     tokens = vllm_cache_tokens(memory, gpu, settings, unit.num_patches)
-    of_answers = max(1, settings.max_num_seqs // unit.num_branches)
+    of_answers = max(1, (settings.max_num_seqs or VLLM_NUM_SEQS) // unit.num_branches)
     return max(0, min(tokens // unit.cached_tokens, of_answers))
 
 

