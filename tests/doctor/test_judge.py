@@ -75,7 +75,7 @@ def test_trouble_is_named(changed: dict[str, Any], name: str, state: str, text: 
         (CPU_BUILD, "GPU", {"model": {"device": "cpu"}}, "warning", "0 of 2 GPUs"),
         (
             {"vllm": None, "vllm_problem": "vLLM is not installed here"},
-            *("vLLM", {"model": {"engine": "vllm"}}, "to do", "pip install vllm"),
+            *("vLLM", {"model": {"engine": "vllm"}}, "to do", "pip install 'vllm"),
         ),
         (
             {"vllm": None, "vllm_problem": "vLLM is not installed here"},

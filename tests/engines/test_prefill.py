@@ -188,7 +188,7 @@ def test_keys_and_values_are_held_once(checkpoint, monkeypatch):
         prefix = Prefix(model, roots, "sdpa", spare_tokens(suffixes))
         for rows in prefix.passes():
             prefix.run(rows, [None])
-        branches = Branches(model, prefix, suffixes, "sdpa")
+        branches = Branches(model, prefix, suffixes, "sdpa", None)
         for _ in range(6):
             branches.feed(torch.full((6,), 9))
         return branches
@@ -210,7 +210,7 @@ def test_a_second_piece_of_branches_needs_no_second_copy(checkpoint, monkeypatch
         prefix = Prefix(model, [root], "sdpa", spare_tokens(pieces[0]))
         prefix.run(*prefix.passes(), [None])
         for suffixes in pieces:
-            branches = Branches(model, prefix, suffixes, "sdpa")
+            branches = Branches(model, prefix, suffixes, "sdpa", None)
             branches.feed(torch.full((len(suffixes[0]),), 9))
             logits.append(branches.logits)
             prefix.rewind()

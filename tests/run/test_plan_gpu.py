@@ -143,7 +143,8 @@ def test_blocks_are_cut_for_the_gpus_that_are_there(monkeypatch):
 
     def on(*nodes: dict[str, float], **sections) -> int:
         monkeypatch.setattr(gpus, "nodes", lambda: list(nodes))
-        return batch_tokens(job(**sections), memory)
+        model = {"engine": "transformers"} | sections.pop("model", {})
+        return batch_tokens(job(model=model, **sections), memory)
 
     h100 = {"CPU": 8.0, "GPU": 8.0, "accelerator_type:H100": 1.0}
     l40s = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:NVIDIA L40S": 1.0}
