@@ -19,7 +19,6 @@ from pipeline.model.memory import CPU_BATCH_TOKENS, ModelMemory, usable_bytes
 from pipeline.model.sizes import GPUS, PUBLISHED
 from pipeline.workers.free_memory import free_bytes
 from schemas.job.job import Job
-from schemas.job.resources import Resources
 from schemas.tables.media import Media, Sampling
 from schemas.tables.unit import PreparedUnit, Prompt
 from tests.support.allocations import peak_bytes
@@ -71,6 +70,18 @@ def test_a_unit_is_split_by_what_its_branches_add():
     assert len(list(split(window("a", 8192), limit(None, 8192, free=40 * 10**9).fits))) == 1
 
 
+def test_copies_of_a_prefix_are_counted():
+    """FlashAttention takes no mask of branches, so each has its root's prefix in the cache."""
+    shared = limit(None, free=40 * 10**9)
+    copied = dataclasses.replace(shared, copies_prefix=True)
+    units = {k: [window(str(k))] for k in range(20)}
+    sizes = [len(next(unit_batches(units, each.fits))) for each in (shared, copied)]
+    assert sizes[0] > 4 * sizes[1] >= 4
+    assert copied.shape(units[0]).cached_tokens == 5 * (24_000 + 60 + 256)
+    few = dataclasses.replace(copied, max_tokens=60_000, free_bytes=None)
+    assert [len(piece.branches) for piece in split(window("a"), few.fits)] == [2, 2, 1]
+
+
 def test_twelve_default_windows_are_one_batch_on_an_h100():
     free = usable_bytes(GPUS["h100"].memory_bytes) - MEMORY.weight_bytes
     units = {k: [window(str(k))] for k in range(40)}
@@ -106,12 +117,12 @@ def test_memory_on_a_gpu_is_what_is_free_without_a_tenth(monkeypatch):
     for name, value in (numbers | {"memory_allocated": 9 * gb}).items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     answers = AnswerLengths({})
-    found = batch_limit(model, Resources(), answers)
+    found = batch_limit(model, make_job(), answers)
     assert found.memory == MEMORY
     assert (found.max_tokens, found.free_bytes) == (None, (72 - 10 - 9) * gb)
-    shared = batch_limit(model, Resources(gpus_per_replica=0.5), answers)
+    shared = batch_limit(model, make_job(resources={"gpus_per_replica": 0.5}), answers)
     assert shared.free_bytes == (36 - 9) * gb
-    given = batch_limit(model, Resources(max_batch_tokens=5000), answers)
+    given = batch_limit(model, make_job(resources={"max_batch_tokens": 5000}), answers)
     assert (given.max_tokens, given.free_bytes) == (5000, None)
 
 

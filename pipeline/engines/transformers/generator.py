@@ -40,7 +40,7 @@ class Generator:
         self._device = choose_device(job.model)
         self.model = load_model(job.model, self._device)
         answers = AnswerLengths({q.name: q.max_new_tokens for q in job.questions()})
-        self.limit = batch_limit(self.model, job.resources, answers)
+        self.limit = batch_limit(self.model, job, answers)
         self._vision = VisionEncoder(self.model)
         self.attn_implementation: str = job.model.attn_implementation
         self.end_ids = end_token_ids(self.model, self.prompter)

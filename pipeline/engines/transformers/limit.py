@@ -19,7 +19,7 @@ from pipeline.model.memory import (
 )
 from pipeline.model.sizes import ModelSize
 from pipeline.workers.free_memory import free_bytes
-from schemas.job.resources import Resources
+from schemas.job.job import Job
 
 _NUM_REMEMBERED = 256
 _MIN_ANSWERS = 8
@@ -62,12 +62,14 @@ class BatchLimit:
     memory: of the model. answers: how long they will be.
     max_tokens: in the cache, padding included; None: as many as memory holds.
     free_bytes: of the device, for batches; None: only ``max_tokens`` counts.
+    copies_prefix: each branch has a copy of its root's prefix in the cache (FlashAttention).
     """
 
     memory: ModelMemory
     answers: AnswerLengths
     max_tokens: int | None
     free_bytes: int | None
+    copies_prefix: bool = False
 
     def shape(self, roots: Sequence[Root]) -> BatchShape:
         """The size of a batch of roots, whose answers have their expected lengths."""
@@ -77,10 +79,11 @@ class BatchLimit:
             root.unit.unit_id: sum(part.sampling.num_vision_tokens for part in root.unit.seen)
             for root in roots
         }
+        num_branches = max(len(root.branches) for root in roots)
         return BatchShape(
-            num_roots=len(roots),
+            num_roots=len(branches) if self.copies_prefix else len(roots),
             prefix_tokens=max(len(root.prefix) for root in roots),
-            num_branches=max(len(root.branches) for root in roots),
+            num_branches=1 if self.copies_prefix else num_branches,
             suffix_tokens=max(len(branch.suffix) for branch in branches),
             answer_tokens=max(self.answers.expected(branch.prompt.task) for branch in branches),
             num_patches=sum(num_vision_tokens.values()) * MERGE_SIZE**2,
@@ -105,11 +108,12 @@ class BatchLimit:
         return self.shape(roots).cached_tokens <= self.max_cached_tokens(roots)
 
 
-def batch_limit(model: Any, resources: Resources, answers: AnswerLengths) -> BatchLimit:
+def batch_limit(model: Any, job: Job, answers: AnswerLengths) -> BatchLimit:
     """The limit of batches of a loaded model, by ``resources.max_batch_tokens``."""
     memory = ModelMemory(
         size=ModelSize.of(model.config.to_dict()), value_bytes=model.dtype.itemsize
     )
+    resources = job.resources
     given: int | Literal["auto"] = resources.max_batch_tokens
     max_tokens: int | None = None if given == "auto" else given
     free: int | None = None
@@ -118,7 +122,13 @@ def batch_limit(model: Any, resources: Resources, answers: AnswerLengths) -> Bat
         free = _free_on_gpu(model.device, min(1.0, share))
     elif given == "auto":
         max_tokens, free = CPU_BATCH_TOKENS, usable_cpu_bytes(free_bytes())
-    return BatchLimit(memory=memory, answers=answers, max_tokens=max_tokens, free_bytes=free)
+    return BatchLimit(
+        memory=memory,
+        answers=answers,
+        max_tokens=max_tokens,
+        free_bytes=free,
+        copies_prefix=job.model.attn_implementation == "flash_attention_2",
+    )
 
 
 def _free_on_gpu(device: torch.device, share: float) -> int:
