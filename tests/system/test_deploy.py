@@ -200,6 +200,19 @@ def test_images_are_pinned_unprivileged_and_made_of_the_repository(name: str):
     assert ray_job("one-gpu")["rayClusterSpec"]["rayVersion"] == ray[1]
 
 
+def test_nodes_with_and_without_gpus_get_the_same_ray():
+    """And the same versions by `make gpu` and by the commands for a cluster."""
+    pins = [(ROOT / f"constraints-{name}.txt").read_text() for name in ("cpu", "vllm-cpu")]
+    versions = {re.search(r"^ray==(\S+)", text, re.MULTILINE)[1] for text in pins}
+    assert len(versions) == 1
+    texts = [(ROOT / name).read_text() for name in ("Makefile", "deploy/README.md")]
+    (left_out,) = {re.search(r"\^(\([\w|-]+\))==", text)[1] for text in texts}
+    (vllm,) = {re.search(r"(?:VLLM :=|vllm==) ?([\d.]+)", text)[1] for text in texts}
+    assert f"vllm/vllm-openai:v{vllm}\n" in dockerfile("gpu").read_text()
+    for package in left_out.strip("()").split("|"):
+        assert re.search(rf"^{package}==", pins[1], re.MULTILINE), package
+
+
 def test_what_images_copy_is_enough_to_install(tmp_path: Path):
     """The Dockerfile's RUN step, without its dependencies: the wheel has all that is imported."""
     copies = [step for step in steps(dockerfile("cpu")) if step.name == "COPY"]
