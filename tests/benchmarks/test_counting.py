@@ -5,7 +5,7 @@ import sys
 
 from benchmarks.common import counting
 
-BURN = "import time\nwhile time.process_time() < 1.2: pass"
+BURN = "import time\nwhile time.process_time() < 2: pass"
 # As Ray's raylet: ended children vanish, and no parent is charged with their time.
 START = f"""
 import os, signal, subprocess, sys
@@ -24,8 +24,8 @@ def test_processes_that_nobody_waits_for_count():
         subprocess.run([sys.executable, "-c", START], check=True)
         subprocess.run([sys.executable, "-c", BURN], check=True)
     assert len(spent.by_process) == 4
-    assert 3 * (1.2 - 0.3) < spent.cpu < 3 * 1.2 + 1.0
-    assert spent.wall >= 1.2
+    assert 3 * (2 - 0.6) < spent.cpu < 3 * 2 + 2
+    assert spent.wall >= 2
 
 
 def test_processes_from_before_do_not_count():
