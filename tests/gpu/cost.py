@@ -62,9 +62,9 @@ def weights(place: Place) -> list[Figure]:
         of_weights = weight_bytes(config, place.dtype)
         of_token = token_bytes(config, place.dtype)
         held = sum(parameter.nbytes for parameter in model.parameters())
-        near, exact = {"minimum": 0.9, "maximum": 1.1}, {"minimum": 1.0, "maximum": 1.0}
+        exact = {"minimum": 1.0, "maximum": 1.0}
         figures += [
-            Figure(what=f"{size}: weights over their prediction", value=held / of_weights, **near),
+            Figure(what=f"{size}: weights over their prediction", value=held / of_weights, **exact),
             Figure(what=f"{size}: a cached token, too", value=cached / of_token, **exact),
         ]
     return figures
@@ -89,5 +89,10 @@ def memory(place: Place) -> list[Figure]:
     predicted += batch_bytes(model.config, place.dtype, units, NEW_TOKENS)
     return [
         Figure(what="peak memory, MiB", value=used / 2**20),
-        Figure(what="peak memory over its prediction", value=used / predicted, minimum=0.9),
+        Figure(
+            what="peak memory over its prediction",
+            value=used / predicted,
+            minimum=0.9,
+            maximum=1.1,
+        ),
     ]

@@ -20,11 +20,7 @@ GIVEN = ("torch", "av", "pyarrow", "pydantic", "numpy", "pillow")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 
 
-waits = pytest.mark.xfail(strict=True, reason="the engine indexes device tensors by lists")
-MARKED = [pytest.param(*c, marks=waits if c[0] == "steps" else ()) for c in CASES]
-
-
-@pytest.mark.parametrize(("name", "dtype"), MARKED, ids=str)
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
 @pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])]
 )
