@@ -1,6 +1,5 @@
 """How many units of a plan fit into a GPU's memory at a time, before there is a GPU."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,11 +185,14 @@ def _print(fit: Fit, job: Job, memory: ModelMemory, console: Console) -> None:
         cells = (f"{kind.num_units:,}", f"{tokens:,}", needed, f"{kind.num_fitting:,}")
         grid.add_row(kind.name, *cells)
     console.print(grid)
-    for line in _remarks(fit, gpus, memory):
+    lines = _remarks(fit, gpus, memory)
+    if engine == "transformers":
+        lines += ("Batches are formed within blocks, which have at most 512 MB of frames.",)
+    for line in lines:
         console.print(Text(f"  {line}"), soft_wrap=True)
 
 
-def _remarks(fit: Fit, gpus: int, memory: ModelMemory) -> Sequence[str]:
+def _remarks(fit: Fit, gpus: int, memory: ModelMemory) -> tuple[str, ...]:
     usable, weights = gpus * fit.usable / _GB, fit.weights / _GB
     return (
         f"Weights take {weights:.1f} GB; {max(0.0, usable - weights):.1f} of {usable:.1f} GB are "

@@ -186,7 +186,7 @@ def test_the_command_says_what_fits_and_refuses_what_does_not(four_b, archive, t
     assert fits.exit_code == 0, fits.output
     assert "memory of h100, 80 GB, transformers" in fits.output
     assert "Weights take 8.9 GB; 63.1 of 72.0 GB are left" in fits.output
-    assert "147.5 KB of cache" in fits.output
+    assert "147.5 KB of cache" in fits.output and "512 MB of frames" in fits.output
     small = call("8")
     assert small.exit_code == 2 and "weights take 8.9 GB, and 7.2 GB can be used" in small.output
     unknown = call("h1000")
