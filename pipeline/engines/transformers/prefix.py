@@ -12,7 +12,10 @@ from pipeline.engines.transformers.vision import Encoded
 from pipeline.model.positions import TEXT, Grid, mrope_positions, token_types
 
 PREFILL_TOKENS = 8_192
-"""Tokens of a forward pass of a prompt: enough for a GPU to be busy, few enough for its memory."""
+"""Tokens of a forward pass of a prompt: enough for a GPU to be busy, few enough for its memory.
+
+A layer of a 4B in bfloat16 allocates 80 KB for each on its way: 650 MB.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
