@@ -75,8 +75,7 @@ class VisionEncoder:
         self._tower = model.model.visual
         self._max_patches = max_patches
         self._is_framed = self._tower.config._attn_implementation == FRAMES
-        if isinstance(getattr(self._tower.patch_embed, "proj", None), nn.Conv3d):
-            self._tower.patch_embed = PatchProduct(self._tower.patch_embed.proj)
+        self._tower.patch_embed = PatchProduct(self._tower.patch_embed.proj)
         self._positions = lru_cache(maxsize=256)(self._positions_of_a_frame)
 
     def encode(self, units: Sequence[PreparedUnit]) -> list[Encoded | None]:
@@ -157,14 +156,14 @@ class PatchProduct(nn.Module):
     """
 
     def __init__(self, convolution: nn.Conv3d) -> None:
-        """Take the weights of ``convolution``, without a copy."""
+        """Take ``convolution``, whose weights keep their name and shape."""
         super().__init__()
-        self.weight = nn.Parameter(convolution.weight.detach().flatten(1), requires_grad=False)
-        self.bias = convolution.bias
+        self.proj = convolution
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Embed patches, float [N, 1536], as float [N, hidden] of the weights' dtype."""
-        return nn.functional.linear(rows.to(self.weight.dtype), self.weight, self.bias)
+        weight = self.proj.weight.flatten(1)  # a view
+        return nn.functional.linear(rows.to(weight.dtype), weight, self.proj.bias)
 
 
 def _all_frames(units: Sequence[PreparedUnit]) -> list[_Frames]:
