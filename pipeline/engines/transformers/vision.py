@@ -70,8 +70,7 @@ class VisionEncoder:
         self._tower = model.model.visual
         self._max_patches = max_patches
         self._is_framed = self._tower.config._attn_implementation == FRAMES
-        if isinstance(getattr(self._tower.patch_embed, "proj", None), nn.Conv3d):
-            self._tower.patch_embed = PatchProduct(self._tower.patch_embed.proj)
+        self._tower.patch_embed = PatchProduct(self._tower.patch_embed.proj)
         self._positions = lru_cache(maxsize=256)(self._positions_of_a_frame)
 
     def encode(self, units: Sequence[PreparedUnit]) -> list[Encoded | None]:
@@ -96,14 +95,15 @@ class VisionEncoder:
     def _run(self, some: Sequence[_Frames]) -> list[list[torch.Tensor]]:
         """One pass. Gives the features of each: the tower's output, and of each DeepStack layer."""
         device = self._tower.device
-        rows = torch.cat([patches(frames.pixels.to(device)) for frames in some])
+        dtype = self._tower.dtype
+        rows = torch.cat([patches(frames.pixels.to(device)).to(dtype) for frames in some])
         grids = [frames.grid for frames in some]
         repeated = [
             [each.repeat(t, 1) for each in self._positions(h, w, device)] for t, h, w in grids
         ]
         indices, weights, positions = (torch.cat(of) for of in zip(*repeated, strict=True))
         output = self._tower(
-            rows.to(self._tower.dtype),
+            rows,
             grid_thw=torch.tensor(grids),
             interp_indices=indices,
             interp_weights=weights,
@@ -151,14 +151,14 @@ class PatchProduct(nn.Module):
     """
 
     def __init__(self, convolution: nn.Conv3d) -> None:
-        """Take the weights of ``convolution``, without a copy."""
+        """Take ``convolution``, whose weights keep their name and shape."""
         super().__init__()
-        self.weight = nn.Parameter(convolution.weight.detach().flatten(1), requires_grad=False)
-        self.bias = convolution.bias
+        self.proj = convolution
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Embed patches, float [N, 1536], as float [N, hidden] of the weights' dtype."""
-        return nn.functional.linear(rows.to(self.weight.dtype), self.weight, self.bias)
+        weight = self.proj.weight.flatten(1)  # a view
+        return nn.functional.linear(rows.to(weight.dtype), weight, self.proj.bias)
 
 
 def _all_frames(units: Sequence[PreparedUnit]) -> list[_Frames]:
