@@ -86,13 +86,15 @@ def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
         check_columns(schema_of_questions(job.questions()), job.output, storage)
         runs = planned_again(runs, job_recipe)
         run, changes = open_run(job, selection.digest, job_recipe, storage, runs)
+    if not (run.starts and run.engine):  # a run that has begun keeps its reason too
+        run = dataclasses.replace(run, engine=engine)
     context = JobContext(
         job=job,
         storage=storage,
         checkpoint=checkpoint,
         num_known=selection.num_known,
         left_out=selection.left_out,
-        run=dataclasses.replace(run, engine=engine),
+        run=run,
         changes=changes,
         listing=selection.listing,
     )

@@ -75,7 +75,7 @@ class Run:
     num_units, num_output_tokens: what the last start did; rows of earlier starts do not count.
     machines: of the last start that had units to do, as ``jobs.cluster.machines`` lists them.
     actors: number of decoders and engines of that start.
-    engine: the engine of that start, or of the next one, and the reason for it.
+    engine: of the run, and the reason for it at the first start.
     engine_versions: of that start's engines, and what they chose by themselves, as they report it.
     ray: why that start ran on Ray; null: it ran without.
     left_out: what the listing of a folder left out, a line for each reason.

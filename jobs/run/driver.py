@@ -209,7 +209,10 @@ def _check_engine(context: JobContext) -> None:
         try:
             check_vllm()
         except ModelError as error:
-            raise ModelError(f"the engine is {context.run.engine}; {error}") from None
+            raise ModelError(
+                f"{context.run.run_id} has the engine {context.run.engine}; {error}; another "
+                "engine answers every unit again"
+            ) from None
 
 
 def _check_decoder(job: Job) -> None:

@@ -57,7 +57,6 @@ def _run(
     found = find_run(
         context.job, recipe(context.job, context.checkpoint.identity), context.storage, run_id
     )
-    found = dataclasses.replace(found, engine=context.run.engine)
     context = dataclasses.replace(context, run=found, changes=[])
     with drive(context, len(items), engine, console) as driver:
         plan = write_plan(draft_plan(context, items, console), context)

@@ -166,13 +166,16 @@ def test_a_job_that_has_rows_keeps_its_engine(job: Job, choice, machine: Machine
     choice(TRANSFORMERS)
     context, _ = open_job(job)
     assert (context.run.run_id, context.job.model.engine) == (first, "vllm")
-    line = f"vllm: as in the run {first}; another one would answer every unit again"
-    assert context.run.engine == line
+    assert context.run.engine == f"vllm: {VLLM.reason}", "what was known at its start"
     another_night = job.input.model_copy(update={"limit": 2})
     context, _ = open_job(job.model_copy(update={"input": another_night}))
     assert context.run.run_id != first and context.job.model.engine == "vllm"
+    line = f"vllm: as in the run {first}; another one would answer every unit again"
+    assert context.run.engine == line
     machine(device_file=False)
-    with pytest.raises(ModelError, match=f"the engine is {line}.*vLLM is not installed here"):
+    with pytest.raises(
+        ModelError, match=f"{first} has the engine vllm.*vLLM is not installed here"
+    ):
         annotate.run(job, Console(file=io.StringIO()))
 
 
