@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from jobs.cluster.machines import has_session, may_have_gpu, num_gpus
 from jobs.cluster.start import on_this_machine, running_ray
-from pipeline.engines.vllm.args import version, vllm_problem
+from pipeline.engines.vllm.args import vllm_problem, vllm_version
 from schemas.errors import JobFileError, ResourceError
 from schemas.extras import install_command
 from schemas.job.engines import Vllm
@@ -92,7 +92,7 @@ def chosen_here(job: Job) -> Choice:
         return Choice("transformers", f"{problem} ({install_command('vllm')})")
     if not (num := num_gpus()):
         return Choice("transformers", "torch sees no GPU on this machine")
-    return Choice("vllm", f"this machine has vLLM {version()} and {_gpus(num)}")
+    return Choice("vllm", f"this machine has vLLM {vllm_version()} and {_gpus(num)}")
 
 
 def _without_gpu(job: Job) -> str | None:
@@ -152,7 +152,7 @@ def _ask(nodes: Sequence[Mapping[str, Any]]) -> list[_State]:
 
 def _state() -> _State:
     problem = vllm_problem()
-    return _State(problem, "" if problem else version())
+    return _State(problem, "" if problem else vllm_version())
 
 
 def _gpus(num: int) -> str:

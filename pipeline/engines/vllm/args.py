@@ -43,7 +43,7 @@ def check_vllm() -> None:
             "checkout creates an environment"
         )
     if _minor() not in TESTED:
-        logger.warning("vLLM %s: the engine was tested with %s", version(), ", ".join(TESTED))
+        logger.warning("vLLM %s: the engine was tested with %s", vllm_version(), ", ".join(TESTED))
 
 
 def vllm_problem() -> str | None:
@@ -52,17 +52,17 @@ def vllm_problem() -> str | None:
         return "vLLM is not installed here"
     if _minor() not in TESTED + EXPECTED:
         return (
-            f"vLLM {version()} is installed here, and the engine is tested with "
+            f"vLLM {vllm_version()} is installed here, and the engine is tested with "
             f"{', '.join(TESTED)} and should work with {', '.join(EXPECTED)}"
         )
     return None
 
 
 def _minor() -> str:
-    return ".".join(version().split(".")[:2])
+    return ".".join(vllm_version().split(".")[:2])
 
 
-def version() -> str:
+def vllm_version() -> str:
     """The installed version of vLLM."""
     for name in _DISTRIBUTIONS:
         try:
