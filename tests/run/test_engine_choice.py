@@ -43,7 +43,7 @@ def machine(no_ray: None, monkeypatch: pytest.MonkeyPatch) -> Machine:
         monkeypatch.setattr(engine_choice, "may_have_gpu", lambda: device_file)
         monkeypatch.setattr(engine_choice, "num_gpus", lambda: gpus)
         monkeypatch.setattr(engine_choice, "vllm_problem", lambda: problem)
-        monkeypatch.setattr(engine_choice, "version", lambda: vllm)
+        monkeypatch.setattr(engine_choice, "vllm_version", lambda: vllm)
 
     return has
 
