@@ -67,8 +67,7 @@ def closure(name: str, extras: set[str]) -> set[str]:
 def absent_modules() -> list[str]:
     """Top-level modules that are here, but not after `make demo`."""
     makefile = (ROOT / "Makefile").read_text()
-    (rule,) = re.findall(r"^\$\(VENV\)/installed:.*\n(?:\t.*\n)+", makefile, re.MULTILINE)
-    (extras,) = re.findall(r"-e '\.(?:\[(.*)\])?'", rule)
+    (extras,) = re.findall(r"^EXTRAS := (\w+)", makefile, re.MULTILINE)
     installed = closure("reelscribe", set(extras.split(","))) | {"pip", "setuptools"}
     return sorted(
         module
