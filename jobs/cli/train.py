@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("job_file", metavar="JOB.yaml", type=Path)
+@click.option("--dry-run", is_flag=True, help="Print samples, steps, memory and hours only.")
 @set_option
-def finetune(job_file: Path, assignments: tuple[str, ...]) -> None:
+def finetune(job_file: Path, *, dry_run: bool, assignments: tuple[str, ...]) -> None:
     """Train a model on corrected annotations, or continue an interrupted training."""
     from jobs.train import finetune as command
     from schemas.job.finetune import load_finetune_job
 
-    command.run(load_finetune_job(job_file, overrides_of(assignments)), console())
+    job = load_finetune_job(job_file, overrides_of(assignments))
+    command.run(job, console(), dry_run=dry_run)
 
 
 @click.command()

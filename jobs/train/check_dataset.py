@@ -130,13 +130,11 @@ def _check_outputs(specs: Sequence[DataSpec], fix: str | None, report: str | Non
 
 
 def _read(specs: Sequence[DataSpec], job: FinetuneJob, storage: Storage) -> list[DataSet]:
-    # flash_attention_2 supports no branches, so training does not let conversations share media.
-    share = job.training.share_media and job.model.attn_implementation != "flash_attention_2"
     data_sets, number = [], 0
     for spec in specs:
         examples = read_data(spec, storage)
         good = [example for example in examples if isinstance(example, Conversation)]
-        groups = group_by_media(good, share_media=share)
+        groups = group_by_media(good, share_media=job.training.share_media)
         works = [Work(sample=number + k, conversations=g) for k, g in enumerate(groups)]
         number += len(works)
         problems = [example for example in examples if isinstance(example, DataProblem)]
@@ -153,6 +151,17 @@ def check_samples(
 ) -> list[DataSet]:
     """Prepare all samples on the cluster, and add the results to the data sets."""
     works = [work for data in data_sets for work in data.works]
+    results = check_works(works, job, headers_only, storage, console)
+    return [
+        dataclasses.replace(data, checked=[results[work.sample] for work in data.works])
+        for data in data_sets
+    ]
+
+
+def check_works(
+    works: Sequence[Work], job: FinetuneJob, headers_only: bool, storage: Storage, console: Console
+) -> dict[int, Checked]:
+    """Prepare samples on the cluster; returns the results by the samples' numbers."""
     results: dict[int, Checked] = {}
     if works:
         with ray_session(console):
@@ -169,10 +178,7 @@ def check_samples(
                     bar.advance(len(checked), cost=float(len(checked)), failed=failed)
     if missing := {work.sample for work in works} - results.keys():
         raise RuntimeError(f"{len(missing):,} samples came back without a result")
-    return [
-        dataclasses.replace(data, checked=[results[work.sample] for work in data.works])
-        for data in data_sets
-    ]
+    return results
 
 
 def _fix(data: DataSet, out: str, storage: Storage, console: Console) -> None:

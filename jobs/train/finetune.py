@@ -23,6 +23,8 @@ from jobs.train.job_checks import (
     with_absolute_paths,
 )
 from jobs.train.launch import train_on_ray
+from jobs.train.placement import placed
+from jobs.train.survey import check_learnt, predict_row_memory, print_survey, survey_samples
 from pipeline.storage.storage import Storage, join
 from pipeline.training.data.read import read_data
 from pipeline.training.sample import Group, TrainingData, group_by_media
@@ -64,8 +66,10 @@ def mix(
     return mixed
 
 
-def run(job: FinetuneJob, console: Console) -> None:
+def run(job: FinetuneJob, console: Console, *, dry_run: bool = False) -> None:
     """Train, or resume an interrupted training, and export the trained checkpoint.
+
+    dry_run: only print what would be trained, and what it takes.
 
     Raises:
         UserError: with one clear message.
@@ -78,15 +82,21 @@ def run(job: FinetuneJob, console: Console) -> None:
         mix(specs, storage, share_media=job.training.share_media, seed=job.training.seed)
         for specs in (job.data, job.validation)
     )
-    check_same_job(job, data_digest(train), storage)
-    console.print(
-        f"{sum(map(len, train)):,} conversations in {len(train):,} training samples, "
-        f"{len(validation):,} validation samples",
-        highlight=False,
-    )
     data = TrainingData(train=train, validation=validation, storage=storage)
     with ray_session(console), actor_errors():
-        train_on_ray(job, data, console)
+        job = placed(job)
+        if not dry_run:
+            check_same_job(job, data_digest(train), storage)
+        survey = survey_samples(data, job, console)
+        memory = None
+        if survey.good and (dry_run or job.resources.use_gpu):
+            memory = predict_row_memory(survey)
+        print_survey(survey, memory, console, dry_run=dry_run)
+        check_learnt(survey)
+        if dry_run:
+            return
+        needed = None if isinstance(memory, str) else memory
+        train_on_ray(job, data, needed, console)
     num_failed = sum(
         len(storage.read_bytes(file["uri"]).splitlines())
         for file in storage.list_files(job.output, "failed_samples-*.jsonl")

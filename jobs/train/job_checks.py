@@ -13,7 +13,7 @@ from pipeline.model.checkpoint import inspect_checkpoint
 from pipeline.storage.parquet import read_json
 from pipeline.storage.storage import Storage, join
 from pipeline.training.sample import Group
-from schemas.errors import JobFileError
+from schemas.errors import JobFileError, ModelError
 from schemas.job.finetune import DataSpec, FinetuneJob
 from schemas.job.model import Model
 from schemas.shown import redact_uri
@@ -52,18 +52,20 @@ def with_absolute_paths(job: FinetuneJob) -> FinetuneJob:
 
 
 def check_model(job: FinetuneJob) -> None:
-    """Check that the job's model is a Qwen3-VL checkpoint with its tokenizer.
+    """Check that the job's model is a Qwen3-VL checkpoint with its tokenizer and context.
 
     Raises:
-        ModelError: it is not.
+        ModelError: it is not, or ``max_model_len`` is over its context.
     """
     from pipeline.model.prompter import Prompter
 
-    attn = job.model.attn_implementation
-    model = {"source": job.model.source, "revision": job.model.revision}
-    if attn != "auto":
-        model["attn_implementation"] = attn
-    inspect_checkpoint(Model.model_validate(model))
+    model, limit = job.model, job.model.max_model_len
+    found = inspect_checkpoint(Model(source=model.source, revision=model.revision, yarn=model.yarn))
+    if limit is not None and limit > found.max_model_len:
+        raise ModelError(
+            f"model.max_model_len {limit} is over the checkpoint's context of "
+            f"{found.max_model_len}" + ("" if model.yarn else "; model.yarn can extend it")
+        )
     Prompter(job.model.source, job.model.revision)
 
 
@@ -156,6 +158,7 @@ def _fingerprint(job: FinetuneJob) -> dict[str, Any]:
     # The order of the data depends on the number of workers, not on their resources.
     free = {"logging_steps", "save_steps", "eval_steps", "save_total_limit"}
     free |= {"use_gpu", "cpus_per_worker", "decode_timeout_seconds", "decode_memory_gib"}
+    free |= {"dataloader_num_workers", "max_skipped"}
     flat = {f"{a}.{b}": v for a, s in spec.items() if isinstance(s, dict) for b, v in s.items()}
     flat |= {key: value for key, value in spec.items() if not isinstance(value, dict)}
     return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in free}

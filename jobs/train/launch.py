@@ -4,11 +4,12 @@ import threading
 import time
 from collections import deque
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from jobs.console.progress import duration
+from jobs.train.placement import describe
 from jobs.train.worker import is_local, train_worker
 from pipeline.training.sample import TrainingData
 from pipeline.workers.code_version import code_digest
@@ -16,17 +17,25 @@ from schemas.errors import ResourceError, UserError
 from schemas.job.finetune import FinetuneJob
 from schemas.shown import one_line, printable, redact_text
 
+if TYPE_CHECKING:
+    from pipeline.training.memory import StepMemory
+
 MAX_FAILURES = 3
 """Failures of workers, such as a lost machine, after which one command continues the training."""
 MAX_STARTS = 10
 """Attempts to place the workers, a minute each; Ray Train alone would wait for ever."""
 
 
-def train_on_ray(job: FinetuneJob, data: TrainingData, console: Console) -> None:
+def train_on_ray(
+    job: FinetuneJob, data: TrainingData, memory: "StepMemory | None", console: Console
+) -> None:
     """Train on Ray, which must be running, and print the logs.
 
+    job: with numbers in place of ``auto``; see ``placed``.
+    memory: what a step takes on a GPU, if that is known.
+
     Raises:
-        ResourceError: the workers do not fit into the cluster, or could not be started.
+        ResourceError: the workers could not be started, or their GPUs are too small.
         UserError: as raised in a worker.
     """
     import ray
@@ -41,16 +50,10 @@ def train_on_ray(job: FinetuneJob, data: TrainingData, console: Console) -> None
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
-    available = ray.cluster_resources()
-    num_cpus, num_gpus = available.get("CPU", 0), available.get("GPU", 0)
-    use_gpu = num_gpus >= 1 if job.resources.use_gpu == "auto" else job.resources.use_gpu
     num_workers, cpus = job.resources.num_workers, job.resources.cpus_per_worker
-    workers = f"{num_workers} workers of {cpus:g} CPUs{' and a GPU' if use_gpu else ''}"
-    if num_workers * cpus > num_cpus or (use_gpu and num_workers > num_gpus):
-        raise ResourceError(
-            f"{workers} do not fit into the cluster's {num_cpus:g} CPUs and {num_gpus:g} GPUs: "
-            "lower resources.num_workers or resources.cpus_per_worker"
-        )
+    use_gpu = job.resources.use_gpu
+    assert num_workers != "auto" and cpus != "auto" and use_gpu != "auto"
+    workers = describe(num_workers, cpus, use_gpu=use_gpu)
     fs, path = data.storage.filesystem(job.output)
     inputs = ray.put((job, data))
     queue = Queue(actor_options={"num_cpus": 0})
@@ -63,6 +66,7 @@ def train_on_ray(job: FinetuneJob, data: TrainingData, console: Console) -> None
             "queue": queue,
             "num_threads": max(1, int(cpus)),
             "use_gpu": use_gpu,
+            "memory": memory,
         },
         scaling_config=ScalingConfig(
             num_workers=num_workers,

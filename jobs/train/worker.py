@@ -18,7 +18,8 @@ def train_worker(config: dict[str, Any]) -> None:
     """Train, report checkpoints and logs, and export the model on the first worker.
 
     config: inputs (a list of one object reference: job and TrainingData), code (digest of the
-        driver's code), queue (for logs), num_threads, use_gpu.
+        driver's code), queue (for logs), num_threads, use_gpu, memory (StepMemory or
+        None).
     """
     import ray
     import torch
@@ -26,6 +27,7 @@ def train_worker(config: dict[str, Any]) -> None:
     from transformers.trainer_utils import get_last_checkpoint
 
     from pipeline.training.load import export
+    from pipeline.training.memory import check_fits
     from pipeline.training.train import WorkerFolders, make_trainer
 
     log_shown()
@@ -33,6 +35,8 @@ def train_worker(config: dict[str, Any]) -> None:
     job, data = ray.get(config["inputs"][0])
     queue, rank = config["queue"], ray.train.get_context().get_world_rank()
     torch.set_num_threads(config["num_threads"])
+    if config["use_gpu"] and config["memory"] is not None:
+        check_fits(config["memory"], torch.cuda.get_device_properties(0).total_memory)
 
     with tempfile.TemporaryDirectory(prefix="reelscribe-") as scratch:
         folder = Path(job.output if is_local(job.output) else scratch)

@@ -1,19 +1,29 @@
-"""The data set and the collator of the Trainer: prepare samples when they are needed, pack them."""
+"""The data set and the collator of the Trainer: prepare samples when needed, join them to a row."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from torch.utils.data import Dataset
 
-from pipeline.model.prompter import Prompter
+from pipeline.model.frame_size import MERGE_SIZE, PATCH_SIZE
+from pipeline.model.patches import normalise, patchify
+from pipeline.model.positions import IMAGE
+from pipeline.model.prompter import Prompter, Vision
 from pipeline.storage.storage import Storage
-from pipeline.training.pack import Batch, blank_sample, collate, pack
-from pipeline.training.sample import Group, Preparer, Sample
+from pipeline.training.attention import branch_masks
+from pipeline.training.sample import IGNORED, ROOT, Group, PreparedMedia, Preparer, Sample
 from schemas.conversation import DataProblem, ProblemType
 from schemas.job.finetune import FinetuneJob
 
+Batch = dict[str, Any]
 Prepared = list[Sample | DataProblem]
+
+_PIXELS = ("pixel_values", "pixel_values_videos")
 
 
 class Samples(Dataset[Prepared]):
@@ -44,48 +54,40 @@ class Samples(Dataset[Prepared]):
     def _prepare(self, preparer: Preparer, group: Group) -> Prepared:
         prepared = preparer.prepare(group)
         is_long = isinstance(prepared, DataProblem) and prepared.type == ProblemType.OVER_LONG
-        if not is_long or len(group) == 1:
+        if isinstance(prepared, Sample):
             return [prepared]
+        if not is_long or len(group) == 1:
+            return [dataclasses.replace(prepared, origin=c.origin) for c in group]
         half = len(group) // 2
         return [*self._prepare(preparer, group[:half]), *self._prepare(preparer, group[half:])]
 
 
 class Collator:
-    """Packs samples into a batch, and appends those that failed to a file.
+    """Joins samples to a row, and appends those that failed to a file.
 
     failed: a JSON lines file: sample, type, message.
     """
 
-    def __init__(
-        self, job: FinetuneJob, prompter: Prompter, *, attn_implementation: str, failed: Path
-    ) -> None:
-        self._training = job.training
-        self._pad_id = int(prompter.tokenizer.pad_token_id or 0)
+    def __init__(self, prompter: Prompter, failed: Path) -> None:
         self._blank = blank_sample(prompter.pad_ids["image"])
-        max_tokens = job.training.packed_tokens or job.model.max_model_len
-        self._max_tokens = max_tokens if job.training.packing else 0
-        self._attn, self._failed = attn_implementation, failed
+        self._failed = failed
 
     def __call__(self, prepared: Sequence[Prepared]) -> Batch:
         """Make a batch from the samples that could be prepared; see ``collate``.
 
-        With ``on_bad_sample: stop`` the batch names the failed sample under ``problem``. An
-        exception from the data loader's process would reach the user as a traceback.
+        ``problems`` has a line for each that failed, by its name: the data loader's process cannot
+        know how many have failed before, and its exceptions would reach the user as tracebacks.
         """
         samples = [sample for group in prepared for sample in group]
         problems = [sample for sample in samples if isinstance(sample, DataProblem)]
         for problem in problems:
             self._write_failed(problem)
-        good = [sample for sample in samples if isinstance(sample, Sample)]
-        rows = pack(good, self._max_tokens)
-        if not any(sample.media for sample in good):
-            rows = [*rows[:-1], [*(rows[-1] if rows else ()), self._blank]]
-        if self._attn == "flash_attention_2":
-            rows = [[sample for row in rows for sample in row]]
-        batch = collate(rows, pad_id=self._pad_id, attn_implementation=self._attn)
-        if problems and self._training.on_bad_sample == "stop":
-            first = problems[0]
-            batch["problem"] = f"{first.origin}: {first.type}: {first.message}"
+        row = [sample for sample in samples if isinstance(sample, Sample)]
+        if not any(sample.media for sample in row):
+            row.append(self._blank)
+        batch = collate(row)
+        if problems:
+            batch["problems"] = {p.origin: f"{p.origin}: {p.type}: {p.message}" for p in problems}
         return batch
 
     def _write_failed(self, problem: DataProblem) -> None:
@@ -95,3 +97,81 @@ class Collator:
         # One write: lines of several processes must not mix.
         with self._failed.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def blank_sample(image_pad_id: int) -> Sample:
+    """A black image of one token, from which nothing is learnt.
+
+    For batches without media, so that the vision encoder and the projector are part of every
+    computation. Without it they would have no gradient, and other workers would wait for theirs.
+    """
+    vision = Vision(media_type="image", pts_seconds=(), tokens_per_slot=1)
+    side = PATCH_SIZE * MERGE_SIZE
+    black = PreparedMedia(
+        media_type="image",
+        pixels=np.zeros((1, side, side, 3), np.uint8),
+        grid_thw=(1, MERGE_SIZE, MERGE_SIZE),
+        vision=vision,
+    )
+    return Sample(
+        origin="blank",
+        input_ids=np.array([image_pad_id]),
+        labels=np.array([IGNORED]),
+        types=np.array([IMAGE]),
+        branches=np.array([ROOT]),
+        positions=np.zeros((3, 1), np.int64),
+        media=(black,),
+    )
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Join samples to one row: the model's inputs, complete after ``on_device``.
+
+    One row needs no padding, and its length costs memory linearly; see ``attention``.
+
+    Returns:
+        input_ids, labels, mm_token_type_ids: int64 [1, L].
+        position_ids: int64 [3, 1, L]: M-RoPE's time, height and width.
+        logits_to_keep: int64 [K]: the places whose next token is learnt. Logits of all places,
+            151,936 numbers each, would take more memory than anything else.
+        branches: int32 [L]: the branch numbers.
+        spans: the place of each sample.
+        pixel_values, pixel_values_videos: uint8 [N, 1536], not normalised yet.
+        image_grid_thw, video_grid_thw: int64 [num_media, 3].
+
+    Source: M-RoPE, arXiv 2409.12191.
+    """
+    spans, labels, at = [], [], 0
+    for sample in samples:
+        num_root = int((sample.branches == ROOT).sum())
+        spans.append((at, at + num_root, at + sample.num_tokens))
+        # The first token would be predicted from the previous sample.
+        labels.append(np.concatenate([[IGNORED], sample.labels[1:]]))
+        at += sample.num_tokens
+    joined = torch.from_numpy(np.concatenate(labels))
+
+    def row(columns: Sequence[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(columns, axis=-1))
+
+    batch: Batch = {
+        "input_ids": row([s.input_ids for s in samples])[None],
+        "labels": joined[None],
+        "mm_token_type_ids": row([s.types for s in samples])[None],
+        "position_ids": row([s.positions for s in samples])[:, None],
+        "logits_to_keep": (joined[1:] != IGNORED).nonzero()[:, 0],
+        "branches": row([s.branches for s in samples]).to(torch.int32),
+        "spans": tuple(spans),
+    }
+    media = [m for sample in samples for m in sample.media]
+    for kind, pixels in (("image", _PIXELS[0]), ("video", _PIXELS[1])):
+        if found := [m for m in media if m.media_type == kind]:
+            batch[pixels] = torch.cat([patchify(torch.tensor(m.pixels)) for m in found])
+            batch[f"{kind}_grid_thw"] = torch.tensor([m.grid_thw for m in found])
+    return batch
+
+
+def on_device(batch: Batch) -> Batch:
+    """Complete a batch on its device: normalise the patches, and make the masks of the branches."""
+    made = batch | {name: normalise(batch[name]) for name in _PIXELS if name in batch}
+    branches = made.pop("branches")
+    return made | {"branch_masks": branch_masks(branches, batch["spans"])}

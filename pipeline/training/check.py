@@ -24,7 +24,7 @@ from pipeline.training.data.answer_boxes import (
     find_marks,
     is_over_1000,
 )
-from pipeline.training.sample import ROOT, PreparedMedia, Preparer, Sample
+from pipeline.training.sample import ROOT, PreparedMedia, Preparer, Sample, max_tokens
 from schemas.conversation import Conversation, DataProblem, ProblemType
 from schemas.errors import ErrorType, UnitError
 from schemas.job.finetune import FinetuneJob
@@ -81,6 +81,7 @@ class Checked:
     """The result for one sample.
 
     num_tokens, num_learnt: None if the sample could not be prepared.
+    num_vision, num_branched: of its tokens, those of media and those of branches.
     problems: of its conversations, without those that depend on the scale of its boxes.
     """
 
@@ -88,6 +89,8 @@ class Checked:
     num_media: int
     num_tokens: int | None = None
     num_learnt: int | None = None
+    num_vision: int = 0
+    num_branched: int = 0
     problems: tuple[DataProblem, ...] = ()
     boxes: tuple[AnswerBoxes, ...] = ()
 
@@ -106,7 +109,7 @@ class Checker(Preparer):
         # Without a limit, so that the tokens of an over-long sample are counted too.
         model = job.model.model_copy(update={"max_model_len": _NO_LIMIT})
         super().__init__(job.model_copy(update={"model": model}), storage)
-        self._limit = job.model.max_model_len
+        self._limit = max_tokens(job)
         self._headers_only = headers_only
 
     def check(self, work: Work) -> Checked:
@@ -127,7 +130,11 @@ class Checker(Preparer):
             else:
                 problems += self._length_problems(group, sample)
                 checked = dataclasses.replace(
-                    checked, num_tokens=sample.num_tokens, num_learnt=sample.num_learnt
+                    checked,
+                    num_tokens=sample.num_tokens,
+                    num_learnt=sample.num_learnt,
+                    num_vision=int((sample.types != TEXT).sum()),
+                    num_branched=int((sample.branches != ROOT).sum()),
                 )
         box_problems, boxes = self._check_boxes(group)
         return dataclasses.replace(checked, problems=(*problems, *box_problems), boxes=tuple(boxes))

@@ -5,12 +5,13 @@ sizes, the same token ids. Tests compare the two.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.media.frames import Pixels
+from pipeline.model.checkpoint import load_config
 from pipeline.model.positions import Grid, Ints, mrope_positions, token_types
 from pipeline.model.prompter import Prompter, Vision
 from pipeline.plan.planner import PROBE_THREADS, Planner
@@ -96,6 +97,15 @@ class Sample:
         return int((self.labels != IGNORED).sum())
 
 
+def max_tokens(job: FinetuneJob) -> int:
+    """Maximum tokens of a sample: the job's limit, or the checkpoint's context."""
+    model = job.model
+    if model.max_model_len is not None:
+        return model.max_model_len
+    config = load_config(model.source, model.revision, model.yarn)
+    return int(config.text_config.max_position_embeddings)
+
+
 class Preparer:
     """Makes samples from conversations.
 
@@ -109,7 +119,7 @@ class Preparer:
             ModelError: the checkpoint has no tokenizer.
         """
         annotate = job.annotate_job()
-        self._max_model_len = job.model.max_model_len
+        self._max_tokens = max_tokens(job)
         self._storage = storage
         # No limit for the planner: `prepare` checks the whole sample, with its answers.
         self._probes = Isolated("pipeline.plan.sampler", PROBE_THREADS)
@@ -140,12 +150,12 @@ class Preparer:
             sample = self._sample(origin, group, media)
         except ValueError as error:
             return DataProblem(origin=origin, type=ProblemType.BAD_ROW, message=str(error))
-        if sample.num_tokens > self._max_model_len:
+        if sample.num_tokens > self._max_tokens:
             return DataProblem(
                 origin=origin,
                 type=ProblemType.OVER_LONG,
                 message=f"{sample.num_tokens} tokens are over model.max_model_len = "
-                f"{self._max_model_len}; lower budget or sampling, or raise it",
+                f"{self._max_tokens}; lower budget or sampling, or raise it",
             )
         return sample
 
@@ -245,3 +255,17 @@ def group_by_media(conversations: Sequence[Conversation], *, share_media: bool) 
 def _begins_with_media(conversation: Conversation) -> bool:
     num_media = len(conversation.media)
     return conversation.turns[0].parts[:num_media] == tuple(range(num_media))
+
+
+def too_many_skipped(skipped: Mapping[str, str], num_samples: int, limit: float) -> str:
+    """The message of a training that is ended because of samples that cannot be learnt.
+
+    skipped: a line for each such sample.
+    limit: ``max_skipped``, in percent.
+    """
+    first = next(iter(skipped.values()))
+    return (
+        f"{len(skipped):,} of {num_samples:,} samples cannot be learnt, which is over "
+        f"training.max_skipped = {limit:g} %. The first is {first}. `reelscribe check-dataset` "
+        "finds all of them: correct or remove them, or raise training.max_skipped"
+    )

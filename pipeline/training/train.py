@@ -12,13 +12,11 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from pipeline.model.patches import normalise
 from pipeline.model.prompter import Prompter
-from pipeline.training.batches import Collator, Samples
-from pipeline.training.load import attention, load_model
+from pipeline.training.batches import Batch, Collator, Samples, on_device
+from pipeline.training.load import load_model
 from pipeline.training.optimizer import cpu_has_bf16, make_optimizer
-from pipeline.training.pack import Batch
-from pipeline.training.sample import IGNORED, TrainingData
+from pipeline.training.sample import IGNORED, TrainingData, too_many_skipped
 from schemas.errors import ManifestError
 from schemas.job.finetune import FinetuneJob
 
@@ -28,25 +26,31 @@ def token_loss(
 ) -> torch.Tensor:
     """Mean next-token cross-entropy over the learnt tokens.
 
-    outputs: the model's, with ``logits`` float [B, L, vocabulary].
-    labels: int64 [B, L], -100 where nothing is learnt.
+    outputs: the model's, with ``logits`` float [1, K, vocabulary], of the K tokens before those
+        that are learnt.
+    labels: int64 [1, L], -100 where nothing is learnt.
     num_items_in_batch: divide by this number instead: the learnt tokens of the whole update, so
         that each token has the same weight however samples are spread over batches and workers.
     """
-    targets = labels[:, 1:]
-    learnt = targets != IGNORED
-    logits = outputs.logits[:, :-1][learnt].float()
-    total = nn.functional.cross_entropy(logits, targets[learnt], reduction="sum")
-    count = learnt.sum() if num_items_in_batch is None else num_items_in_batch
+    targets = labels[0, 1:]
+    targets = targets[targets != IGNORED]
+    total = nn.functional.cross_entropy(outputs.logits[0].float(), targets, reduction="sum")
+    count = len(targets) if num_items_in_batch is None else num_items_in_batch
     return total / max(count, 1) if isinstance(count, int) else total / count.clamp(min=1)
 
 
 class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped
     """Trainer with our optimizer and loss; patches stay uint8 until they are on the device."""
 
-    def __init__(self, job: FinetuneJob, **options: Any) -> None:
+    def __init__(self, job: FinetuneJob, num_samples: int, **options: Any) -> None:
+        """Make a Trainer.
+
+        num_samples: conversations that the job learns from and validates with.
+        """
         super().__init__(compute_loss_func=token_loss, **options)
         self._training = job.training
+        self._num_samples = num_samples
+        self._skipped: dict[str, str] = {}
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         self.optimizer: torch.optim.Optimizer
@@ -55,16 +59,16 @@ class _Trainer(Trainer):  # type: ignore[misc]  # transformers is untyped
         return self.optimizer
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
-        """Move a batch to the device, and normalise its patches there.
+        """Move a batch to the device, and complete it there.
 
         Raises:
-            ManifestError: a sample failed, and ``on_bad_sample`` is stop.
+            ManifestError: more than ``max_skipped`` of the samples have failed.
         """
-        if "problem" in inputs:
-            raise ManifestError(inputs["problem"])
-        inputs = super()._prepare_inputs(inputs)
-        pixels = ("pixel_values", "pixel_values_videos")
-        return inputs | {name: normalise(inputs[name]) for name in pixels if name in inputs}
+        self._skipped |= inputs.pop("problems", {})
+        limit = self._training.max_skipped
+        if len(self._skipped) * 100 > limit * self._num_samples:
+            raise ManifestError(too_many_skipped(self._skipped, self._num_samples, limit))
+        return on_device(super()._prepare_inputs(inputs))
 
     def prediction_step(
         self, model: nn.Module, inputs: Batch, *args: Any, **kwargs: Any
@@ -152,26 +156,20 @@ def make_trainer(
     rank = int(os.environ.get("RANK", "0"))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     use_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
-    is_bf16 = uses_bf16(job, use_gpu)
-    attn = attention(job.model, has_gpu=use_gpu, is_bf16=is_bf16 or job.model.dtype == "bfloat16")
-    if attn == "flash_attention_2":
-        train = [(conversation,) for group in train for conversation in group]
-        validation = [(conversation,) for group in validation for conversation in group]
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folders.logs / "tensorboard")
+    # Before the model: with ZeRO-3, transformers then loads each weight into its shard. It looks
+    # for the settings behind a weak reference, so they must be kept.
+    args = arguments(job, folders.checkpoints, has_validation=bool(validation), use_gpu=use_gpu)
     set_seed(job.training.seed)  # before loading: adapters start from random weights
-    model = load_model(job, attn)
+    model = load_model(job, is_bf16=args.bf16)
     multiple = job.training.per_device_train_batch_size * world_size if world_size > 1 else 1
-    collator = Collator(
-        job,
-        Prompter(job.model.source, job.model.revision),
-        attn_implementation=attn,
-        failed=folders.logs / f"failed_samples-{rank}.jsonl",
-    )
+    prompter = Prompter(job.model.source, job.model.revision)
     return _Trainer(
         job,
+        len({c.origin for group in (*train, *validation) for c in group}),
         model=model,
-        args=arguments(job, folders.checkpoints, has_validation=bool(validation), use_gpu=use_gpu),
-        data_collator=collator,
+        args=args,
+        data_collator=Collator(prompter, folders.logs / f"failed_samples-{rank}.jsonl"),
         train_dataset=Samples(train, job, data.storage, multiple),
         eval_dataset=Samples(validation, job, data.storage, multiple) if validation else None,
         callbacks=[_Log(folders.logs / "metrics.jsonl", on_log), *callbacks],
@@ -199,6 +197,7 @@ def arguments(
     names = TrainingArguments.__dataclass_fields__
     new = "activation_checkpointing"  # later versions of transformers warn about the old name
     recompute = new if new in names else "gradient_checkpointing"
+    num_loaders = 1 if spec.dataloader_num_workers == "auto" else spec.dataloader_num_workers
     return TrainingArguments(
         **{
             "output_dir": str(folder),
@@ -221,8 +220,8 @@ def arguments(
             "eval_steps": spec.eval_steps or spec.save_steps,
             "prediction_loss_only": True,
             "seed": spec.seed,
-            "dataloader_num_workers": spec.dataloader_num_workers,
-            "dataloader_persistent_workers": spec.dataloader_num_workers > 0,
+            "dataloader_num_workers": num_loaders,
+            "dataloader_persistent_workers": num_loaders > 0,
             "remove_unused_columns": False,
             "label_names": ["labels"],
             "report_to": ["tensorboard"],

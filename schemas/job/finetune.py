@@ -19,19 +19,17 @@ class TrainedModel(Section):
 
     source: str = Field(description="A Qwen3-VL checkpoint, dense or MoE: hub id or local folder.")
     revision: str | None = Field(None, description="Hub revision: branch, tag or commit.")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="Type of the weights in training; see `training.bf16`. bfloat16 only with lora "
-        "or deepspeed: bfloat16 weights are too coarse for the steps of AdamW.",
-    )
-    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="auto: flash_attention_2 on a GPU if its package is installed, else sdpa.",
+        description="Type of the weights in training; see `training.bf16`. auto: bfloat16 with "
+        "lora where training computes in bfloat16, else float32. bfloat16 only with lora or "
+        "deepspeed: bfloat16 weights are too coarse for the steps of AdamW.",
     )
-    max_model_len: int = Field(
-        8192,
+    max_model_len: int | None = Field(
+        None,
         ge=64,
-        description="Maximum length of a sample in tokens; a longer one is a failed sample.",
+        description="Maximum length of a sample in tokens; a longer one is a failed sample. "
+        "Default: the checkpoint's context, extended if `yarn` is set.",
     )
     yarn: Yarn | None = Field(None, description="A longer context; default: none.")
 
@@ -124,12 +122,13 @@ class Training(Section):
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data.")
     max_steps: int | None = Field(None, ge=1, description="Steps, instead of epochs.")
     per_device_train_batch_size: int = Field(
-        4,
+        1,
         ge=1,
-        description="Samples in one worker's batch; with `share_media`, several questions about "
-        "the same media are one sample.",
+        description="Samples in one worker's batch, which are one row; with `share_media`, several "
+        "questions about the same media are one sample. More for small images; a batch of a "
+        "minute of video has 24,000 tokens.",
     )
-    gradient_accumulation_steps: int = Field(1, ge=1, description="Batches per update.")
+    gradient_accumulation_steps: int = Field(4, ge=1, description="Batches per update.")
     learning_rate: float = Field(1e-5, gt=0, description="Learning rate of the language model.")
     mm_projector_lr: float | None = Field(
         None, gt=0, description="Learning rate of the projector; default: the same."
@@ -158,18 +157,12 @@ class Training(Section):
         "has instructions for it.",
     )
     gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory, slower."
-    )
-    packing: bool = Field(
-        True, description="Put several samples into one row; each attends only to itself."
-    )
-    packed_tokens: int | None = Field(
-        None, ge=64, description="Maximum length of a packed row; default: model.max_model_len."
+        True, description="Recompute activations in the backward pass: less memory, slower."
     )
     share_media: bool = Field(
         True,
         description="Consecutive conversations about the same media share one vision encode and "
-        "one prefix; each attends to the media and itself. Not with flash_attention_2.",
+        "one prefix; each attends to the media and itself.",
     )
     logging_steps: int = Field(10, ge=1, description="Steps between log lines.")
     save_steps: int = Field(200, ge=1, description="Steps between checkpoints.")
@@ -178,22 +171,35 @@ class Training(Section):
     )
     save_total_limit: int = Field(2, ge=1, description="Number of checkpoints to keep.")
     seed: int = Field(0, ge=0, lt=1 << 32, description="Seed of the data's order and of dropout.")
-    dataloader_num_workers: int = Field(
-        1, ge=0, description="Processes per worker that decode ahead."
+    dataloader_num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Processes per worker that decode ahead; auto: one for each of its CPUs but "
+        "one.",
     )
-    on_bad_sample: Literal["skip", "stop"] = Field(
-        "skip",
-        description="What to do with a sample that cannot be read. skip: leave it out, count it, "
-        "and list it in failed_samples-*.jsonl; it is never replaced by another sample.",
+    max_skipped: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="Percent of the samples that may fail; more end the training, before it "
+        "starts if headers and token counts show it. A failed sample is left out, counted, and "
+        "listed in failed_samples-*.jsonl; it is never replaced by another sample.",
     )
 
 
 class TrainingResources(DecodeLimits):
     """Ray Train workers."""
 
-    num_workers: int = Field(1, ge=1, description="Training processes, one for each GPU.")
+    num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Training processes, one for each GPU; auto: the cluster's GPUs, or one "
+        "without.",
+    )
     use_gpu: bool | Literal["auto"] = Field("auto", description="auto: if the cluster has GPUs.")
-    cpus_per_worker: float = Field(1.0, gt=0, description="Ray CPUs of each worker.")
+    cpus_per_worker: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Ray CPUs of each worker, for its data loaders and, without a GPU, its "
+        "threads; auto: its share of the cluster's, at most 9 with a GPU.",
+    )
 
 
 class FinetuneJob(Section):

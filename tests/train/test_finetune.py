@@ -59,6 +59,9 @@ def spec(folder: Path, archive: Path, checkpoint: Path, **changes: Any) -> dict[
         "bf16": False,  # losses are compared to more digits than bfloat16 has
         "max_steps": 6,
         "per_device_train_batch_size": 3,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "max_skipped": 100,
         "learning_rate": 3e-3,
         "logging_steps": 1,
         "save_steps": 3,
@@ -185,10 +188,11 @@ def test_adapters_merged_and_apart_say_the_same(tmp_path, archive, checkpoint):
 
 def test_a_broken_sample_can_stop_it(tmp_path, archive, checkpoint, ray_session):
     data = write_data(tmp_path / "bad.jsonl", archive, {"images/truncated.jpg": "A?"})
-    training = {"max_steps": 2, "on_bad_sample": "stop", "dataloader_num_workers": 1}
+    training = {"max_steps": 2, "max_skipped": 0, "dataloader_num_workers": 1}
     made = job(tmp_path, archive, checkpoint, data=[str(data)], training=training)
     console = Console(file=io.StringIO(), width=200)
-    with pytest.raises(ManifestError, match=r"^\S*bad\.jsonl:1: media_unreadable: .*") as error:
+    message = r"^1 of 1 samples cannot be learnt, .* \S*bad\.jsonl:1: media_unreadable: .*"
+    with pytest.raises(ManifestError, match=message) as error:
         finetune.run(made, console)
     assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
     assert "a worker failed" not in console.file.getvalue()  # trying again would not help
@@ -205,7 +209,7 @@ def test_workers_that_cannot_be_placed_are_an_error(
     ray.get(taken.ready(), timeout=300)
     try:
         with pytest.raises(ResourceError, match=r"1 workers of 1 CPUs could not be started\. .*"):
-            train(job(tmp_path, archive, checkpoint))
+            train(job(tmp_path, archive, checkpoint, resources={"cpus_per_worker": 1}))
     finally:
         ray.util.remove_placement_group(taken)
 
@@ -351,7 +355,7 @@ def test_a_killed_run_resumes_with_the_same_losses(tmp_path, archive, checkpoint
 def test_yarn_is_in_the_exported_configuration(tmp_path, archive, checkpoint):
     made = spec(tmp_path, archive, checkpoint)
     made["model"]["yarn"] = {"factor": 2.0, "original_max_position_embeddings": 4096}
-    config = load_model(check(FinetuneJob, made, "test"), "sdpa").config.text_config
+    config = load_model(check(FinetuneJob, made, "test")).config.text_config
     assert config.max_position_embeddings == 8192
     assert config.rope_parameters["rope_type"] == "yarn"
     assert config.rope_parameters["mrope_section"] == [6, 5, 5]

@@ -9,17 +9,16 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, get_scheduler
 
-from pipeline.model.patches import normalise
 from pipeline.storage.storage import Storage
 from pipeline.training import optimizer as optimizers
-from pipeline.training.load import attention, export, load_model
+from pipeline.training.batches import Batch, collate, on_device
+from pipeline.training.load import export, load_model
 from pipeline.training.optimizer import (
     CombinedOptimizer,
     choose_parameters,
     make_optimizer,
     part_of,
 )
-from pipeline.training.pack import Batch, collate
 from pipeline.training.sample import Preparer
 from pipeline.training.train import token_loss
 from schemas.conversation import Conversation, Turn
@@ -57,9 +56,7 @@ def batch(checkpoint: Path, tmp_path_factory) -> Batch:
     item = MediaItem(media_id="a", uri=str(path), media_type="image")
     conversation = Conversation(origin="x", media=(item,), turns=turns)
     sample = Preparer(job(checkpoint), Storage()).prepare([conversation])
-    made = collate([[sample]], pad_id=0, attn_implementation="sdpa")
-    made["pixel_values"] = normalise(made["pixel_values"])
-    return made
+    return on_device(collate([sample]))
 
 
 def loss_of(model: Any, batch: Batch) -> torch.Tensor:
@@ -69,7 +66,7 @@ def loss_of(model: Any, batch: Batch) -> torch.Tensor:
 
 @pytest.fixture
 def model(checkpoint: Path) -> Any:
-    return load_model(job(checkpoint), "sdpa").train()
+    return load_model(job(checkpoint)).train()
 
 
 def test_every_parameter_has_its_part(model):
@@ -171,7 +168,7 @@ def test_four_steps_are_two_and_two(checkpoint, batch, tmp_path, kind: str):
     training = Training(optimizer=kind, learning_rate=1e-2, weight_decay=0.01, mm_projector_lr=5e-3)
 
     def start() -> tuple[Any, Any, Any]:
-        model = load_model(job(checkpoint), "sdpa").train()
+        model = load_model(job(checkpoint)).train()
         optimizer = make_optimizer(model, training)
         return model, optimizer, get_scheduler("cosine", optimizer, 1, 4)
 
@@ -217,7 +214,7 @@ LORA = {"r": 4, "lora_alpha": 8}
 class TestLora:
     def learnt(self, checkpoint, batch, **lora: Any) -> tuple[Any, FinetuneJob]:
         spec = job(checkpoint, lora=LORA | lora)
-        model = load_model(spec, "sdpa").train()
+        model = load_model(spec).train()
         optimizer = make_optimizer(model, Training(learning_rate=1e-2))
         schedule = get_scheduler("constant", optimizer)
         losses = trained(model, optimizer, schedule, batch, 4)
@@ -225,19 +222,19 @@ class TestLora:
         return model.eval(), spec
 
     def test_adapters_are_in_the_language_model_only(self, checkpoint):
-        model = load_model(job(checkpoint, lora=LORA), "sdpa")
+        model = load_model(job(checkpoint, lora=LORA))
         learning = [name for name, p in model.named_parameters() if p.requires_grad]
         assert all("lora_" in name and "language_model.layers." in name for name in learning)
         assert len(learning) == 2 * 4 * 2  # layers, q k v o, A and B
         with pytest.raises(ModelError, match=r"lora.target_modules: .*not found"):
-            load_model(job(checkpoint, lora={"target_modules": ["proj"]}), "sdpa")
+            load_model(job(checkpoint, lora={"target_modules": ["proj"]}))
 
     def test_the_merged_export_is_base_and_adapters(self, checkpoint, batch, tmp_path):
         model, spec = self.learnt(checkpoint, batch)
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         with torch.no_grad():
             expected = model(**inputs).logits
-            base = load_model(job(checkpoint), "sdpa").eval()(**inputs).logits
+            base = load_model(job(checkpoint)).eval()(**inputs).logits
         export(model, str(checkpoint), None, spec.lora, tmp_path / "out")
         merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval()
         with torch.no_grad():
@@ -252,7 +249,7 @@ class TestLora:
         model, spec = self.learnt(checkpoint, batch, merge=False)
         export(model, str(checkpoint), None, spec.lora, tmp_path / "out")
         assert not list((tmp_path / "out").glob("model*.safetensors"))
-        base = load_model(job(checkpoint), "sdpa").eval()
+        base = load_model(job(checkpoint)).eval()
         both = PeftModel.from_pretrained(base, str(tmp_path / "out")).eval()
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         with torch.no_grad():
@@ -280,7 +277,7 @@ def test_an_export_is_a_checkpoint_as_published(checkpoint, model, batch, tmp_pa
 class TestYarn:
     def test_the_context_is_longer_and_the_rest_stays(self, checkpoint, batch, tmp_path):
         spec = job(checkpoint, model={"yarn": {"factor": 3}})
-        model = load_model(spec, "sdpa").eval()
+        model = load_model(spec).eval()
         export(model, str(checkpoint), None, None, tmp_path / "out")
         before = AutoConfig.from_pretrained(checkpoint).text_config
         after = AutoConfig.from_pretrained(tmp_path / "out").text_config
@@ -291,7 +288,7 @@ class TestYarn:
         for key in ("mrope_section", "mrope_interleaved", "rope_theta"):
             assert rope[key] == before.rope_parameters[key]
         again = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").eval()
-        plain = load_model(job(checkpoint), "sdpa").eval()
+        plain = load_model(job(checkpoint)).eval()
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         with torch.no_grad():
             extended, same, other = (m(**inputs).logits for m in (model, again, plain))
@@ -301,7 +298,7 @@ class TestYarn:
 
     def test_the_original_context_may_be_given(self, checkpoint):
         yarn = {"factor": 2.5, "original_max_position_embeddings": 1000}
-        text = load_model(job(checkpoint, model={"yarn": yarn}), "sdpa").config.text_config
+        text = load_model(job(checkpoint, model={"yarn": yarn})).config.text_config
         assert text.max_position_embeddings == 2500
         assert text.rope_parameters["original_max_position_embeddings"] == 1000
 
@@ -313,7 +310,7 @@ def test_gradient_checkpointing_changes_no_gradient(checkpoint, batch, lora):
     found = []
     for recompute in (False, True):
         torch.manual_seed(0)  # adapters are drawn
-        model = load_model(spec, "sdpa").train()
+        model = load_model(spec).train()
         if recompute:
             model.activation_checkpointing_enable()
         loss_of(model, batch).backward()
@@ -323,22 +320,9 @@ def test_gradient_checkpointing_changes_no_gradient(checkpoint, batch, lora):
         torch.testing.assert_close(found[1][name], gradient, msg=name)
 
 
-def test_what_attention_auto_means(checkpoint, monkeypatch):
-    import importlib.util
-
-    spec = job(checkpoint).model
-    assert attention(spec, has_gpu=False, is_bf16=True) == "sdpa"
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "flash_attn")
-    assert attention(spec, has_gpu=True, is_bf16=True) == "flash_attention_2"
-    assert attention(spec, has_gpu=True, is_bf16=False) == "sdpa"
-    assert attention(spec, has_gpu=False, is_bf16=True) == "sdpa"
-    eager = job(checkpoint, model={"attn_implementation": "eager"}).model
-    assert attention(eager, has_gpu=True, is_bf16=True) == "eager"
-
-
 def test_a_folder_that_is_no_checkpoint(checkpoint, tmp_path):
     with pytest.raises(ModelError, match=f"cannot load {tmp_path}"):
-        load_model(job(tmp_path), "sdpa")
+        load_model(job(tmp_path))
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 20), (20, 6)])

@@ -1,5 +1,6 @@
 """The training loop of one worker, without Ray: what a step learns, and what is written down."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,20 @@ from typing import Any
 import pytest
 import torch
 from transformers import TrainerCallback
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from jobs.train.finetune import mix
-from pipeline.model.patches import normalise
 from pipeline.storage.storage import Storage
-from pipeline.training.pack import collate
+from pipeline.training import train
+from pipeline.training.batches import collate, on_device
 from pipeline.training.sample import IGNORED, Preparer, TrainingData
 from pipeline.training.train import WorkerFolders, make_trainer, token_loss
-from schemas.errors import JobFileError, ManifestError
+from schemas.errors import JobFileError, ManifestError, ModelError
 from schemas.job.finetune import FinetuneJob
 from schemas.job.load import check
 
@@ -53,6 +59,9 @@ class Run:
             "max_steps": 4,
             "learning_rate": 1e-3,
             "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "gradient_checkpointing": False,
+            "max_skipped": 100,
             "logging_steps": 1,
             "save_steps": 2,
             "dataloader_num_workers": 0,
@@ -101,16 +110,14 @@ def run(tmp_path: Path, checkpoint: Path):
 def test_the_loss_does_not_depend_on_how_samples_are_spread(run, rows):
     """Rows, batches of an update, copies of the media: one mean over learnt tokens."""
     forms = {
-        "packed": {},
-        "padded": {"packing": False},
-        "short rows": {"packed_tokens": 64},
+        "whole": {},
         "alone": {"share_media": False, "per_device_train_batch_size": 8},
         "accumulated": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
         "recomputed": {"gradient_checkpointing": True},
         "loaded ahead": {"dataloader_num_workers": 1},
     }
     losses = {name: run(name).train(rows, training=form) for name, form in forms.items()}
-    expected = losses.pop("packed")
+    expected = losses.pop("whole")
     assert len(expected) == 4 and expected[-1] < expected[0]
     for name, found in losses.items():
         assert found == pytest.approx(expected, rel=1e-4), name
@@ -161,10 +168,8 @@ def test_validation_is_a_mean_over_tokens(run, rows, checkpoint: Path):
     model, preparer = made.trainer.model.eval(), Preparer(job, Storage())
     total, count = 0.0, 0
     for (conversation,) in mix(job.data, Storage(), share_media=False, seed=0):
-        batch = collate([[preparer.prepare([conversation])]], pad_id=0, attn_implementation="sdpa")
+        batch = on_device(collate([preparer.prepare([conversation])]))
         labels = batch.pop("labels")
-        names = ("pixel_values", "pixel_values_videos")
-        batch |= {name: normalise(batch[name]) for name in names if name in batch}
         with torch.no_grad():
             total += token_loss(model(**batch), labels, num_items_in_batch=1).item()
         count += int((labels != IGNORED).sum())
@@ -189,24 +194,25 @@ def test_what_cannot_be_read_is_left_out_and_named(run, rows, archive):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_it_can_stop_at_what_cannot_be_read(run, rows, archive, workers: int):
+@pytest.mark.parametrize("limit", [0, 33])
+def test_it_stops_at_more_than_may_be_skipped(run, rows, archive, workers: int, limit: float):
+    """Media that cannot be decoded are found only while training: one of three is over 33 %."""
     broken = row(archive, "images/none.jpg", "?", "x")
-    settings = {"on_bad_sample": "stop", "dataloader_num_workers": workers}
+    settings = {"max_skipped": limit, "dataloader_num_workers": workers}
     made = run("stop")
-    with pytest.raises(ManifestError) as error:
+    with pytest.raises(ManifestError, match=r"^1 of 3 samples cannot be learnt") as error:
         made.train([*rows[:2], broken], training=settings)
     place = f"{made.folder}/data.json:3: media_missing: media_missing: {archive}/images/none.jpg"
-    assert str(error.value) == f"{place} does not exist"
+    assert f"The first is {place} does not exist. " in str(error.value)
+    assert f"training.max_skipped = {limit} %" in str(error.value)
 
 
-@pytest.mark.parametrize("attn", ["sdpa", "eager"])
-def test_batches_without_pictures(run, attn: str):
+def test_batches_without_pictures(run):
     """Nothing of what learns here sees text: such a step must do nothing, and not fail."""
     texts = [talk("Say yes.", "yes"), talk("Say no.", "no")]
     made = run("text")
-    model = {"attn_implementation": attn}
     projector = {"tune_mm_llm": False, "tune_mm_mlp": True, "tune_mm_vision": True}
-    losses = made.train(texts, tune=projector, model=model, training={"max_steps": 2})
+    losses = made.train(texts, tune=projector, training={"max_steps": 2})
     assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0] > 1
 
 
@@ -242,3 +248,40 @@ def test_tensorboard_has_the_same(run, rows):
     events = EventAccumulator(str(made.folder / "tensorboard"))
     events.Reload()
     assert [e.value for e in events.Scalars("train/loss")] == pytest.approx(losses, rel=1e-6)
+
+
+def test_zero_3_is_known_when_the_model_is_loaded(run, rows, monkeypatch):
+    """transformers then loads each weight into its shard (`zero.Init`), where DeepSpeed is.
+
+    It looks for the settings of TrainingArguments, which it refers to weakly.
+    """
+    made = run("zero")
+    job = made.job(rows)
+    make_arguments, seen = train.arguments, []
+
+    class Settings:
+        def is_zero3(self) -> bool:
+            return True
+
+    def arguments(*args: Any, **kwargs: Any) -> Any:
+        found = make_arguments(*args, **kwargs)
+        found.hf_deepspeed_config = Settings()  # as TrainingArguments does, given `deepspeed`
+        set_hf_deepspeed_config(found.hf_deepspeed_config)
+        return found
+
+    def load_model(*args: Any, **kwargs: Any) -> Any:
+        gc.collect()
+        seen.append(is_deepspeed_zero3_enabled())
+        raise ModelError("seen enough")
+
+    monkeypatch.setattr(train, "arguments", arguments)
+    monkeypatch.setattr(train, "load_model", load_model)
+    data = TrainingData(
+        train=mix(job.data, Storage(), share_media=True, seed=0), validation=(), storage=Storage()
+    )
+    try:
+        with pytest.raises(ModelError, match="seen enough"):
+            make_trainer(job, data, WorkerFolders(logs=made.folder, checkpoints=made.folder))
+    finally:
+        unset_hf_deepspeed_config()
+    assert seen == [True]

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoConfig
 
 from pipeline.model.positions import mrope_positions
 from pipeline.plan.planner import Planner
 from pipeline.stages.prepare import Prepare
 from pipeline.storage.storage import Storage
 from pipeline.tasks.registry import TASKS
-from pipeline.training.sample import IGNORED, ROOT, Preparer, Sample, group_by_media
+from pipeline.training.sample import IGNORED, ROOT, Preparer, Sample, group_by_media, max_tokens
 from pipeline.workers.code_version import code_digest
 from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.conversation import Conversation, DataProblem, Turn
@@ -203,6 +204,23 @@ def test_a_decoder_that_crashes_costs_its_own_sample(archive, checkpoint, tmp_pa
     kind, message = problem(preparer, media_item(tmp_path, f"{name}.jpg"))
     assert (kind, message.partition(":")[0]) == ("media_unreadable", "decoder_crashed")
     assert isinstance(preparer.prepare([asked(media_item(tmp_path, "sound.jpg"), "?")]), Sample)
+
+
+def test_a_decoder_that_hangs_costs_its_own_sample(archive, checkpoint, tmp_path):
+    """It has the deadline of a run: one bad file must not hold up all workers."""
+    shutil.copy(archive / "images" / "gray.jpg", tmp_path / "hang decode.jpg")
+    resources = {"decode_timeout_seconds": 0.5}
+    preparer = Preparer(finetune_job(checkpoint, resources=resources), Trap())
+    kind, message = problem(preparer, media_item(tmp_path, "hang decode.jpg"))
+    assert (kind, message.partition(":")[0]) == ("media_unreadable", "decode_timeout")
+
+
+def test_a_sample_may_be_as_long_as_the_checkpoints_context(checkpoint):
+    """A default window has 23,400 vision tokens: a smaller default would leave all of them out."""
+    context = AutoConfig.from_pretrained(checkpoint).text_config.max_position_embeddings
+    assert max_tokens(finetune_job(checkpoint)) == context > 24_576
+    model = {"source": str(checkpoint), "yarn": {"factor": 2}}
+    assert max_tokens(finetune_job(checkpoint, model=model)) == 2 * context
 
 
 def test_an_over_long_sample_says_how_long_it_is(archive, checkpoint):
