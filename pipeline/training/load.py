@@ -23,13 +23,14 @@ def weights_dtype(job: FinetuneJob, *, is_bf16: bool) -> Literal["float32", "bfl
 
     bfloat16 with LoRA, whose base weights are never changed: float32 would take twice the memory,
     and be converted for every product anyway. Else float32, as bfloat16 is too coarse for the
-    steps of AdamW.
+    steps of AdamW; also with FSDP, which joins weights and adapters to tensors of one type.
 
     is_bf16: training computes in bfloat16.
     """
     if job.model.dtype != "auto":
         return job.model.dtype
-    return "bfloat16" if job.lora is not None and is_bf16 else "float32"
+    is_frozen = job.lora is not None and not job.trainer.get("fsdp")
+    return "bfloat16" if is_frozen and is_bf16 else "float32"
 
 
 def load_model(job: FinetuneJob, *, is_bf16: bool = False) -> nn.Module:

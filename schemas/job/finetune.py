@@ -22,8 +22,8 @@ class TrainedModel(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Type of the weights in training; see `training.bf16`. auto: bfloat16 with "
-        "lora where training computes in bfloat16, else float32. bfloat16 only with lora or "
-        "deepspeed: bfloat16 weights are too coarse for the steps of AdamW.",
+        "lora, without fsdp, where training computes in bfloat16; else float32. bfloat16 only with "
+        "lora or deepspeed: bfloat16 weights are too coarse for the steps of AdamW.",
     )
     max_model_len: int | None = Field(
         None,

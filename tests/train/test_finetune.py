@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from jobs.cli.main import main
 from jobs.train import finetune, launch
 from jobs.train.job_checks import check_arguments, check_same_job
+from jobs.train.survey import Survey, check_learnt
 from pipeline.engines.transformers.engine import TransformersEngine
 from pipeline.storage.storage import Storage
 from pipeline.training.batches import Samples
@@ -204,14 +205,21 @@ def test_workers_that_cannot_be_placed_are_an_error(
     """Something else has the CPUs: Ray Train would ask again and again, and say nothing."""
     monkeypatch.setattr(launch, "MAX_STARTS", 2)
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-    everything = {"CPU": ray.cluster_resources()["CPU"]}
-    taken = ray.util.placement_group([everything])
-    ray.get(taken.ready(), timeout=300)
+    taken: list[Any] = []
+
+    def then_taken(survey: Survey) -> None:
+        """The check of the samples, which needs CPUs too; then another job comes."""
+        check_learnt(survey)
+        taken.append(ray.util.placement_group([{"CPU": ray.cluster_resources()["CPU"]}]))
+        ray.get(taken[0].ready(), timeout=300)
+
+    monkeypatch.setattr(finetune, "check_learnt", then_taken)
     try:
         with pytest.raises(ResourceError, match=r"1 workers of 1 CPUs could not be started\. .*"):
             train(job(tmp_path, archive, checkpoint, resources={"cpus_per_worker": 1}))
     finally:
-        ray.util.remove_placement_group(taken)
+        for group in taken:
+            ray.util.remove_placement_group(group)
 
 
 def test_wrong_rows_stop_it_before_it_starts(tmp_path, archive, checkpoint):

@@ -251,7 +251,7 @@ def test_the_readmes_example_trains_on_a_default_window(
     spec = yaml.safe_load(text)
     assert set(spec) == {"name", "output", "model", "data", "lora"}
     spec["model"] = {"source": str(checkpoint)}
-    spec["training"] = {"max_steps": 3, "logging_steps": 1, "learning_rate": 0.01}
+    spec["training"] = {"max_steps": 2, "logging_steps": 1, "learning_rate": 0.01}
     spec["training"]["gradient_accumulation_steps"] = 1
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(spec))
@@ -259,8 +259,7 @@ def test_the_readmes_example_trains_on_a_default_window(
     assert result.exit_code == 0, result.output
     lines = (tmp_path / "models" / "our-archive" / "metrics.jsonl").read_text().splitlines()
     losses = [line["loss"] for line in map(json.loads, lines) if "loss" in line]
-    assert len(losses) == 3
-    assert losses[0] > losses[1] > losses[2] > 0
+    assert len(losses) == 2 and losses[0] > losses[1] > 0
     assert "skipped        none" in result.output
     # 60 frame pairs of 390 tokens: the size of qwen-vl-utils for 1080p in 768 squares.
     assert "23,400 of them vision" in result.output

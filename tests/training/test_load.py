@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from pipeline.training.load import export, load_model
+from pipeline.training.load import export, load_model, weights_dtype
 from schemas.job.finetune import FinetuneJob
 from schemas.job.load import check
 
@@ -102,6 +102,12 @@ def test_the_base_of_adapters_is_bfloat16(published: Path, lora, is_bf16: bool, 
     trained = {p.dtype for p in model.parameters() if p.requires_grad}
     assert trained == {torch.float32}, "steps of AdamW need it"
     assert frozen == {dtype}
+
+
+def test_fsdp_gets_weights_of_one_type(published: Path):
+    """It flattens several to one tensor, and refuses those of two types."""
+    made = job(published, lora={"r": 4}, trainer={"fsdp": "full_shard"})
+    assert weights_dtype(made, is_bf16=True) == "float32"
 
 
 def test_the_index_of_the_sources_weights_is_not_copied(tmp_path: Path):
