@@ -409,7 +409,7 @@ def test_a_folder_goes_on_with_the_same_data_and_workers_only(tmp_path, archive,
     more = made.resources.model_copy(update={"num_workers": 2})
     with pytest.raises(JobFileError, match="resources.num_workers"):
         check_same_job(made.model_copy(update={"resources": more}), "rows b", storage)
-    less = made.resources.model_copy(update={"cpus_per_worker": 2})
+    less = made.resources.model_copy(update={"cpus_per_worker": 2.0})
     check_same_job(made.model_copy(update={"resources": less}), "rows b", storage)
 
 
