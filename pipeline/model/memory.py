@@ -20,7 +20,7 @@ from schemas.job.model import Model
 PREFILL_CHUNK_TOKENS = 8192
 """Tokens that a forward pass of the language model takes at most: of one root, or of several."""
 
-VISION_PASS_PATCHES = 65_536
+VISION_PASS_PATCHES = 32_768
 """Patches that a forward pass of the vision tower takes at most."""
 
 START_ANSWER_TOKENS = 256
@@ -150,11 +150,10 @@ class ModelMemory:
         return num_patches // MERGE_SIZE**2 * of_token
 
     def vision_bytes(self, num_patches: int) -> int:
-        """Bytes of a pass of the vision tower: colours as uint8 and float32, and activations."""
+        """Bytes of a pass of the vision tower: its input, and activations."""
         num_patches = min(num_patches, VISION_PASS_PATCHES)
-        colours = PATCH_VALUES * (1 + 4)
-        if self.value_bytes < 4:
-            colours += PATCH_VALUES * self.value_bytes
+        # In a smaller type the widths have the input: the float32 values are gone by then.
+        colours = PATCH_VALUES * (1 + 4) if self.value_bytes == 4 else 0
         widths = _VISION_WIDTHS[self.value_bytes] * self.size.vision.width * self.value_bytes
         return math.ceil(num_patches * (colours + widths))
 
