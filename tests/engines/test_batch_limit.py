@@ -97,7 +97,7 @@ def test_answers_reserve_what_they_are_expected_to_need():
     answers.add(["caption"] * 100, list(range(1, 101)))
     assert 96 <= answers.expected("caption") <= 120
     assert answers.expected("moments") == 100
-    answers.add_unfinished(["caption"] * 100, [300] * 100)
+    answers.add(["caption"] * 100, AnswersTooLong([300] * 100, {}).expected)
     assert answers.expected("caption") >= 600
     answers.add(["caption"] * 300, [8192] * 300)
     assert answers.expected("caption") == 8192
@@ -153,9 +153,9 @@ def failures(monkeypatch) -> list[int]:
     found: list[int] = []
 
     class Counted(AnswersTooLong):
-        def __init__(self, lengths):
-            super().__init__(lengths)
-            found.append(len(self.lengths))
+        def __init__(self, lengths, finished):
+            super().__init__(lengths, finished)
+            found.append(len(self.expected))
 
     monkeypatch.setattr("pipeline.engines.transformers.decoding.AnswersTooLong", Counted)
     return found
@@ -175,6 +175,21 @@ def test_answers_longer_than_expected_are_finished_in_smaller_batches(
     failures.clear()
     assert [unit.answers for unit in engine.generate(images)] == expected[:2]
     assert failures == []
+
+
+def test_half_a_batch_may_still_be_too_large(checkpoint, units, expected, monkeypatch, failures):
+    """Its units are answered one by one: each gets its own answers."""
+    monkeypatch.setattr(limits, "START_ANSWER_TOKENS", 2)
+    job = small_job(checkpoint, resources={"max_batch_tokens": 700})
+    engine = TransformersEngine(job, num_threads=1)
+    copies = [dataclasses.replace(units[0], unit_id=f"{k}") for k in range(8)]
+    answered = engine.generate(copies)
+    assert [unit.answers for unit in answered] == [expected[0]] * 8
+    assert max(failures) > 6  # three answers for each of more than two units
+
+
+def test_what_is_finished_is_not_expected_to_be_longer():
+    assert AnswersTooLong([200, 900], {0: "an answer"}).expected == [200, 1800]
 
 
 def test_a_unit_whose_answers_are_longer_is_finished_in_parts(

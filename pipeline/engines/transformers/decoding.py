@@ -24,12 +24,13 @@ class Generated:
 class AnswersTooLong(Exception):
     """Answers are longer than was expected, and the cache has no room for more.
 
-    lengths: tokens of each row's answer so far.
+    expected: tokens to expect of each row: of a finished answer its own, of others twice those that
+        it has.
     """
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], finished: Collection[int]) -> None:
         super().__init__(f"the answers have {sum(lengths)} tokens, and are not finished")
-        self.lengths = list(lengths)
+        self.expected = [n if row in finished else 2 * n for row, n in enumerate(lengths)]
 
 
 def generate_answers(
@@ -78,6 +79,6 @@ def generate_answers(
             rows, ids = [rows[k] for k in going], [ids[k] for k in going]
             tokens = tokens.index_select(0, torch.tensor(going, device=tokens.device))
         if branches.is_full:
-            raise AnswersTooLong(list(map(len, answers)))
+            raise AnswersTooLong(list(map(len, answers)), ended)
         branches.feed(tokens)  # the device works, while grammars follow on the CPU
         processors.accept(tokens, ids)

@@ -83,13 +83,14 @@ class TransformersEngine:
                 answers = [self._answer_unit(roots[batch[0]], generation)]
             else:
                 answers = self.generator.answer([roots[k] for k in batch], generation)
+            answer_of = dict(zip(batch, answers, strict=True))
         except AnswersTooLong as error:
             problem = UnitError(ErrorType.OUT_OF_MEMORY, str(error))
         except torch.OutOfMemoryError as error:
             problem = UnitError(
                 ErrorType.OUT_OF_MEMORY,
                 f"the device ran out of memory: {str(error).splitlines()[0]}; lower "
-                "budget.unit_tokens or resources.max_batch_tokens",
+                "budget.unit_tokens, or take a GPU with more memory or the engine vllm",
             )
         except torch.AcceleratorError:
             raise  # the CUDA context is lost: only a new process helps
@@ -102,7 +103,7 @@ class TransformersEngine:
             seconds = time.perf_counter() - started
             total = sum(units[k].predicted_cost for k in batch) or 1.0
             answered = {}
-            for k, raw in zip(batch, answers, strict=True):
+            for k, raw in answer_of.items():
                 in_order = tuple(raw[prompt.task] for prompt in units[k].prompts)
                 answered[k] = dataclasses.replace(
                     AnsweredUnit.of(units[k], in_order),

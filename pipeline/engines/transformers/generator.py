@@ -67,9 +67,15 @@ class Generator:
             AnswersTooLong: the answers do not fit into the memory that was reserved for them.
         """
         roots = [root for of_unit in units for root in of_unit]
-        if not self.limit.fits(roots):  # only a unit that is alone in its batch
-            pieces = (self._answer_in_pieces(root, generation) for root in roots)
-            return [{raw.task: raw for piece in pieces for raw in piece}]
+        if not self.limit.fits(roots):  # a unit that is alone, or answers are longer than expected
+            return [
+                {
+                    raw.task: raw
+                    for root in of_unit
+                    for raw in self._answer_in_pieces(root, generation)
+                }
+                for of_unit in units
+            ]
         answers = iter(self.answer_branches(roots, self.prefill(roots), generation))
         return [{raw.task: raw for _ in of_unit for raw in next(answers)} for of_unit in units]
 
@@ -141,7 +147,7 @@ class Generator:
                 stop_loops=generation.stop_loops,
             )
         except AnswersTooLong as error:
-            self.limit.answers.add_unfinished(tasks, error.lengths)
+            self.limit.answers.add(tasks, error.expected)
             raise
         self.limit.answers.add(tasks, [len(one.ids) for one in generated])
         answers = iter(map(self._raw_answer, tasks, num_fed, generated))

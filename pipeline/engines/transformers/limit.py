@@ -36,19 +36,21 @@ class AnswerLengths:
         """max_new_tokens: by task."""
         self._max_new_tokens = max_new_tokens
         self._seen: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=_NUM_REMEMBERED))
+        self._expected: dict[str, int] = {}
 
     def add(self, tasks: Sequence[str], lengths: Sequence[int]) -> None:
         """Learn the lengths of answers, in tokens."""
         for task, length in zip(tasks, lengths, strict=True):
             self._seen[task].append(length)
-
-    def add_unfinished(self, tasks: Sequence[str], lengths: Sequence[int]) -> None:
-        """Learn that answers are longer: expect at least twice what was generated so far."""
-        for task, length in zip(tasks, lengths, strict=True):
-            self._seen[task].append(2 * length)
+            self._expected.pop(task, None)
 
     def expected(self, task: str) -> int:
         """Tokens that an answer reserves: 19 of 20 were shorter, with a margin of a fifth."""
+        if task not in self._expected:  # requested for each answer of each batch that is tried
+            self._expected[task] = self._find_expected(task)
+        return self._expected[task]
+
+    def _find_expected(self, task: str) -> int:
         found, longest = sorted(self._seen[task]), self._max_new_tokens[task]
         if len(found) < _MIN_ANSWERS:
             return min(longest, max([START_ANSWER_TOKENS, *found]))
