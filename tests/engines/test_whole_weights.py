@@ -94,7 +94,7 @@ def test_training_does_not_start_from_random_weights(checkpoint: Path, tmp_path:
         "data": [{"conversations": "data.jsonl"}],
     }
     with pytest.raises(ModelError, match="11 tensors are missing"):
-        training.load_model(check(FinetuneJob, spec, "test"), "sdpa")
+        training.load_model(check(FinetuneJob, spec, "test"))
 
 
 @pytest.fixture

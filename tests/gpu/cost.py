@@ -92,7 +92,8 @@ def memory(place: Place) -> list[Figure]:
         Figure(
             what="peak memory over its prediction",
             value=used / predicted,
-            minimum=0.9,
-            maximum=1.1,
+            # A model of some MB has more beside its tensors than the arithmetic counts.
+            minimum=0.8 if place.is_small else 0.9,
+            maximum=1.25 if place.is_small else 1.1,
         ),
     ]

@@ -76,7 +76,7 @@ def test_a_bucket_of_the_jobs_endpoint(private, command: list[str]):
 
 
 def test_every_command_that_reads_a_storage_takes_a_job():
-    without = {"annotate", "calibrate", "plan", "retry", "finetune", "demo", "schema"}
+    without = {"annotate", "calibrate", "plan", "retry", "finetune", "demo", "schema", "doctor"}
     for name in main.list_commands(Context(main)):
         command = main.get_command(Context(main), name)
         options = {option for parameter in command.params for option in parameter.opts}

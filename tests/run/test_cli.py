@@ -40,7 +40,7 @@ def started(monkeypatch):
     """Jobs that would have been run: what the command line made of its arguments."""
     jobs_run = []
     monkeypatch.setattr(jobs.run.annotate, "run", lambda job, *_: jobs_run.append(job))
-    monkeypatch.setattr(jobs.plan.plan, "run", lambda job, console, dry_run: jobs_run.append(job))
+    monkeypatch.setattr(jobs.plan.plan, "run", lambda job, *_, **__: jobs_run.append(job))
     monkeypatch.setattr(jobs.run.on_finish, "after_run", lambda run, job, storage: 0)
     return jobs_run
 

@@ -398,7 +398,7 @@ def test_the_plan_counts_what_conversations_show(media: Path, checkpoint: Path):
     asked = job(checkpoint, tasks=["caption", "chat"])
     units = plan(asked, media, TABLE["several turns"], TABLE["text alone"], {"uri": SCENE}, HELLO)
     table = to_table(units, UNIT)
-    run = SimpleNamespace(run_id="test-1", folder=lambda output: output)
+    run = SimpleNamespace(run_id="test-1", engine="transformers", folder=lambda output: output)
     console = Console(file=io.StringIO(), width=120)
     print_plan(table, SimpleNamespace(run=run, job=asked), console)
     lines = {
