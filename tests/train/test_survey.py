@@ -3,6 +3,7 @@
 import io
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,18 @@ from jobs.cluster import machines
 from jobs.train import finetune, survey
 from jobs.train.job_checks import check_model
 from jobs.train.placement import placed
-from jobs.train.survey import Survey, check_learnt, predict_hours
+from jobs.train.survey import (
+    Survey,
+    check_learnt,
+    predict_hours,
+    predict_row_memory,
+    survey_samples,
+)
 from pipeline.storage.storage import Storage
+from pipeline.training import memory
+from pipeline.training.batches import Samples
 from pipeline.training.check import Checked
-from pipeline.training.sample import TrainingData
+from pipeline.training.sample import Sample, Size, TrainingData
 from pipeline.training.train import WorkerFolders, make_trainer
 from schemas.conversation import DataProblem, ProblemType
 from schemas.errors import ManifestError, ModelError, ResourceError
@@ -61,8 +70,12 @@ def read(job: FinetuneJob) -> TrainingData:
     return TrainingData(train=mixed, validation=(), storage=Storage())
 
 
-def checked(tokens: int | None, learnt: int = 10, vision: int = 0) -> Checked:
-    return Checked(sample=0, num_media=1, num_tokens=tokens, num_learnt=learnt, num_vision=vision)
+def checked(tokens: int, learnt: int = 10, vision: int = 0) -> Checked:
+    size = Size(num_tokens=tokens, num_learnt=learnt, num_vision=vision)
+    return Checked(sample=0, num_media=1, num_tokens=tokens, num_learnt=learnt, parts=(size,))
+
+
+TOO_LONG = Checked(sample=0, num_media=1, num_tokens=500, num_learnt=200)
 
 
 def test_samples_that_headers_show_to_be_too_many_end_it(
@@ -96,9 +109,7 @@ def test_a_training_that_would_learn_nothing_ends(tmp_path, checkpoint):
     made = job(tmp_path, checkpoint, training=training)
     problem = DataProblem(origin="a:1", type=ProblemType.OVER_LONG, message="too long")
     with pytest.raises(ManifestError, match=r"^1 of 1 samples .* first is a:1: over_long: too"):
-        check_learnt(
-            Survey(job=made, num_conversations=1, samples=[checked(None)], problems=[problem])
-        )
+        check_learnt(Survey(job=made, num_conversations=1, samples=[TOO_LONG], problems=[problem]))
     silent = Survey(job=made, num_conversations=1, samples=[checked(100, learnt=0)], problems=[])
     with pytest.raises(ManifestError, match="^nothing can be learnt: no sample has a token"):
         check_learnt(silent)
@@ -113,10 +124,38 @@ def test_a_validation_that_would_learn_nothing_ends(tmp_path, checkpoint):
         num_conversations=1000,
         samples=samples,
         problems=[problem],
-        validation=[checked(None, learnt=0)],
+        validation=[TOO_LONG],
     )
     with pytest.raises(ManifestError, match="^nothing can be validated: v:1: over_long: too long"):
         check_learnt(found)
+
+
+def test_over_long_samples_are_counted_as_training_takes_them(
+    tmp_path, archive, checkpoint, ray_session, monkeypatch
+):
+    """One too long is left out; a group that is so only together is split, in the same row."""
+    picture = "images/scene-0.jpg"
+    rows = [(picture, "word " * 40)] * 3 + [("images/wide.png", "word " * 400)]
+    write_rows(tmp_path, archive, rows)
+    made = job(tmp_path, checkpoint, model={"source": str(checkpoint), "max_model_len": 200})
+    data = read(made)
+    alone = [data.train[-1]]
+    data = TrainingData(train=data.train, validation=alone, storage=data.storage)
+    found = survey_samples(data, made, Console(file=io.StringIO()))
+    learnt: list[Sample] = []
+    trained = Samples(data.train, made, Storage())
+    for number in range(len(trained)):
+        learnt += [sample for sample in trained[number] if isinstance(sample, Sample)]
+    assert len(learnt) == 2 and len(data.train) == 2
+    sizes = [(sample.num_tokens, sample.num_learnt) for sample in learnt]
+    assert [(part.num_tokens, part.num_learnt) for part in found.good] == sizes
+    given: list[Any] = []
+    monkeypatch.setattr(memory, "predict_memory", lambda job, row, **_: given.append(row))
+    predict_row_memory(found)
+    assert given[0].tokens == sum(sample.num_tokens for sample in learnt)
+    every = made.training.model_copy(update={"max_skipped": 100})
+    with pytest.raises(ManifestError, match="^nothing can be validated: .*:4: over_long: "):
+        check_learnt(replace(found, job=made.model_copy(update={"training": every})))
 
 
 def test_a_limit_over_the_context_is_refused(tmp_path, checkpoint):
@@ -197,6 +236,9 @@ def test_hours_are_operations_over_the_published_speed(tmp_path, checkpoint):
 class _Config:
     class text_config:
         num_hidden_layers, num_attention_heads, head_dim = 36, 32, 128
+
+    def to_dict(self) -> dict[str, Any]:
+        return {}
 
 
 def _size(**parameters: float) -> Any:
