@@ -17,7 +17,7 @@ from rich.console import Console
 from jobs.cli.main import main
 from jobs.cluster import machines
 from jobs.train import finetune, survey
-from jobs.train.job_checks import check_model
+from jobs.train.job_checks import check_model, check_same_job, workers_before
 from jobs.train.placement import placed
 from jobs.train.survey import (
     Survey,
@@ -196,6 +196,7 @@ MACHINES = {
         [{"CPU": 64.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}],
         (4, 4.0, True, 3),
     ),
+    "two machines without GPUs": ([{"CPU": 8.0}, {"CPU": 8.0}], (1, 8.0, False, 7)),
     "few CPUs": ([{"CPU": 8.0, "GPU": 8.0}], (8, 1.0, True, 1)),
 }
 
@@ -208,6 +209,33 @@ def test_workers_are_as_many_as_gpus(tmp_path, checkpoint, monkeypatch, name: st
     found = made.resources
     loaders = made.training.dataloader_num_workers
     assert (found.num_workers, found.cpus_per_worker, found.use_gpu, loaders) == expected
+
+
+def test_no_worker_is_spread_over_machines(tmp_path, checkpoint, monkeypatch):
+    """Three on 8 and 5 CPUs: two on the first with 4 each, and one on the second."""
+    monkeypatch.setattr(machines, "nodes", lambda: [{"CPU": 8.0}, {"CPU": 5.0}])
+    made = placed(job(tmp_path, checkpoint, resources={"num_workers": 3}))
+    assert made.resources.cpus_per_worker == 4
+    with pytest.raises(ResourceError, match="^2 workers of 6 CPUs do not fit into"):
+        placed(job(tmp_path, checkpoint, resources={"num_workers": 2, "cpus_per_worker": 6}))
+
+
+def test_auto_goes_on_with_as_many_workers(tmp_path, checkpoint, monkeypatch):
+    """A training that began on two GPUs, on a machine of four, and of one."""
+    made = job(tmp_path, checkpoint, resources={})
+    monkeypatch.setattr(machines, "nodes", lambda: [{"CPU": 8.0, "GPU": 2.0}])
+    assert workers_before(made, Storage()) is None
+    check_same_job(placed(made), "rows", Storage())
+    saved = Path(made.output) / "checkpoints" / "checkpoint_1" / "model.safetensors"
+    saved.parent.mkdir(parents=True)
+    saved.write_bytes(b"")
+    monkeypatch.setattr(machines, "nodes", lambda: [{"CPU": 8.0, "GPU": 4.0}])
+    again = placed(made, workers_before(made, Storage()))
+    assert again.resources.num_workers == 2
+    check_same_job(again, "rows", Storage())
+    monkeypatch.setattr(machines, "nodes", lambda: [{"CPU": 8.0, "GPU": 1.0}])
+    with pytest.raises(ResourceError, match="^2 workers .* the output folder holds has as many"):
+        placed(made, workers_before(made, Storage()))
 
 
 def test_workers_that_do_not_fit(tmp_path, checkpoint, monkeypatch):
