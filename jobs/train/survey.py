@@ -5,6 +5,7 @@ header is known before a GPU waits for it.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -198,7 +199,10 @@ def print_survey(
         ),
     ]
     if memory is not None:
-        rows.append(("memory", memory if isinstance(memory, str) else _memory_text(memory)))
+        is_counted = job.lora is not None or not job.tune.tune_mm_vision
+        text = memory if isinstance(memory, str) else _memory_text(memory)
+        more = "" if is_counted else "; not counted: the activations of the trained vision tower"
+        rows.append(("memory", text + more))
     if dry_run:
         rows.append(("hours", _hours_text(survey)))
     print_summary(console, f"training {job.name}", rows)
@@ -214,7 +218,11 @@ def _memory_text(memory: "StepMemory") -> str:
 
 def _hours_text(survey: Survey) -> str:
     known: tuple[SimulatedGpu, ...] = get_args(SimulatedGpu)
-    here = [name for name in known if any(name in gpu.lower() for gpu in gpu_names())]
-    there = "" if here else "not known for this cluster, whose GPUs are not known; "
+    # Ray's names are like "geforce-rtx-4090" and "NVIDIA H100 80GB HBM3".
+    gpus = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in gpu_names()]
+    use_gpu = survey.job.resources.use_gpu
+    here = [name for name in known if use_gpu and any(name in gpu for gpu in gpus)]
+    reason = "whose GPUs are not known" if use_gpu else "where this training uses no GPU"
+    there = "" if here else f"not known for this cluster, {reason}; "
     figures = ", ".join(f"{name} {predict_hours(survey, name):,.2f}" for name in here or known)
     return f"{there}{figures}: arithmetic on published speeds, never measured"

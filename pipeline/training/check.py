@@ -89,8 +89,7 @@ class AnswerBoxes:
 class Checked:
     """The result for one sample.
 
-    num_tokens, num_learnt: of all its conversations together, also where they are too long; None
-        if the sample could not be prepared.
+    num_tokens, num_learnt: also of what is too long; None if the sample could not be prepared.
     parts: the samples that training makes of it, in one row: itself, several where it is too long
         as a whole, or none where nothing of it can be learnt.
     problems: of its conversations, without those that depend on the scale of its boxes.

@@ -24,8 +24,10 @@ from jobs.train.survey import (
     check_learnt,
     predict_hours,
     predict_row_memory,
+    print_survey,
     survey_samples,
 )
+from pipeline.model.sizes import PUBLISHED
 from pipeline.storage.storage import Storage
 from pipeline.training import memory
 from pipeline.training.batches import Samples
@@ -40,6 +42,8 @@ from tests.support.pages import blocks
 from tests.support.paths import ROOT
 
 SECONDS = 60
+LANGUAGE_8B, VISION_8B = 8.19e9, 0.576e9
+"""Parameters of Qwen3-VL-8B, published as 8.77 billion together."""
 
 
 def job(folder: Path, checkpoint: Path, **changes: Any) -> FinetuneJob:
@@ -245,20 +249,19 @@ def test_workers_that_do_not_fit(tmp_path, checkpoint, monkeypatch):
 
 
 def test_hours_are_operations_over_the_published_speed(tmp_path, checkpoint):
-    """By hand, for one long sample: 40 % of an H100's 989 TFLOP/s, as pages say."""
+    """By hand, for one long sample of an 8B: 40 % of an H100's 989 TFLOP/s, as pages say."""
     made = job(tmp_path, checkpoint, lora={"r": 4})
-    size = {"active_parameters": 8.2e9, "vision_parameters": 0.6e9}
     tokens, vision = 24_000, 23_400
     samples = [checked(tokens, vision=vision)]
     training = Survey(job=made, num_conversations=1, samples=samples, problems=[])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(survey, "load_config", lambda *_: _Config())
-        patch.setattr(survey.ModelSize, "of", lambda config: _size(**size))
+        patch.setattr(survey.ModelSize, "of", lambda config: PUBLISHED["8B"])
         hours = predict_hours(training, "h100")
     passes = 3  # forward, again for the activations, backward; no gradients of the weights
-    language = passes * 2 * (8.2e9 + 36 * 32 * 128 * tokens) * tokens
-    seconds = (language + 2 * 0.6e9 * 4 * vision) / (0.4 * 989e12)
-    assert hours == pytest.approx(seconds / 3600, rel=1e-6)
+    language = passes * 2 * (LANGUAGE_8B + 36 * 32 * 128 * tokens) * tokens
+    seconds = (language + 2 * VISION_8B * 4 * vision) / (0.4 * 989e12)
+    assert hours == pytest.approx(seconds / 3600, rel=0.02)
 
 
 class _Config:
@@ -267,12 +270,6 @@ class _Config:
 
     def to_dict(self) -> dict[str, Any]:
         return {}
-
-
-def _size(**parameters: float) -> Any:
-    from pipeline.engines.speed import ModelSize
-
-    return ModelSize(parameters=parameters["active_parameters"], cache_bytes=1, **parameters)
 
 
 def test_a_dry_run_says_what_training_takes(tmp_path, archive, checkpoint, ray_session):
@@ -287,8 +284,23 @@ def test_a_dry_run_says_what_training_takes(tmp_path, archive, checkpoint, ray_s
     assert "2 in 2 samples" in text and "skipped        none" in text
     assert "steps          7, 1 an epoch: 1 workers x 1 samples x 4 batches" in text
     assert "GB on each GPU: 0.0 weights" in text
-    assert "not known for this cluster" in text and "h100 0.00" in text
+    words = " ".join(text.split())
+    assert "not known for this cluster, where this training uses no GPU" in words
+    assert "h100 0.00" in text
     assert not (tmp_path / "run").exists()
+
+
+def test_a_report_names_the_gpu_and_what_is_not_counted(tmp_path, checkpoint, monkeypatch):
+    resources = {"num_workers": 1, "use_gpu": True, "cpus_per_worker": 1}
+    made = job(tmp_path, checkpoint, resources=resources, tune={"tune_mm_vision": True})
+    monkeypatch.setattr(survey, "gpu_names", lambda: ["geforce-rtx-4090"])
+    console = Console(file=io.StringIO(), width=400)
+    found = Survey(job=made, num_conversations=1, samples=[checked(100)], problems=[])
+    needed = memory.StepMemory(weights=1, optimizer=1, working=1, media=1)
+    print_survey(found, needed, console, dry_run=True)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "rtx4090 0.00: arithmetic" in said
+    assert "not counted: the activations of the trained vision tower" in said
 
 
 def default_window(folder: Path) -> None:
