@@ -21,6 +21,7 @@ from jobs.train.job_checks import (
     check_same_job,
     data_digest,
     with_absolute_paths,
+    workers_before,
 )
 from jobs.train.launch import train_on_ray
 from jobs.train.placement import placed
@@ -84,7 +85,7 @@ def run(job: FinetuneJob, console: Console, *, dry_run: bool = False) -> None:
     )
     data = TrainingData(train=train, validation=validation, storage=storage)
     with ray_session(console), actor_errors():
-        job = placed(job)
+        job = placed(job, workers_before(job, storage))
         if not dry_run:
             check_same_job(job, data_digest(train), storage)
         survey = survey_samples(data, job, console)

@@ -84,7 +84,8 @@ def check_arguments(job: FinetuneJob) -> None:
     known = TrainingArguments.__dataclass_fields__
     if unknown := sorted(set(job.trainer) - set(known)):
         raise JobFileError(f"trainer: TrainingArguments has no {unknown}")
-    if twice := sorted(set(job.trainer) & set(type(job.training).model_fields)):
+    settings = {*type(job.training).model_fields, "activation_checkpointing"}  # another name of one
+    if twice := sorted(set(job.trainer) & settings):
         raise JobFileError(f"trainer: {twice} are settings of `training`: set them there")
     if idle := sorted(set(job.trainer) & _WITHOUT_EFFECT):
         raise JobFileError(f"trainer: {idle} have no effect here: set the optimizer in `training`")
@@ -123,20 +124,10 @@ def check_same_job(job: FinetuneJob, digest: str, storage: Storage) -> None:
     Raises:
         JobFileError: the folder has another training.
     """
-    uri = join(job.output, "job.json")
     spec = _fingerprint(job) | {"rows of data": digest}
-    before = None
-    if storage.list_files(join(job.output, "checkpoints"), "*/*"):
-        try:
-            before = read_json(uri, storage)
-        except FileNotFoundError:
-            pass
-        except ValueError as error:
-            raise JobFileError(
-                f"{redact_uri(uri)} is not what a training wrote ({error}): set another output"
-            ) from None
+    before = _read_before(job, storage)
     if before is None:
-        storage.write_bytes(uri, json.dumps(spec, indent=2).encode())
+        storage.write_bytes(join(job.output, "job.json"), json.dumps(spec, indent=2).encode())
         return
     changed = sorted(key for key in spec | before if spec.get(key) != before.get(key))
     if serious := [key for key in changed if key not in _MAY_CHANGE]:
@@ -144,6 +135,33 @@ def check_same_job(job: FinetuneJob, digest: str, storage: Storage) -> None:
             f"{job.output} holds a training with other settings ({', '.join(serious)}): set "
             "another output, or resume it with the same job"
         )
+
+
+def workers_before(job: FinetuneJob, storage: Storage) -> int | None:
+    """Workers of the training that the output folder holds; None if it holds none.
+
+    Raises:
+        JobFileError: the folder has something else.
+    """
+    before = _read_before(job, storage) or {}
+    number = before.get("resources.num_workers")
+    return number if isinstance(number, int) else None
+
+
+def _read_before(job: FinetuneJob, storage: Storage) -> dict[str, Any] | None:
+    """The job.json of a training that has a checkpoint."""
+    if not storage.list_files(join(job.output, "checkpoints"), "*/*"):
+        return None
+    uri = join(job.output, "job.json")
+    try:
+        before: dict[str, Any] = read_json(uri, storage)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise JobFileError(
+            f"{redact_uri(uri)} is not what a training wrote ({error}): set another output"
+        ) from None
+    return before
 
 
 def data_digest(groups: Sequence[Group]) -> str:

@@ -11,8 +11,10 @@ _MAX_CPUS = 9
 seconds, which is less than a training step on it takes."""
 
 
-def placed(job: FinetuneJob) -> FinetuneJob:
+def placed(job: FinetuneJob, before: int | None = None) -> FinetuneJob:
     """Return the job with numbers in place of ``auto``, for the machines that are there now.
+
+    before: workers of the training that is to be continued; ``auto`` means as many.
 
     Raises:
         ResourceError: the workers do not fit into the cluster.
@@ -21,17 +23,22 @@ def placed(job: FinetuneJob) -> FinetuneJob:
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
     wanted = job.resources
     use_gpu = num_gpus >= 1 if wanted.use_gpu == "auto" else wanted.use_gpu
-    found = max(1, num_gpus) if use_gpu else 1
+    found = before or (max(1, num_gpus) if use_gpu else 1)
     num_workers = found if wanted.num_workers == "auto" else wanted.num_workers
     cpus = wanted.cpus_per_worker
     if cpus == "auto":
         cpus = _share_of_cpus(nodes, num_workers, use_gpu=use_gpu)
-    num_cpus = sum(node.get("CPU", 0) for node in nodes)
-    if num_workers * cpus > num_cpus or (use_gpu and num_workers > num_gpus):
+    if num_workers > sum(_num_places(node, cpus, use_gpu=use_gpu) for node in nodes):
+        num_cpus = sum(node.get("CPU", 0) for node in nodes)
+        remedy = "lower resources.num_workers or resources.cpus_per_worker"
+        if before and wanted.num_workers == "auto":
+            remedy = (
+                "the training that the output folder holds has as many, on which the order of its "
+                "data depends; continue it where they fit, or set another output"
+            )
         raise ResourceError(
             f"{describe(num_workers, cpus, use_gpu=use_gpu)} do not fit into the cluster's "
-            f"{num_cpus:g} CPUs and {num_gpus:g} GPUs: lower resources.num_workers or "
-            "resources.cpus_per_worker"
+            f"{num_cpus:g} CPUs and {num_gpus:g} GPUs on {len(nodes)} machines: {remedy}"
         )
     loaders = job.training.dataloader_num_workers
     if loaders == "auto":
@@ -51,9 +58,18 @@ def describe(num_workers: int, cpus: float, *, use_gpu: bool) -> str:
 def _share_of_cpus(nodes: list[Mapping[str, float]], num_workers: int, *, use_gpu: bool) -> float:
     """Whole CPUs for each worker; of a machine with GPUs, those for one of its GPUs."""
     if not use_gpu:
-        return float(max(1, int(sum(node.get("CPU", 0) for node in nodes)) // num_workers))
+        share = int(max((node.get("CPU", 0) for node in nodes), default=1))
+        while share > 1 and sum(_num_places(n, share, use_gpu=False) for n in nodes) < num_workers:
+            share -= 1
+        return float(max(1, share))
     shares = [int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1]
     return float(min(_MAX_CPUS, max(1, min(shares, default=1))))
+
+
+def _num_places(node: Mapping[str, float], cpus: float, *, use_gpu: bool) -> int:
+    """How many workers fit on a machine; none is spread over two."""
+    places = int(node.get("CPU", 0) / cpus + 1e-9)  # 1 / 0.1 is a little below 10
+    return min(places, int(node.get("GPU", 0))) if use_gpu else places
 
 
 def gpu_names() -> list[str]:

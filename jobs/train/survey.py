@@ -5,6 +5,7 @@ header is known before a GPU waits for it.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pipeline.engines.speed import EngineTimes
 from pipeline.model.checkpoint import load_config
 from pipeline.model.sizes import ModelSize
 from pipeline.training.check import Checked, Work
-from pipeline.training.sample import Group, TrainingData, too_many_skipped
+from pipeline.training.sample import Group, Size, TrainingData, too_many_skipped
 from schemas.conversation import DataProblem, ProblemType
 from schemas.errors import ManifestError
 from schemas.job.engines import Simulated, SimulatedGpu
@@ -47,9 +48,9 @@ class Survey:
     validation: Sequence[Checked] = ()
 
     @property
-    def good(self) -> list[Checked]:
-        """The samples that can be learnt."""
-        return [sample for sample in self.samples if sample.num_tokens is not None]
+    def good(self) -> list[Size]:
+        """The samples that can be learnt, as training splits those that are too long."""
+        return [part for sample in self.samples for part in sample.parts]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -103,12 +104,13 @@ def check_learnt(survey: Survey) -> None:
     """
     skipped = {p.origin: f"{p.origin}: {p.type}: {p.message}" for p in survey.problems}
     limit = survey.job.training.max_skipped
-    num_learnt = sum(sample.num_learnt or 0 for sample in survey.good)
+    num_learnt = sum(sample.num_learnt for sample in survey.good)
     if len(skipped) * 100 > limit * survey.num_conversations or (skipped and not num_learnt):
         raise ManifestError(too_many_skipped(skipped, survey.num_conversations, limit))
     if not num_learnt:
         raise ManifestError("nothing can be learnt: no sample has a token of an answer")
-    if survey.validation and not any(sample.num_learnt for sample in survey.validation):
+    validated = [part.num_learnt for sample in survey.validation for part in sample.parts]
+    if survey.validation and not any(validated):
         first = next(iter(skipped.values()), "no sample has a token of an answer")
         raise ManifestError(
             f"nothing can be validated: {first}; correct `validation`, or remove it"
@@ -122,13 +124,14 @@ def predict_row_memory(survey: Survey) -> "StepMemory | str":
     job = survey.job
     if job.trainer.get("deepspeed") or job.trainer.get("fsdp"):
         return "not predicted with trainer.deepspeed or trainer.fsdp"
-    longest = sorted(survey.good, key=lambda sample: -(sample.num_tokens or 0))
-    batch = longest[: job.training.per_device_train_batch_size]
+    rows = [sample.parts for sample in survey.samples]  # the parts of a sample stay together
+    longest = sorted(rows, key=lambda parts: -sum(part.num_tokens for part in parts))
+    batch = [part for row in longest[: job.training.per_device_train_batch_size] for part in row]
     row = Row(
-        tokens=sum(sample.num_tokens or 0 for sample in batch),
-        branch_tokens=sum(sample.num_branched for sample in batch),
-        learnt_tokens=sum(sample.num_learnt or 0 for sample in batch),
-        vision_tokens=sum(sample.num_vision for sample in batch),
+        tokens=sum(part.num_tokens for part in batch),
+        branch_tokens=sum(part.num_branched for part in batch),
+        learnt_tokens=sum(part.num_learnt for part in batch),
+        vision_tokens=sum(part.num_vision for part in batch),
     )
     assert job.resources.num_workers != "auto"
     try:
@@ -158,7 +161,7 @@ def predict_hours(survey: Survey, gpu: SimulatedGpu) -> float:
     seen = text.num_hidden_layers * text.num_attention_heads * text.head_dim
     seconds = 0.0
     for sample in survey.good:
-        tokens = sample.num_tokens or 0
+        tokens = sample.num_tokens
         seconds += sample.num_vision * times.per_vision_token
         attention = 1 + seen * tokens / size.text.active_parameters
         seconds += passes * tokens * times.per_prompt_token * attention
@@ -177,7 +180,7 @@ def print_survey(
     job, good = survey.job, survey.good
     states = Counter(problem.type.value for problem in survey.problems)
     skipped = ", ".join(f"{count:,} {state}" for state, count in states.most_common()) or "none"
-    tokens = [sample.num_tokens or 0 for sample in good]
+    tokens = [sample.num_tokens for sample in good]
     num_workers, training = job.resources.num_workers, job.training
     rows = [
         ("conversations", f"{survey.num_conversations:,} in {len(survey.samples):,} samples"),
@@ -185,7 +188,7 @@ def print_survey(
         (
             "tokens",
             f"{sum(tokens):,} an epoch, {sum(s.num_vision for s in good):,} of them vision and "
-            f"{sum(s.num_learnt or 0 for s in good):,} learnt; the longest sample has "
+            f"{sum(s.num_learnt for s in good):,} learnt; the longest sample has "
             f"{max(tokens, default=0):,}",
         ),
         (
@@ -196,7 +199,10 @@ def print_survey(
         ),
     ]
     if memory is not None:
-        rows.append(("memory", memory if isinstance(memory, str) else _memory_text(memory)))
+        is_counted = job.lora is not None or not job.tune.tune_mm_vision
+        text = memory if isinstance(memory, str) else _memory_text(memory)
+        more = "" if is_counted else "; not counted: the activations of the trained vision tower"
+        rows.append(("memory", text + more))
     if dry_run:
         rows.append(("hours", _hours_text(survey)))
     print_summary(console, f"training {job.name}", rows)
@@ -212,7 +218,11 @@ def _memory_text(memory: "StepMemory") -> str:
 
 def _hours_text(survey: Survey) -> str:
     known: tuple[SimulatedGpu, ...] = get_args(SimulatedGpu)
-    here = [name for name in known if any(name in gpu.lower() for gpu in gpu_names())]
-    there = "" if here else "not known for this cluster, whose GPUs are not known; "
+    # Ray's names are like "geforce-rtx-4090" and "NVIDIA H100 80GB HBM3".
+    gpus = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in gpu_names()]
+    use_gpu = survey.job.resources.use_gpu
+    here = [name for name in known if use_gpu and any(name in gpu for gpu in gpus)]
+    reason = "whose GPUs are not known" if use_gpu else "where this training uses no GPU"
+    there = "" if here else f"not known for this cluster, {reason}; "
     figures = ", ".join(f"{name} {predict_hours(survey, name):,.2f}" for name in here or known)
     return f"{there}{figures}: arithmetic on published speeds, never measured"

@@ -46,28 +46,27 @@ def branched_attention(
     common = {"scale": options.get("scaling"), "dropout_p": options.get("dropout", 0.0)}
     parts = []
     for (begin, root_end, end), mask in zip(options["spans"], options["branch_masks"], strict=True):
-        root = slice(begin, root_end)
-        parts.append(
-            scaled_dot_product_attention(
-                query[:, :, root],
-                key[:, :, root],
-                value[:, :, root],
-                is_causal=True,
-                enable_gqa=query.shape[1] != key.shape[1],
-                **common,
+        roots = [states[:, :, begin:root_end] for states in (query, key, value)]
+        is_cast = torch.is_autocast_enabled(query.device.type)
+        if query.dtype == torch.float32 and not is_cast:
+            # CUDA's kernel with fewer key heads takes no float32: all scores would be in memory.
+            parts.append(_grouped(*roots, common | {"is_causal": True}))
+        else:
+            gqa = query.shape[1] != key.shape[1]
+            parts.append(
+                scaled_dot_product_attention(*roots, is_causal=True, enable_gqa=gqa, **common)
             )
-        )
         if root_end < end:
             keys, values = key[:, :, begin:end], value[:, :, begin:end]
             masked = common | {"attn_mask": mask}
-            parts.append(_behind_root(query[:, :, root_end:end], keys, values, masked))
+            parts.append(_grouped(query[:, :, root_end:end], keys, values, masked))
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
-def _behind_root(
+def _grouped(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict[str, Any]
 ) -> torch.Tensor:
-    """Attention with a mask; the query heads of a key head become a batch, so no key is copied."""
+    """Attention in which the query heads of a key head become a batch, so no key is copied."""
     _, heads, length, size = query.shape
     key_heads = key.shape[1]
     groups = heads // key_heads

@@ -16,7 +16,15 @@ from pipeline.model.positions import IMAGE
 from pipeline.model.prompter import Prompter, Vision
 from pipeline.storage.storage import Storage
 from pipeline.training.attention import branch_masks
-from pipeline.training.sample import IGNORED, ROOT, Group, PreparedMedia, Preparer, Sample
+from pipeline.training.sample import (
+    IGNORED,
+    ROOT,
+    Group,
+    PreparedMedia,
+    Preparer,
+    Sample,
+    halves,
+)
 from schemas.conversation import DataProblem, ProblemType
 from schemas.job.finetune import FinetuneJob
 
@@ -58,8 +66,7 @@ class Samples(Dataset[Prepared]):
             return [prepared]
         if not is_long or len(group) == 1:
             return [dataclasses.replace(prepared, origin=c.origin) for c in group]
-        half = len(group) // 2
-        return [*self._prepare(preparer, group[:half]), *self._prepare(preparer, group[half:])]
+        return [part for half in halves(group) for part in self._prepare(preparer, half)]
 
 
 class Collator:

@@ -24,7 +24,16 @@ from pipeline.training.data.answer_boxes import (
     find_marks,
     is_over_1000,
 )
-from pipeline.training.sample import ROOT, PreparedMedia, Preparer, Sample, max_tokens
+from pipeline.training.sample import (
+    ROOT,
+    Group,
+    PreparedMedia,
+    Preparer,
+    Sample,
+    Size,
+    halves,
+    max_tokens,
+)
 from schemas.conversation import Conversation, DataProblem, ProblemType
 from schemas.errors import ErrorType, UnitError
 from schemas.job.finetune import FinetuneJob
@@ -80,8 +89,9 @@ class AnswerBoxes:
 class Checked:
     """The result for one sample.
 
-    num_tokens, num_learnt: None if the sample could not be prepared.
-    num_vision, num_branched: of its tokens, those of media and those of branches.
+    num_tokens, num_learnt: also of what is too long; None if the sample could not be prepared.
+    parts: the samples that training makes of it, in one row: itself, several where it is too long
+        as a whole, or none where nothing of it can be learnt.
     problems: of its conversations, without those that depend on the scale of its boxes.
     """
 
@@ -89,8 +99,7 @@ class Checked:
     num_media: int
     num_tokens: int | None = None
     num_learnt: int | None = None
-    num_vision: int = 0
-    num_branched: int = 0
+    parts: tuple[Size, ...] = ()
     problems: tuple[DataProblem, ...] = ()
     boxes: tuple[AnswerBoxes, ...] = ()
 
@@ -133,11 +142,19 @@ class Checker(Preparer):
                     checked,
                     num_tokens=sample.num_tokens,
                     num_learnt=sample.num_learnt,
-                    num_vision=int((sample.types != TEXT).sum()),
-                    num_branched=int((sample.branches != ROOT).sum()),
+                    parts=tuple(self._parts(group, sample)),
                 )
         box_problems, boxes = self._check_boxes(group)
         return dataclasses.replace(checked, problems=(*problems, *box_problems), boxes=tuple(boxes))
+
+    def _parts(self, group: Group, sample: Sample) -> list[Size]:
+        """The samples that training makes of a group; see ``Samples``."""
+        if sample.num_tokens <= self._limit:
+            return [sample.size]
+        if len(group) == 1:
+            return []
+        made = [(half, self._sample(sample.origin, half, sample.media)) for half in halves(group)]
+        return [part for half, joined in made for part in self._parts(half, joined)]
 
     def _length_problems(self, group: Sequence[Conversation], sample: Sample) -> list[DataProblem]:
         """Conversations that exceed the limit alone; training splits those that do so together."""
@@ -211,10 +228,10 @@ class Checker(Preparer):
                 problems += _problems([conversation], ProblemType.BAD_BOX, str(error))
             else:
                 found |= {conversation.origin: marks} if marks else {}
-        size = self._size(group[0].media) if found else None
+        size = self._media_size(group[0].media) if found else None
         return problems, [_answer_boxes(origin, marks, size) for origin, marks in found.items()]
 
-    def _size(self, media: Sequence[MediaItem]) -> tuple[int, int] | None:
+    def _media_size(self, media: Sequence[MediaItem]) -> tuple[int, int] | None:
         """The displayed size of all media; None without media, or with several sizes."""
         try:
             found = [self._planned(item).media for item in dict.fromkeys(media)]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from pipeline.engines.transformers.load import load_weights
 from pipeline.training.attention import IMPLEMENTATION
@@ -16,6 +17,21 @@ from schemas.job.finetune import FinetuneJob, Lora
 # All files of a published checkpoint except its weights.
 _FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def recompute_name(owner: type) -> str:
+    """The name of gradient checkpointing in this version of transformers, which 5.23 changed.
+
+    owner: TrainingArguments or PreTrainedModel; later versions warn about the old name.
+    """
+    new = "activation_checkpointing"
+    is_new = hasattr(owner, new) or hasattr(owner, f"{new}_enable")
+    return new if is_new else "gradient_checkpointing"
+
+
+def enable_recompute(model: Any) -> None:
+    """Compute a model's activations again in the backward pass."""
+    getattr(model, f"{recompute_name(PreTrainedModel)}_enable")()
 
 
 def weights_dtype(job: FinetuneJob, *, is_bf16: bool) -> Literal["float32", "bfloat16"]:

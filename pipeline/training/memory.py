@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText
 from pipeline.model.checkpoint import load_config
 from pipeline.model.frame_size import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
 from pipeline.training.attention import IMPLEMENTATION, branch_masks
-from pipeline.training.load import trainable, weights_dtype
+from pipeline.training.load import enable_recompute, trainable, weights_dtype
 from pipeline.training.optimizer import make_optimizer
 from schemas.errors import ResourceError
 from schemas.job.finetune import FinetuneJob
@@ -149,7 +149,7 @@ def _count_step(job: FinetuneJob, config: Any, row: Row, *, is_bf16: bool) -> _C
         )
         model = trainable(model, job).train()
     if job.training.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        enable_recompute(model)
     with FakeTensorMode():
         _make_fake(model)
         with _Allocated() as allocated:
@@ -157,6 +157,10 @@ def _count_step(job: FinetuneJob, config: Any, row: Row, *, is_bf16: bool) -> _C
                 allocated.add(parameter)
             weights = allocated.now
             optimizer = make_optimizer(model, job.training)
+            # On CUDA AdamW steps with all parameters of a group at once, by default, and needs a
+            # temporary number for each.
+            for group in optimizer.param_groups:
+                group |= {"foreach": True} if "foreach" in group else {}
             _run_step(model, row, is_bf16=is_bf16)
             optimizer.step()
             optimizer.zero_grad()

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.media.frames import Pixels
 from pipeline.model.checkpoint import load_config
-from pipeline.model.positions import Grid, Ints, mrope_positions, token_types
+from pipeline.model.positions import TEXT, Grid, Ints, mrope_positions, token_types
 from pipeline.model.prompter import Prompter, Vision
 from pipeline.plan.planner import PROBE_THREADS, Planner
 from pipeline.storage.storage import Storage
@@ -64,6 +64,16 @@ class PreparedMedia:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Size:
+    """Tokens of a sample: all, those that are learnt, those of media, and those of branches."""
+
+    num_tokens: int
+    num_learnt: int
+    num_vision: int = 0
+    num_branched: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """One or more conversations about the same media, with the media once.
 
@@ -95,6 +105,16 @@ class Sample:
     def num_learnt(self) -> int:
         """Number of tokens that count in the loss."""
         return int((self.labels != IGNORED).sum())
+
+    @property
+    def size(self) -> Size:
+        """Its numbers of tokens."""
+        return Size(
+            num_tokens=self.num_tokens,
+            num_learnt=self.num_learnt,
+            num_vision=int((self.types != TEXT).sum()),
+            num_branched=int((self.branches != ROOT).sum()),
+        )
 
 
 def max_tokens(job: FinetuneJob) -> int:
@@ -255,6 +275,12 @@ def group_by_media(conversations: Sequence[Conversation], *, share_media: bool) 
 def _begins_with_media(conversation: Conversation) -> bool:
     num_media = len(conversation.media)
     return conversation.turns[0].parts[:num_media] == tuple(range(num_media))
+
+
+def halves(group: Group) -> tuple[Group, Group]:
+    """What training makes of a group whose conversations are too long together."""
+    half = len(group) // 2
+    return group[:half], group[half:]
 
 
 def too_many_skipped(skipped: Mapping[str, str], num_samples: int, limit: float) -> str:

@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from pipeline.model.prompter import Prompter
 from pipeline.training.batches import Batch, Collator, Samples, on_device
-from pipeline.training.load import load_model
+from pipeline.training.load import load_model, recompute_name
 from pipeline.training.optimizer import cpu_has_bf16, make_optimizer
 from pipeline.training.sample import IGNORED, TrainingData, too_many_skipped
 from schemas.errors import ManifestError
@@ -194,9 +194,7 @@ def arguments(
         ValueError, TypeError, ImportError: TrainingArguments refuses a setting.
     """
     spec = job.training
-    names = TrainingArguments.__dataclass_fields__
-    new = "activation_checkpointing"  # later versions of transformers warn about the old name
-    recompute = new if new in names else "gradient_checkpointing"
+    recompute = recompute_name(TrainingArguments)
     num_loaders = 1 if spec.dataloader_num_workers == "auto" else spec.dataloader_num_workers
     return TrainingArguments(
         **{

@@ -153,8 +153,9 @@ class Training(Section):
     lr_scheduler_type: str = Field("cosine", description="One of transformers' schedules.")
     bf16: bool | Literal["auto"] = Field(
         "auto",
-        description="Compute in bfloat16 (autocast) with float32 weights; auto: if the device "
-        "has instructions for it.",
+        description="Compute in bfloat16 (autocast); what is trained has float32 weights, and with "
+        "lora the base weights are bfloat16 (`model.dtype`). auto: if the device has instructions "
+        "for it.",
     )
     gradient_checkpointing: bool = Field(
         True, description="Recompute activations in the backward pass: less memory, slower."
@@ -181,7 +182,8 @@ class Training(Section):
         ge=0,
         le=100,
         description="Percent of the samples that may fail; more end the training, before it "
-        "starts if headers and token counts show it. A failed sample is left out, counted, and "
+        "starts if headers and token counts show it. Samples that fail only when they are decoded "
+        "are counted by each worker for itself. A failed sample is left out, counted, and "
         "listed in failed_samples-*.jsonl; it is never replaced by another sample.",
     )
 

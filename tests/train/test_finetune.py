@@ -433,6 +433,7 @@ def test_no_secret_is_written_down(tmp_path, archive, checkpoint):
     ("trainer", "message"),
     [
         ({"learning_rate": 3}, "are settings of `training`"),
+        ({"activation_checkpointing": False}, "are settings of `training`"),
         ({"optim": "adamw_bnb_8bit"}, "have no effect here"),
         ({"hub_token": "hf_x"}, "no secrets in a job file"),
         ({"deepspeed": "nowhere.json"}, "there is no file .*nowhere.json"),

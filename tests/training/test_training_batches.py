@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from pipeline.model.patches import patches
 from pipeline.storage.storage import Storage
+from pipeline.training import attention
 from pipeline.training.attention import BRANCHED, IMPLEMENTATION, branch_mask
 from pipeline.training.batches import collate, on_device
 from pipeline.training.sample import IGNORED, Preparer, Sample, group_by_media
@@ -258,3 +260,24 @@ def test_the_attention_is_the_language_models_alone(models):
     config = models["trained"].config
     assert config.text_config._attn_implementation == BRANCHED
     assert config.vision_config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_float32_has_as_many_key_heads_as_query_heads(monkeypatch, dtype: torch.dtype):
+    """CUDA's kernel with fewer key heads takes no float32; the results are those of torch's own."""
+    torch.manual_seed(0)
+    query = torch.randn(1, 8, 33, 16, dtype=dtype)
+    key, value = torch.randn(2, 1, 2, 33, 16, dtype=dtype)
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    fewer: list[bool] = []
+
+    def noted(query: Any, key: Any, *args: Any, **options: Any) -> torch.Tensor:
+        fewer.append(key.shape[1] < query.shape[1])
+        return F.scaled_dot_product_attention(query, key, *args, **options)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", noted)
+    found, _ = attention.branched_attention(
+        torch.nn.Module(), query, key, value, None, spans=((0, 33, 33),), branch_masks=(None,)
+    )
+    assert fewer == [dtype != torch.float32]
+    torch.testing.assert_close(found.transpose(1, 2), expected)

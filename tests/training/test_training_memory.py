@@ -15,8 +15,9 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextRotaryEmbedding,
 )
 
+from pipeline.training import load
 from pipeline.training.attention import BRANCHED, IMPLEMENTATION, branch_masks
-from pipeline.training.load import trainable
+from pipeline.training.load import enable_recompute, trainable
 from pipeline.training.memory import Row, StepMemory, check_fits, predict_memory
 from pipeline.training.optimizer import make_optimizer
 from pipeline.training.train import token_loss
@@ -157,8 +158,10 @@ def test_a_whole_step_takes_what_is_predicted(tmp_path, changes):
     model = AutoModelForImageTextToText.from_config(config, attn_implementation=IMPLEMENTATION)
     model = trainable(model, made).train()
     if made.training.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        enable_recompute(model)
     optimizer = make_optimizer(model, made.training)
+    for group in optimizer.param_groups:
+        group["foreach"] = True  # as by default on CUDA
     spans = ((0, row.tokens - row.branch_tokens, row.tokens),)
 
     def batch() -> None:
@@ -183,6 +186,34 @@ def test_a_whole_step_takes_what_is_predicted(tmp_path, changes):
     assert sum(p.nbytes for p in model.parameters()) == pytest.approx(memory.weights, rel=0.01)
     found = allocated_peak(step)
     assert found == pytest.approx(memory.working, rel=0.1)
+
+
+def test_adamw_on_a_gpu_needs_a_number_more_for_each_parameter(tmp_path):
+    """Its step on CUDA takes all matrices of the language model at once: a root for each."""
+    source = write_config(tmp_path, **SIZE_8B | {"num_hidden_layers": 2}, vision_depth=1)
+    row = Row(tokens=64, branch_tokens=0, learnt_tokens=16, vision_tokens=0)
+    tune = {"tune_mm_mlp": False}
+    memory = predicted(source, row, tune=tune)
+    gradients = memory.optimizer / 2  # AdamW keeps two numbers of each
+    assert memory.working == pytest.approx(2 * gradients, rel=0.05)
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_recomputation_has_the_name_of_this_transformers(monkeypatch, new: bool):
+    """Before 5.23 models have only the old method, and arguments only the old field."""
+    called: list[str] = []
+
+    class Model:
+        def gradient_checkpointing_enable(self) -> None:
+            called.append("gradient_checkpointing")
+
+    if new:
+        Model.activation_checkpointing_enable = lambda self: called.append(  # type: ignore[attr-defined]
+            "activation_checkpointing"
+        )
+    monkeypatch.setattr(load, "PreTrainedModel", Model)
+    enable_recompute(Model())
+    assert called == ["activation_checkpointing" if new else "gradient_checkpointing"]
 
 
 def test_a_step_that_does_not_fit_is_refused_with_the_numbers():
