@@ -12,6 +12,7 @@ With --small: a tiny model on the CPU.
 """
 
 import importlib.util
+import subprocess
 import sys
 import tempfile
 import time
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--sizes", default=",".join(SIZES))
     arguments.add_argument("--engines", default=",".join(ENGINES))
-    arguments.add_argument("--minutes", type=float, default=10.0, help="start nothing after these")
+    arguments.add_argument("--minutes", type=float, default=10.0, help="no engine runs after these")
     options = arguments.parse_args(argv)
     import torch
 
@@ -82,8 +83,12 @@ def main(argv: list[str] | None = None) -> None:
             elif time.monotonic() > ends:
                 found[name] = {"missing": f"after {options.minutes:g} minutes nothing is started"}
             else:
-                small = options.small
-                found[name] = call(measure, engine, size, str(int(small)), small=small)
+                small, seconds = options.small, ends - time.monotonic()
+                arguments = (engine, size, str(int(small)))
+                try:
+                    found[name] = call(measure, *arguments, small=small, timeout=seconds)
+                except subprocess.SubprocessError as error:  # killed, or out of time
+                    found[name] = {"error": str(error)}
             show(name, found)
             write_results("gpu", found, small=options.small)
 

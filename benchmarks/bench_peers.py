@@ -35,11 +35,14 @@ BUDGET = {"image_tokens": [4, 300], "frame_tokens": [4, 80], "unit_tokens": 480}
 FPS = 2.0
 TIMES_AS_MANY = 6
 """Files of the longer run over those of the shorter: its start must not hide their cost."""
-VLLM_ARGS = {"enforce_eager": True, "skip_mm_profiling": True, "max_num_batched_tokens": 1024}
 VLLM_MODEL = {
     "engine": "vllm",
     "max_model_len": 4096,
-    "vllm": {"max_num_seqs": 32, "engine_args": VLLM_ARGS},
+    "vllm": {
+        "max_num_seqs": 32,
+        "max_num_batched_tokens": 1024,
+        "engine_args": {"enforce_eager": True, "skip_mm_profiling": True},
+    },
 }
 """As ``peers.RayDataLLM`` starts vLLM."""
 
@@ -120,6 +123,13 @@ class Case:
                 print(f"  {ours}: speed by {what}: {text}", flush=True)
         return found
 
+    def job_of(self, name: str) -> dict[str, Any]:
+        """The job of one of ours, without input and output."""
+        if name != "reelscribe-vllm":
+            return self.job
+        resources = {"decoders": 1, "cpus_per_replica": 1}
+        return self.job | {"model": self.job["model"] | VLLM_MODEL, "resources": resources}
+
     def run(self, name: str, files: list[str]) -> dict[str, Any]:
         """Run a contender on files; returns its seconds and answers."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
@@ -135,12 +145,8 @@ class Case:
             if name not in OURS:
                 answers = peer(folder, name, request, small=self.small)
             else:
-                job = self.job
-                if name == "reelscribe-vllm":
-                    model, one_core = self.job["model"] | VLLM_MODEL, {"cpus_per_replica": 1}
-                    job = job | {"model": model, "resources": {"decoders": 1} | one_core}
                 python = VLLM if name in NEEDS_VLLM else sys.executable
-                pipeline(folder, job, files, small=self.small, python=python)
+                pipeline(folder, self.job_of(name), files, small=self.small, python=python)
                 answers = None
         if answers is None:
             answers = rows_of(folder, files)

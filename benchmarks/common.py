@@ -8,6 +8,7 @@ import argparse
 import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -38,20 +39,37 @@ def write_results(name: str, results: Any, *, small: bool) -> None:
 
 
 def call(
-    function: Callable[..., Any], *arguments: str, small: bool, env: dict[str, str] | None = None
+    function: Callable[..., Any],
+    *arguments: str,
+    small: bool,
+    env: dict[str, str] | None = None,
+    timeout: float | None = None,
 ) -> Any:
     """Call a function of a benchmark in a process of its own; in the small form, in this one.
 
     The benchmark's file is started with ``--child NAME ARGUMENTS``, see ``is_child``.
+
+    timeout: seconds after which the process is killed.
+
+    Raises:
+        subprocess.SubprocessError: the process failed, was killed, or took too long.
     """
     if small:
         return function(*arguments)
     file = sys.modules[function.__module__].__file__
     command = [sys.executable, str(file), "--child", function.__name__, *arguments]
-    done = subprocess.run(
-        command, env=os.environ | (env or {}), stdout=subprocess.PIPE, check=True, text=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    environment = os.environ | (env or {})
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        finally:  # with all that it has started, which may hold memory of the GPU
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return json.loads(output.splitlines()[-1])
 
 
 def is_child(functions: dict[str, Any]) -> bool:

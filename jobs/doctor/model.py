@@ -13,7 +13,7 @@ from jobs.doctor.finding import Finding, State, Warn, checked, finding
 from jobs.doctor.judge import gib
 from jobs.doctor.machine import Facts
 from pipeline.model.checkpoint import Checkpoint, check_engine, inspect_checkpoint
-from pipeline.model.memory import usable_bytes
+from pipeline.model.memory import CPU_BATCH_TOKENS, gpu_share, usable_bytes
 from pipeline.model.prompter import Prompter
 from schemas.errors import ModelError
 from schemas.extras import install_command
@@ -184,29 +184,33 @@ def memory_findings(job: Job, found: Found, machines: Sequence[Facts]) -> Iterat
     if job.model.engine == "simulated":
         return
     memory = found.checkpoint.memory
-    need = memory.weight_bytes
+    need, gpus_each = memory.weight_bytes, job.resources.gpus_per_replica
     gpus = [gpu for facts in machines for gpu in facts.gpus if gpu.memory_bytes]
-    if gpus and job.model.device != "cpu":
-        count, share = 1, usable_bytes(1 << 40) / (1 << 40)
-        if job.model.engine == "vllm":
-            count, share = job.model.vllm.gpus, job.model.vllm.gpu_memory_utilization
+    if gpus and job.model.device != "cpu" and gpus_each != 0:
         smallest = min(gpus, key=lambda gpu: gpu.memory_bytes)
-        have = int(count * smallest.memory_bytes * share)
-        where = f"{count} x {smallest.name}, of which {gib(have)} may be used"
+        count, vllm = gpu_share(gpus_each), job.model.vllm
+        have = usable_bytes(smallest.memory_bytes, count)
+        if job.model.engine == "vllm":
+            count = vllm.gpus
+            have = int(count * smallest.memory_bytes * vllm.gpu_memory_utilization)
+        tokens = (have - need) // memory.token_bytes
+        where = f"{count:g} x {smallest.name}, of which {gib(have)} may be used"
         advice = "take a smaller or quantised model, a larger GPU, or split it with "
         advice += "`model: {engine: vllm, vllm: {tensor_parallel_size: 2}}`"
     else:
         known = [facts.memory_bytes for facts in machines if facts.memory_bytes]
         if not known:
             return
-        have = usable_bytes(min(known))
+        have = min(known)
+        tokens = usable_bytes(have - need, device="cpu") // memory.token_bytes
+        if job.model.engine != "vllm":
+            tokens = min(tokens, CPU_BATCH_TOKENS)
         where = f"{gib(have)} of the machine's memory"
         advice = "take a smaller model, or a machine with more memory"
     text = f"weights of {gib(need)} in {where}"
     if need >= have:
         yield finding("model", "fits", State.TO_DO, f"{text} leave no room to answer: {advice}")
     else:
-        tokens = (have - need) // memory.token_bytes
         more = f"the rest is for media and answers, at most {tokens:,} tokens of cache"
         yield finding("model", "fits", State.OK, f"{text}; {more}; `plan --gpu` counts units")
 

@@ -18,6 +18,7 @@ from pipeline.model.memory import (
     VLLM_NUM_SEQS,
     BatchShape,
     ModelMemory,
+    gpu_share,
     num_fitting,
     usable_bytes,
     vllm_cache_tokens,
@@ -49,13 +50,15 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What of a plan fits into a GPU.
+    """What of a plan fits into the GPUs of a replica.
 
-    usable: bytes for weights and batches, of a GPU. weights: of the whole model, in bytes.
+    num_gpus: below 1: the share of one.
+    usable: bytes for weights and batches, on all of them. weights: of the whole model, in bytes.
     """
 
     gpu_name: str
     gpu: Gpu
+    num_gpus: float
     usable: int
     weights: int
     kinds: tuple[Kind, ...]
@@ -72,7 +75,8 @@ def print_memory(
         JobFileError: there is no such GPU.
         ResourceError: the model, or a unit, does not fit into the GPU that is named.
     """
-    local = local_gpu() if gpu is None and job.model.device != "cpu" else None
+    is_on_cpu = job.model.device == "cpu" or job.resources.gpus_per_replica == 0
+    local = local_gpu() if gpu is None and not is_on_cpu else None
     if job.model.engine == "simulated" or (gpu is None and local is None):
         return
     name, found = local if local else (str(gpu), gpu_by_name(str(gpu)))
@@ -109,10 +113,18 @@ def fit_plan(plan: pa.Table, job: Job, memory: ModelMemory, name: str, gpu: Gpu)
                     num_fitting=count,
                 )
             )
-    share = job.model.vllm.gpu_memory_utilization if job.model.engine == "vllm" else None
-    usable = int(gpu.memory_bytes * share) if share else usable_bytes(gpu.memory_bytes)
+    num_gpus, vllm = gpu_share(job.resources.gpus_per_replica), job.model.vllm
+    usable = usable_bytes(gpu.memory_bytes, num_gpus)
+    if job.model.engine == "vllm":
+        num_gpus = vllm.gpus
+        usable = int(num_gpus * gpu.memory_bytes * vllm.gpu_memory_utilization)
     return Fit(
-        gpu_name=name, gpu=gpu, usable=usable, weights=memory.weight_bytes, kinds=tuple(kinds)
+        gpu_name=name,
+        gpu=gpu,
+        num_gpus=num_gpus,
+        usable=usable,
+        weights=memory.weight_bytes,
+        kinds=tuple(kinds),
     )
 
 
@@ -138,7 +150,8 @@ def _largest(units: pa.Table, answer_tokens: int) -> BatchShape:
 
 def _num_fitting(unit: BatchShape, job: Job, memory: ModelMemory, gpu: Gpu) -> int:
     if job.model.engine != "vllm":
-        return num_fitting(memory, unit, usable_bytes(gpu.memory_bytes) - memory.weight_bytes)
+        usable = usable_bytes(gpu.memory_bytes, gpu_share(job.resources.gpus_per_replica))
+        return num_fitting(memory, unit, usable - memory.weight_bytes)
     settings = job.model.vllm
     tokens = vllm_cache_tokens(memory, gpu, settings, unit.num_patches)
     of_answers = max(1, (settings.max_num_seqs or VLLM_NUM_SEQS) // unit.num_branches)
@@ -148,15 +161,17 @@ def _num_fitting(unit: BatchShape, job: Job, memory: ModelMemory, gpu: Gpu) -> i
 def _problem(fit: Fit, job: Job) -> str | None:
     """Why the plan cannot be done on the GPU, with what to do; None if it can."""
     gpu = f"{fit.gpu_name} ({fit.gpu.memory_bytes / _GB:.0f} GB)"
-    gpus = job.model.vllm.gpus if job.model.engine == "vllm" else 1
-    more = f"`model.vllm.tensor_parallel_size: {2 * gpus}`"
-    if job.model.engine != "vllm":
+    if fit.num_gpus != 1:
+        gpu = f"{fit.num_gpus:g} x {gpu}"
+    more = f"`model.vllm.tensor_parallel_size: {2 * job.model.vllm.gpus}`"
+    if fit.num_gpus < 1:
+        more = "`resources.gpus_per_replica: 1`"
+    elif job.model.engine != "vllm":
         more = f"`model.engine: vllm` with {more}"
-    if fit.weights / gpus >= fit.usable:
-        where = f"{gpus} x {gpu}" if gpus > 1 else gpu
+    if fit.weights >= fit.usable:
         return (
-            f"the model does not fit into {where}: its weights take {fit.weights / _GB:.1f} GB, "
-            f"and {gpus * fit.usable / _GB:.1f} GB can be used; take a smaller or FP8 checkpoint, "
+            f"the model does not fit into {gpu}: its weights take {fit.weights / _GB:.1f} GB, "
+            f"and {fit.usable / _GB:.1f} GB can be used; take a smaller or FP8 checkpoint, "
             f"a GPU with more memory, or {more}"
         )
     over = next((kind for kind in fit.kinds if not kind.num_fitting), None)
@@ -165,7 +180,7 @@ def _problem(fit: Fit, job: Job) -> str | None:
     return (
         f"the largest {over.name} of the plan, of {over.largest.cached_tokens:,} tokens, does not "
         f"fit into {gpu}: it needs {over.num_bytes / _GB:.1f} GB, and beside "
-        f"{fit.weights / _GB:.1f} GB of weights {(gpus * fit.usable - fit.weights) / _GB:.1f} GB "
+        f"{fit.weights / _GB:.1f} GB of weights {(fit.usable - fit.weights) / _GB:.1f} GB "
         "are left; lower `budget` or `sampling.segmentation.seconds`, take a smaller checkpoint, "
         f"a GPU with more memory, or {more}"
     )
@@ -173,8 +188,7 @@ def _problem(fit: Fit, job: Job) -> str | None:
 
 def _print(fit: Fit, job: Job, memory: ModelMemory, console: Console) -> None:
     engine = "vllm" if job.model.engine == "vllm" else "transformers"
-    gpus = job.model.vllm.gpus if engine == "vllm" else 1
-    of_each = f"{gpus} x " if gpus > 1 else ""
+    of_each = f"{fit.num_gpus:g} x " if fit.num_gpus != 1 else ""
     title = f"memory of {of_each}{fit.gpu_name}, {fit.gpu.memory_bytes / _GB:.0f} GB, {engine}"
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("", "units", "tokens of the largest", "GB for it", "such units at a time"):
@@ -185,15 +199,15 @@ def _print(fit: Fit, job: Job, memory: ModelMemory, console: Console) -> None:
         cells = (f"{kind.num_units:,}", f"{tokens:,}", needed, f"{kind.num_fitting:,}")
         grid.add_row(kind.name, *cells)
     console.print(grid)
-    lines = _remarks(fit, gpus, memory)
+    lines = _remarks(fit, memory)
     if engine == "transformers":
         lines += ("Batches are formed within blocks, which have at most 512 MB of frames.",)
     for line in lines:
         console.print(Text(f"  {line}"), soft_wrap=True)
 
 
-def _remarks(fit: Fit, gpus: int, memory: ModelMemory) -> tuple[str, ...]:
-    usable, weights = gpus * fit.usable / _GB, fit.weights / _GB
+def _remarks(fit: Fit, memory: ModelMemory) -> tuple[str, ...]:
+    usable, weights = fit.usable / _GB, fit.weights / _GB
     return (
         f"Weights take {weights:.1f} GB; {max(0.0, usable - weights):.1f} of {usable:.1f} GB are "
         f"left for batches. A token takes {memory.token_bytes / 1000:.1f} KB of cache.",

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.model.frame_size import MERGE_SIZE
 from pipeline.model.sizes import PATCH_VALUES, Gpu, ModelSize
@@ -220,14 +220,26 @@ class ModelMemory:
         return self.size.text.heads // self.size.text.key_heads
 
 
-def usable_bytes(total_bytes: int) -> int:
-    """Bytes of a GPU's memory that weights and batches may take."""
-    return int(total_bytes * (1 - _SPARE_SHARE))
+def gpu_share(gpus_per_replica: float | Literal["auto"]) -> float:
+    """Share of a GPU's memory that an engine on transformers has, by its setting.
+
+    0, an engine on the CPU, counts as a whole GPU: one that is only asked about.
+    """
+    return 1.0 if gpus_per_replica in ("auto", 0) else min(1.0, float(gpus_per_replica))
 
 
-def usable_cpu_bytes(total_bytes: int) -> int:
-    """Bytes of a machine's memory that batches may take."""
-    return int(total_bytes * _CPU_SHARE)
+def usable_bytes(
+    total_bytes: int, share: float = 1.0, device: Literal["cuda", "cpu"] = "cuda"
+) -> int:
+    """Bytes of a device's memory that an engine on transformers may take.
+
+    total_bytes: of a GPU, or those of the machine that the weights leave free.
+    share: of the device that the engine has.
+
+    Returns the bytes for weights and batches on a GPU, those for batches on a CPU.
+    """
+    used = 1 - _SPARE_SHARE if device == "cuda" else _CPU_SHARE
+    return int(total_bytes * share * used)
 
 
 def num_fitting(memory: ModelMemory, root: BatchShape, free_bytes: int) -> int:

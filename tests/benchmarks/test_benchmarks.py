@@ -5,6 +5,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from benchmarks.bench_peers import Case
+from schemas.job.job import check_job
 from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -30,3 +32,12 @@ def test_the_small_form_runs(name, request, monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out
     if name != "bench_only_new":  # it prints its figures, and writes none
         assert list((tmp_path / "build" / "bench" / "small").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", ["reelscribe", "reelscribe-vllm"])
+def test_the_jobs_of_the_peers_are_valid(name, tmp_path):
+    """The small form runs without vLLM, and does not meet the job that is for it."""
+    case = Case(tmp_path, "images", 3, (1, 1), small=True)
+    where = {"input": {"manifest": "unused.jsonl"}, "output": "unused"}
+    job = check_job(case.job_of(name) | where, "bench")
+    assert (job.model.engine == "vllm") == (name == "reelscribe-vllm")

@@ -18,6 +18,7 @@ from pipeline.model.checkpoint import Checkpoint
 from pipeline.model.memory import ModelMemory
 from pipeline.model.sizes import PUBLISHED
 from schemas.job.job import Job
+from schemas.job.resources import Resources
 from tests.support.job_files import make_job
 from tests.support.machines import GIB, good_facts
 from tests.support.paths import ROOT
@@ -307,12 +308,21 @@ def found_of(size: str, dtype: str = "bfloat16") -> Found:
             {"engine": "vllm", "dtype": "float32", "vllm": {"tensor_parallel_size": 2}},
             *({}, "ok", "weights of 124.3 GiB in 2 x NVIDIA H100 80GB HBM3, of which 144.0 GiB"),
         ),
-        ("32B", {"device": "cpu"}, {}, "ok", "in 230.4 GiB of the machine's memory"),
+        ("32B", {"device": "cpu"}, {}, "ok", "in 256.0 GiB of the machine's memory; the rest is"),
+        ("32B", {"device": "cpu"}, {}, "ok", "at most 16,384 tokens of cache"),
+        # A quarter of what 4.0 GiB of weights leave, in tokens of 112 KiB.
+        ("2B", {}, {"gpus": (), "memory_bytes": 5 * GIB}, "ok", "at most 2,427 tokens of cache"),
+        ("8B", {"gpus": 0.5}, {}, "ok", "in 0.5 x NVIDIA H100 80GB HBM3, of which 36.0 GiB"),
+        ("8B", {"gpus": 0.25}, {}, "ok", "of which 18.0 GiB"),
+        ("8B", {"gpus": 0.2}, {}, "to do", "leave no room to answer"),
+        ("8B", {"gpus": 0}, {}, "ok", "in 256.0 GiB of the machine's memory"),
         ("8B", {}, {"gpus": (), "memory_bytes": 16 * GIB}, "to do", "with more memory"),
     ],
 )
 def test_what_fits(size: str, settings: dict, machine: dict, state: str, text: str):
-    job = job_of("x", **settings)
+    resources = Resources(gpus_per_replica=settings.get("gpus", "auto"))
+    model = {name: value for name, value in settings.items() if name != "gpus"}
+    job = job_of("x", **model).model_copy(update={"resources": resources})
     (line,) = memory_findings(
         job, found_of(size, settings.get("dtype", "bfloat16")), [good_facts(**machine)]
     )

@@ -17,7 +17,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the Trainer would take all
 
 import torch
 
-from tests.gpu.checks import CASES, measure
+from tests.gpu.checks import CASES, CHECKS, measure
 from tests.gpu.figures import NotHere, Place
 from tests.support.machine import machine, wrong_packages
 from tests.support.paths import ROOT
@@ -30,6 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", help="names of checks, with commas between")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu" / "checks.json")
     options = parser.parse_args(argv)
+    chosen = options.only.split(",") if options.only is not None else list(CHECKS)
+    if unknown := [name for name in chosen if name not in CHECKS]:
+        parser.error(f"--only: no check {', '.join(unknown)}; there are {', '.join(CHECKS)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         print("checks: nothing was checked, torch sees no GPU here (--device cpu: on the CPU)")
         return 0
@@ -38,13 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     about = machine(options.device)
     print("checks on", ", ".join(f"{key} {value}" for key, value in about.items()))
-    chosen = options.only and options.only.split(",")
-    rows = [
-        row
-        for name, dtype in CASES
-        if not chosen or name in chosen
-        for row in run(name, dtype, options)
-    ]
+    rows = [row for name, dtype in CASES if name in chosen for row in run(name, dtype, options)]
     num_wrong = sum(not row.get("is_right", True) for row in rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"machine": about, "figures": rows}, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """Checks of the engine's answers, against transformers' own model in float32 on the CPU."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +36,7 @@ def answers(place: Place) -> list[Figure]:
     is_exact = place.dtype == torch.float32
     same = _share_equal(_texts(together), _texts(alone))
     what = "answers of a batch that are equal one by one"
-    return [*figures, Figure(what=what, value=same, minimum=1.0 if is_exact else 0.0)]
+    return [*figures, Figure(what=what, value=same, minimum=1.0 if is_exact else -math.inf)]
 
 
 def long_prefix(place: Place) -> list[Figure]:
@@ -109,7 +110,7 @@ def sampling(place: Place) -> list[Figure]:
         Figure(
             what="drawn answers that are equal one by one",
             value=alone,
-            minimum=1.0 if is_exact else 0.0,
+            minimum=1.0 if is_exact else -math.inf,
         ),
         Figure(what="drawn answers that another seed gives, too", value=changed, maximum=0.5),
         Figure(what="error of drawn shares", value=_share_error(place), maximum=0.1),

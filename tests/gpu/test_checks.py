@@ -6,6 +6,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
+from tests.gpu.__main__ import main
 from tests.gpu.checks import CASES, measure
 from tests.gpu.figures import Place
 from tests.support.bare_python import link_packages, run_bare
@@ -30,6 +31,7 @@ def test_figures_are_within_their_limits(name, dtype, device, tmp_path):
     figures = measure(name, place)
     assert figures
     assert [figure for figure in figures if not figure.is_right] == []
+    assert [figure for figure in figures if figure.minimum == 0] == []  # a share never fails that
 
 
 def test_the_command_needs_no_ray(tmp_path):
@@ -48,6 +50,14 @@ def test_the_command_needs_no_ray(tmp_path):
     assert {row["check"] for row in found["figures"]} == {"inputs", "lora_step"}
     assert all(row["is_right"] for row in found["figures"])
     assert found["machine"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("names", ["answer", "inputs,step", ""])
+def test_an_unknown_check_is_a_mistake(names, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--device", "cpu", "--small", "--out", str(tmp_path / "x.json"), "--only", names])
+    assert "there are inputs, vision, answers" in capsys.readouterr().err
+    assert not (tmp_path / "x.json").exists()
 
 
 def test_a_package_that_is_too_old_is_named(tmp_path):

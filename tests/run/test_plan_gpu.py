@@ -81,6 +81,21 @@ def test_more_memory_and_smaller_models_fit_more():
     assert cards == sorted(cards) and cards[0] == 0
 
 
+def test_engines_that_share_a_gpu_share_its_memory():
+    def number(gpu: str, gpus: float) -> int:
+        return fitting("2B", gpu, resources={"gpus_per_replica": gpus})["video"]
+
+    assert number("80", 0.5) == number("40", 1) < number("80", 1)
+    assert number("80", 0) == number("80", 1)  # a question about a GPU, whatever the job runs on
+    memory, console = ModelMemory(size=PUBLISHED["8B"]), Console(file=io.StringIO(), width=120)
+    half = job(resources={"gpus_per_replica": 0.5})
+    message = r"fit into 0\.5 x 24 \(24 GB\).* 10\.8 GB can be used.*gpus_per_replica: 1`"
+    with pytest.raises(ResourceError, match=message):
+        print_memory(planned(), half, memory, "24", console)
+    print_memory(planned(), half, memory, "h100", console)
+    assert "0.5 x h100" in console.file.getvalue() and "of 36.0 GB are" in console.file.getvalue()
+
+
 def test_vllm_has_its_own_share_of_memory_and_divides_the_model():
     whole = {"model": {"engine": "vllm"}}
     half = {"model": {"engine": "vllm", "vllm": {"gpu_memory_utilization": 0.5}}}

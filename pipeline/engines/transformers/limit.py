@@ -14,8 +14,8 @@ from pipeline.model.memory import (
     START_ANSWER_TOKENS,
     BatchShape,
     ModelMemory,
+    gpu_share,
     usable_bytes,
-    usable_cpu_bytes,
 )
 from pipeline.model.sizes import ModelSize
 from pipeline.workers.free_memory import free_bytes
@@ -120,10 +120,9 @@ def batch_limit(model: Any, job: Job, answers: AnswerLengths) -> BatchLimit:
     max_tokens: int | None = None if given == "auto" else given
     free: int | None = None
     if given == "auto" and model.device.type == "cuda":
-        share = 1.0 if resources.gpus_per_replica == "auto" else resources.gpus_per_replica
-        free = _free_on_gpu(model.device, min(1.0, share))
+        free = _free_on_gpu(model.device, gpu_share(resources.gpus_per_replica))
     elif given == "auto":
-        max_tokens, free = CPU_BATCH_TOKENS, usable_cpu_bytes(free_bytes())
+        max_tokens, free = CPU_BATCH_TOKENS, usable_bytes(free_bytes(), device="cpu")
     return BatchLimit(
         memory=memory,
         answers=answers,
@@ -137,5 +136,5 @@ def _free_on_gpu(device: torch.device, share: float) -> int:
     """Bytes that batches may take on a GPU, of which this engine has a share."""
     free, total = torch.cuda.mem_get_info(device)
     others = total - free - torch.cuda.memory_reserved(device)
-    own = usable_bytes(int(share * total)) - torch.cuda.memory_allocated(device)
+    own = usable_bytes(total, share) - torch.cuda.memory_allocated(device)
     return max(0, min(own, usable_bytes(total) - others - torch.cuda.memory_allocated(device)))
