@@ -14,7 +14,6 @@ from typing import Any
 
 from pipeline.model.frame_size import MERGE_SIZE
 from pipeline.model.sizes import PATCH_VALUES, Gpu, ModelSize
-from schemas.job.engines import Vllm
 from schemas.job.model import Model
 
 PREFILL_CHUNK_TOKENS = 8192
@@ -31,13 +30,6 @@ CPU_BATCH_TOKENS = 16_384
 
 CACHE_STEPS = 64
 """Decoding steps for which the cache gets room at a time."""
-
-VLLM_BATCH_TOKENS = 16_384
-"""Tokens that vLLM reads in a step at most; it keeps the memory of such a step free."""
-
-VLLM_NUM_SEQS = 256
-"""Answers at a time in vLLM, if a run has videos: the cache holds some dozens of them, and vLLM
-reserves memory for the logits of each answer."""
 
 _SPARE_SHARE = 0.1
 """Share of a GPU's memory that is left: CUDA's context and libraries, fragments, one layer's cache
@@ -149,12 +141,18 @@ class ModelMemory:
         of_token = (1 + self.size.vision.num_deepstack) * self.size.text.width * self.value_bytes
         return num_patches // MERGE_SIZE**2 * of_token
 
-    def vision_bytes(self, num_patches: int) -> int:
-        """Bytes of a pass of the vision tower: its input, and activations."""
-        num_patches = min(num_patches, VISION_PASS_PATCHES)
+    def vision_bytes(self, num_patches: int, bound: int | None = VISION_PASS_PATCHES) -> int:
+        """Bytes of a pass of the vision tower: its input, and activations.
+
+        bound: patches of a pass at most; None: all are in one pass, as in vLLM, which rotates
+            queries and keys without copies in float32.
+        """
+        widths_of = 4 if bound is None else self.value_bytes
+        if bound is not None:
+            num_patches = min(num_patches, bound)
         # In a smaller type the widths have the input: the float32 values are gone by then.
         colours = PATCH_VALUES * (1 + 4) if self.value_bytes == 4 else 0
-        widths = _VISION_WIDTHS[self.value_bytes] * self.size.vision.width * self.value_bytes
+        widths = _VISION_WIDTHS[widths_of] * self.size.vision.width * self.value_bytes
         return math.ceil(num_patches * (colours + widths))
 
     def activation_bytes(self, num_tokens: int) -> int:
@@ -230,41 +228,27 @@ def usable_cpu_bytes(total_bytes: int) -> int:
     return int(total_bytes * _CPU_SHARE)
 
 
+def copies_prefix(model: Model) -> bool:
+    """Whether each branch has a copy of its root's prefix in the cache of transformers."""
+    return model.attn_implementation == "flash_attention_2"
+
+
 def num_fitting(memory: ModelMemory, root: BatchShape, free_bytes: int) -> int:
-    """How many roots like ``root`` fit into one batch.
+    """How many times the roots of ``root`` fit into one batch.
 
     free_bytes: for batches, beside the weights.
     """
 
     def fits(count: int) -> bool:
-        roots = dataclasses.replace(root, num_roots=count, num_patches=count * root.num_patches)
+        roots = dataclasses.replace(
+            root, num_roots=count * root.num_roots, num_patches=count * root.num_patches
+        )
         return memory.batch_bytes(roots) <= free_bytes
 
     above = 1
     while fits(above):
         above *= 2
     return bisect.bisect(range(1, above), False, key=lambda count: not fits(count))
-
-
-def vllm_cache_tokens(memory: ModelMemory, gpu: Gpu, settings: Vllm, num_patches: int) -> int:
-    """Tokens of the cache that vLLM has room for, on all GPUs of a replica; negative: none.
-
-    num_patches: of the largest image or video, which vLLM encodes in one pass while it starts.
-
-    Each GPU holds its part of the language model and of its cache; the vision tower counts whole.
-    """
-    text, gpus = memory.size.text, settings.gpus
-    vision = memory.size.vision.parameters * memory.value_bytes
-    weights = (memory.weight_bytes - vision) / gpus + vision
-    passes = max(memory.activation_bytes(VLLM_BATCH_TOKENS), memory.vision_bytes(num_patches))
-    left = gpu.memory_bytes * settings.gpu_memory_utilization - weights - passes
-    left -= memory.feature_bytes(num_patches)
-    # A key head is on one GPU at least; more GPUs than key heads hold copies.
-    heads = max(1, text.key_heads // settings.tensor_parallel_size) / text.key_heads
-    of_token = memory.token_bytes * heads / settings.pipeline_parallel_size
-    if str(settings.engine_args.get("kv_cache_dtype", "")).startswith("fp8"):
-        of_token /= memory.value_bytes
-    return math.floor(left / of_token)
 
 
 def usual_batch_tokens(memory: ModelMemory, gpu: Gpu) -> int:
