@@ -73,7 +73,8 @@ def print_memory(
 
     Raises:
         JobFileError: there is no such GPU.
-        ResourceError: the model, or a unit, does not fit into the GPU that is named.
+        ResourceError: the model, or a unit, does not fit into the GPU that is named; only a
+            warning if it is not known what the weights take.
     """
     local = local_gpu() if gpu is None and job.model.device != "cpu" else None
     if job.model.engine == "simulated" or (gpu is None and local is None):
@@ -82,7 +83,12 @@ def print_memory(
     fit = fit_plan(plan, job, memory, name, found)
     _print(fit, job, memory, console)
     if problem := _problem(fit, job):
-        if gpu is not None:
+        if memory.unknown_method is not None:
+            problem += (
+                f"; this counts the weights as if they were not quantised, since what "
+                f"{memory.unknown_method} makes of them is not known"
+            )
+        elif gpu is not None:
             raise ResourceError(problem)
         console.print(Text(one_line(problem)), style="yellow", soft_wrap=True)
 

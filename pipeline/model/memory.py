@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.model.frame_size import MERGE_SIZE
+from pipeline.model.quantised import quantised
 from pipeline.model.sizes import PATCH_VALUES, Gpu, ModelSize
 from schemas.job.model import Model
 
@@ -101,11 +102,15 @@ class ModelMemory:
 
     value_bytes: of a weight, and of a value in the cache and in activations.
     is_fp8: the language model's projections are in FP8.
+    weight_bits: of a weight of these projections, if the checkpoint has others than its type.
+    unknown_method: that quantised the weights; what they take is not known: no less is counted.
     """
 
     size: ModelSize
     value_bytes: int = 2
     is_fp8: bool = False
+    weight_bits: float | None = None
+    unknown_method: str | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any], model: Model) -> "ModelMemory":
@@ -117,19 +122,30 @@ class ModelMemory:
         text = config["text_config"]
         names = [c.get(key) for c in (config, text) for key in ("dtype", "torch_dtype")]
         given = [model.dtype] if model.dtype != "auto" else [name for name in names if name]
-        method = (config.get("quantization_config") or {}).get("quant_method")
+        found = quantised(config)
+        method, bits = (found.method, found.bits) if found else (None, None)
         is_fp8 = "fp8" in (method, model.vllm.quantization)
         # torch.float32 is the default of a model without a type; FP8 models compute in bfloat16.
-        name = str(given[0]) if given else ("bfloat16" if is_fp8 else "float32")
+        name = str(given[0]) if given else ("bfloat16" if is_fp8 or found else "float32")
         value_bytes = 4 if name.endswith("float32") else 2
-        return cls(size=ModelSize.of(config), value_bytes=value_bytes, is_fp8=is_fp8)
+        return cls(
+            size=ModelSize.of(config),
+            value_bytes=value_bytes,
+            is_fp8=is_fp8,
+            weight_bits=bits,
+            unknown_method=None if is_fp8 or bits is not None else method,
+        )
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights."""
-        in_fp8 = self.size.text.linear_parameters if self.is_fp8 else 0
-        others = (self.size.parameters - in_fp8) * self.value_bytes
-        return others + math.ceil(in_fp8 * (1 + _FP8_SCALE_BYTES))
+        linear, of_weight = self.size.text.linear_parameters, float(self.value_bytes)
+        if self.weight_bits is not None:
+            of_weight = self.weight_bits / 8
+        elif self.is_fp8:
+            of_weight = 1 + _FP8_SCALE_BYTES
+        others = (self.size.parameters - linear) * self.value_bytes
+        return others + math.ceil(linear * of_weight)
 
     @property
     def token_bytes(self) -> int:

@@ -191,6 +191,20 @@ def test_what_cannot_fit_is_refused_with_numbers_and_what_to_do(size, gpu, secti
         print_memory(planned(), job(**sections), memory, gpu, console)
 
 
+def test_quantised_weights_fit_where_they_do():
+    """A 32B in AWQ has 18 GB of projections; weights of an unknown kind refuse nothing."""
+    awq = {"quant_method": "awq", "bits": 4, "group_size": 128}
+    vllm = job(model={"engine": "vllm"})
+    memory = ModelMemory.of(CONFIGS["32B"] | {"quantization_config": awq}, vllm.model)
+    fit = fit_plan(planned(), vllm, memory, "l40s", GPUS["l40s"])
+    assert min(kind.num_fitting for kind in fit.kinds) >= 1
+    unknown = {"quant_method": "bitsandbytes"}
+    memory = ModelMemory.of(CONFIGS["32B"] | {"quantization_config": unknown}, vllm.model)
+    console = Console(file=io.StringIO(), width=400)
+    print_memory(planned(), vllm, memory, "l40s", console)
+    assert "what bitsandbytes makes of them is not known" in console.file.getvalue()
+
+
 def test_this_machines_gpu_is_taken_without_a_name_but_refuses_nothing(tmp_path, monkeypatch):
     """The job may run elsewhere."""
     tool = tmp_path / "nvidia-smi"
