@@ -1,5 +1,6 @@
 """How many units of a plan fit into a GPU's memory at a time, before there is a GPU."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,19 +13,21 @@ from rich.text import Text
 
 from jobs.cluster.gpus import gpu_by_name, local_gpu
 from jobs.cost.rates import features
+from pipeline.engines.largest import LargestMedia, largest_media
 from pipeline.model.frame_size import MERGE_SIZE
 from pipeline.model.memory import (
     START_ANSWER_TOKENS,
-    VLLM_NUM_SEQS,
     BatchShape,
     ModelMemory,
+    copies_prefix,
     gpu_share,
     num_fitting,
     usable_bytes,
-    vllm_cache_tokens,
 )
 from pipeline.model.sizes import Gpu
+from pipeline.model.vllm_memory import VllmSizes, vllm_cache_tokens, vllm_pass_bytes
 from schemas.errors import ResourceError
+from schemas.job.engines import Vllm
 from schemas.job.job import Job
 from schemas.shown import one_line
 from schemas.tables.unit import UnitStatus
@@ -73,7 +76,8 @@ def print_memory(
 
     Raises:
         JobFileError: there is no such GPU.
-        ResourceError: the model, or a unit, does not fit into the GPU that is named.
+        ResourceError: the model, or a unit, does not fit into the GPU that is named; only a
+            warning if it is not known what the weights take.
     """
     is_on_cpu = job.model.device == "cpu" or job.resources.gpus_per_replica == 0
     local = local_gpu() if gpu is None and not is_on_cpu else None
@@ -83,7 +87,12 @@ def print_memory(
     fit = fit_plan(plan, job, memory, name, found)
     _print(fit, job, memory, console)
     if problem := _problem(fit, job):
-        if gpu is not None:
+        if memory.unknown_method is not None:
+            problem += (
+                f"; this counts the weights as if they were not quantised, since what "
+                f"{memory.unknown_method} makes of them is not known"
+            )
+        elif gpu is not None:
             raise ResourceError(problem)
         console.print(Text(one_line(problem)), style="yellow", soft_wrap=True)
 
@@ -97,19 +106,22 @@ def fit_plan(plan: pa.Table, job: Job, memory: ModelMemory, name: str, gpu: Gpu)
     answer_tokens = min(START_ANSWER_TOKENS, longest)
     done = plan.filter(pc.not_equal(plan["status"], pa.scalar(UnitStatus.FAILED.value)))
     media = pc.struct_field(done["media"], "media_type")
-    kinds = []
+    of_run, kinds = largest_media([done]), []
     for kind in ("image", "video", "conversation"):
         is_kind = pc.is_null(media) if kind == "conversation" else pc.equal(media, pa.scalar(kind))
         units = done.filter(is_kind)
         if units.num_rows:
             largest = _largest(units, answer_tokens)
-            count = _num_fitting(largest, job, memory, gpu)
+            if job.model.engine == "vllm":
+                num_bytes, count = _in_vllm(largest, of_run, job.model.vllm, memory, (name, gpu))
+            else:
+                num_bytes, count = _in_transformers(largest, job, memory, gpu)
             kinds.append(
                 Kind(
                     name=kind,
                     num_units=units.num_rows,
                     largest=largest,
-                    num_bytes=memory.batch_bytes(largest),
+                    num_bytes=num_bytes,
                     num_fitting=count,
                 )
             )
@@ -148,14 +160,45 @@ def _largest(units: pa.Table, answer_tokens: int) -> BatchShape:
     )
 
 
-def _num_fitting(unit: BatchShape, job: Job, memory: ModelMemory, gpu: Gpu) -> int:
-    if job.model.engine != "vllm":
-        usable = usable_bytes(gpu.memory_bytes, gpu_share(job.resources.gpus_per_replica))
-        return num_fitting(memory, unit, usable - memory.weight_bytes)
-    settings = job.model.vllm
-    tokens = vllm_cache_tokens(memory, gpu, settings, unit.num_patches)
-    of_answers = max(1, (settings.max_num_seqs or VLLM_NUM_SEQS) // unit.num_branches)
-    return max(0, min(tokens // unit.cached_tokens, of_answers))
+def _in_vllm(
+    unit: BatchShape,
+    of_run: LargestMedia,
+    settings: Vllm,
+    memory: ModelMemory,
+    card: tuple[str, Gpu],
+) -> tuple[int, int]:
+    """Bytes that a unit needs beside the weights, and how many vLLM works on at a time.
+
+    of_run: what vLLM reserves memory for. card: name and size.
+    """
+    sizes = VllmSizes.on(*card, settings, has_videos=of_run.video_tokens > 0)
+    item_tokens = max(of_run.image_tokens, of_run.video_tokens)
+    reserved = vllm_pass_bytes(memory, sizes.step_tokens, item_tokens)
+    tokens = vllm_cache_tokens(memory, card[1], settings, reserved)
+    of_answers = max(1, sizes.num_seqs // unit.num_branches)
+    num_bytes = settings.gpus * reserved + unit.cached_tokens * memory.token_bytes
+    return num_bytes, max(0, min(tokens // unit.cached_tokens, of_answers))
+
+
+def _in_transformers(unit: BatchShape, job: Job, memory: ModelMemory, gpu: Gpu) -> tuple[int, int]:
+    """Bytes that a unit needs beside the weights, and how many are in a batch.
+
+    A number of ``resources.max_batch_tokens`` limits a batch, but no unit is too large for it: the
+    engine divides its branches. A unit with copies of its prefix is divided, too.
+    """
+    usable = usable_bytes(gpu.memory_bytes, gpu_share(job.resources.gpus_per_replica))
+    left = usable - memory.weight_bytes
+    limit = job.resources.max_batch_tokens
+    shape, smallest = unit, unit
+    if copies_prefix(job.model):
+        shape = dataclasses.replace(unit, num_roots=unit.num_branches, num_branches=1)
+        smallest = dataclasses.replace(shape, num_roots=1)
+    count = num_fitting(memory, shape, left)
+    if not count:
+        shape, count = smallest, min(1, num_fitting(memory, smallest, left))
+    if limit != "auto":
+        count = min(count, max(1, limit // shape.cached_tokens))
+    return memory.batch_bytes(shape), count
 
 
 def _problem(fit: Fit, job: Job) -> str | None:

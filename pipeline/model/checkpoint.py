@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.model.memory import ModelMemory
+from pipeline.model.quantised import quantised
 from schemas.errors import ModelError
 from schemas.job.job import Job
 from schemas.job.model import Model, Yarn
@@ -105,12 +106,8 @@ def quantization(config: Mapping[str, Any]) -> str | None:
 
     config: of its ``config.json``.
     """
-    places = (config, config.get("text_config") or {})
-    for key in ("quantization_config", "compression_config"):
-        for found in (place.get(key) for place in places):
-            if isinstance(found, Mapping):
-                return str(found.get("quant_method") or "a method that is not named")
-    return None
+    found = quantised(config)
+    return found.method if found else None
 
 
 def check_engine(checkpoint: Checkpoint, model: Model) -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.model.frame_size import MERGE_SIZE
+from pipeline.model.quantised import quantised
 from pipeline.model.sizes import PATCH_VALUES, Gpu, ModelSize
-from schemas.job.engines import Vllm
 from schemas.job.model import Model
 
 PREFILL_CHUNK_TOKENS = 8192
@@ -31,13 +31,6 @@ CPU_BATCH_TOKENS = 16_384
 
 CACHE_STEPS = 64
 """Decoding steps for which the cache gets room at a time."""
-
-VLLM_BATCH_TOKENS = 16_384
-"""Tokens that vLLM reads in a step at most; it keeps the memory of such a step free."""
-
-VLLM_NUM_SEQS = 256
-"""Answers at a time in vLLM, if a run has videos: the cache holds some dozens of them, and vLLM
-reserves memory for the logits of each answer."""
 
 _SPARE_SHARE = 0.1
 """Share of a GPU's memory that is left: CUDA's context and libraries, fragments, one layer's cache
@@ -109,11 +102,15 @@ class ModelMemory:
 
     value_bytes: of a weight, and of a value in the cache and in activations.
     is_fp8: the language model's projections are in FP8.
+    weight_bits: of a weight of these projections, if the checkpoint has others than its type.
+    unknown_method: that quantised the weights; what they take is not known: no less is counted.
     """
 
     size: ModelSize
     value_bytes: int = 2
     is_fp8: bool = False
+    weight_bits: float | None = None
+    unknown_method: str | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any], model: Model) -> "ModelMemory":
@@ -125,19 +122,30 @@ class ModelMemory:
         text = config["text_config"]
         names = [c.get(key) for c in (config, text) for key in ("dtype", "torch_dtype")]
         given = [model.dtype] if model.dtype != "auto" else [name for name in names if name]
-        method = (config.get("quantization_config") or {}).get("quant_method")
+        found = quantised(config)
+        method, bits = (found.method, found.bits) if found else (None, None)
         is_fp8 = "fp8" in (method, model.vllm.quantization)
         # torch.float32 is the default of a model without a type; FP8 models compute in bfloat16.
-        name = str(given[0]) if given else ("bfloat16" if is_fp8 else "float32")
+        name = str(given[0]) if given else ("bfloat16" if is_fp8 or found else "float32")
         value_bytes = 4 if name.endswith("float32") else 2
-        return cls(size=ModelSize.of(config), value_bytes=value_bytes, is_fp8=is_fp8)
+        return cls(
+            size=ModelSize.of(config),
+            value_bytes=value_bytes,
+            is_fp8=is_fp8,
+            weight_bits=bits,
+            unknown_method=None if is_fp8 or bits is not None else method,
+        )
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights."""
-        in_fp8 = self.size.text.linear_parameters if self.is_fp8 else 0
-        others = (self.size.parameters - in_fp8) * self.value_bytes
-        return others + math.ceil(in_fp8 * (1 + _FP8_SCALE_BYTES))
+        linear, of_weight = self.size.text.linear_parameters, float(self.value_bytes)
+        if self.weight_bits is not None:
+            of_weight = self.weight_bits / 8
+        elif self.is_fp8:
+            of_weight = 1 + _FP8_SCALE_BYTES
+        others = (self.size.parameters - linear) * self.value_bytes
+        return others + math.ceil(linear * of_weight)
 
     @property
     def token_bytes(self) -> int:
@@ -149,12 +157,18 @@ class ModelMemory:
         of_token = (1 + self.size.vision.num_deepstack) * self.size.text.width * self.value_bytes
         return num_patches // MERGE_SIZE**2 * of_token
 
-    def vision_bytes(self, num_patches: int) -> int:
-        """Bytes of a pass of the vision tower: its input, and activations."""
-        num_patches = min(num_patches, VISION_PASS_PATCHES)
+    def vision_bytes(self, num_patches: int, bound: int | None = VISION_PASS_PATCHES) -> int:
+        """Bytes of a pass of the vision tower: its input, and activations.
+
+        bound: patches of a pass at most; None: all are in one pass, as in vLLM, which rotates
+            queries and keys without copies in float32.
+        """
+        widths_of = 4 if bound is None else self.value_bytes
+        if bound is not None:
+            num_patches = min(num_patches, bound)
         # In a smaller type the widths have the input: the float32 values are gone by then.
         colours = PATCH_VALUES * (1 + 4) if self.value_bytes == 4 else 0
-        widths = _VISION_WIDTHS[self.value_bytes] * self.size.vision.width * self.value_bytes
+        widths = _VISION_WIDTHS[widths_of] * self.size.vision.width * self.value_bytes
         return math.ceil(num_patches * (colours + widths))
 
     def activation_bytes(self, num_tokens: int) -> int:
@@ -242,41 +256,27 @@ def usable_bytes(
     return int(total_bytes * share * used)
 
 
+def copies_prefix(model: Model) -> bool:
+    """Whether each branch has a copy of its root's prefix in the cache of transformers."""
+    return model.attn_implementation == "flash_attention_2"
+
+
 def num_fitting(memory: ModelMemory, root: BatchShape, free_bytes: int) -> int:
-    """How many roots like ``root`` fit into one batch.
+    """How many times the roots of ``root`` fit into one batch.
 
     free_bytes: for batches, beside the weights.
     """
 
     def fits(count: int) -> bool:
-        roots = dataclasses.replace(root, num_roots=count, num_patches=count * root.num_patches)
+        roots = dataclasses.replace(
+            root, num_roots=count * root.num_roots, num_patches=count * root.num_patches
+        )
         return memory.batch_bytes(roots) <= free_bytes
 
     above = 1
     while fits(above):
         above *= 2
     return bisect.bisect(range(1, above), False, key=lambda count: not fits(count))
-
-
-def vllm_cache_tokens(memory: ModelMemory, gpu: Gpu, settings: Vllm, num_patches: int) -> int:
-    """Tokens of the cache that vLLM has room for, on all GPUs of a replica; negative: none.
-
-    num_patches: of the largest image or video, which vLLM encodes in one pass while it starts.
-
-    Each GPU holds its part of the language model and of its cache; the vision tower counts whole.
-    """
-    text, gpus = memory.size.text, settings.gpus
-    vision = memory.size.vision.parameters * memory.value_bytes
-    weights = (memory.weight_bytes - vision) / gpus + vision
-    passes = max(memory.activation_bytes(VLLM_BATCH_TOKENS), memory.vision_bytes(num_patches))
-    left = gpu.memory_bytes * settings.gpu_memory_utilization - weights - passes
-    left -= memory.feature_bytes(num_patches)
-    # A key head is on one GPU at least; more GPUs than key heads hold copies.
-    heads = max(1, text.key_heads // settings.tensor_parallel_size) / text.key_heads
-    of_token = memory.token_bytes * heads / settings.pipeline_parallel_size
-    if str(settings.engine_args.get("kv_cache_dtype", "")).startswith("fp8"):
-        of_token /= memory.value_bytes
-    return math.floor(left / of_token)
 
 
 def usual_batch_tokens(memory: ModelMemory, gpu: Gpu) -> int:

@@ -59,3 +59,49 @@ def test_a_folder_without_weights_is_named(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text('{"r": 8}')
     with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors"):
         adapter_args(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"\xff" * 64])
+def test_weights_that_cannot_be_read_are_named(tmp_path: Path, content: bytes):
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=r"safetensors cannot be read .*save the adapter again"):
+        adapter_args(str(tmp_path))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub's cache with an adapter's configuration alone, saved by an old peft; no network."""
+    commit, folder = "0" * 40, tmp_path / "models--some--adapter"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / "adapter_config.json").write_text('{"r": 8}')
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+
+
+def test_a_hub_id_without_weights_is_named(hub):
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors of some/adapter cannot"):
+        adapter_args("some/adapter")  # not in the cache, and the hub cannot be asked
+    for name in ("no/such/folder", "some/other"):
+        with pytest.raises(ModelError, match="give a local folder, or a hub id"):
+            adapter_args(name)
+
+
+def test_a_hub_id_whose_weights_are_not_there(hub, monkeypatch):
+    """The hub's own answer, without a hub: its client raises for a file that it does not have."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    download = huggingface_hub.hf_hub_download
+
+    def asked(repo: str, name: str) -> str:
+        if name == "adapter_config.json":
+            return download(repo, name)
+        raise EntryNotFoundError("404")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", asked)
+    with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors: save it with peft"):
+        adapter_args("some/adapter")

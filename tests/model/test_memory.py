@@ -78,6 +78,51 @@ def test_the_type_of_weights_is_the_jobs_or_the_checkpoints():
     assert ModelMemory.of(config, on_load) == fp8
 
 
+COMPRESSED = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 128}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "bits"),
+    [
+        ({"quant_method": "awq", "bits": 4, "group_size": 128}, 4 + 20 / 128),
+        ({"quant_method": "awq", "w_bit": 4, "q_group_size": 64}, 4 + 20 / 64),
+        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, 8),
+        (COMPRESSED, 4 + 20 / 128),
+        (
+            COMPRESSED
+            | {"config_groups": {"all": {"weights": {"num_bits": 8, "group_size": None}}}},
+            8,
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("place", ["quantization_config", "compression_config"])
+def test_quantised_weights_count_with_their_bits(settings, bits, place):
+    plain = ModelMemory.of(CONFIGS["32B"], Model())
+    memory = ModelMemory.of(CONFIGS["32B"] | {place: settings}, Model())
+    linear = plain.size.text.linear_parameters
+    assert plain.weight_bytes - memory.weight_bytes == pytest.approx(linear * (2 - bits / 8))
+    assert memory.unknown_method is None and memory.token_bytes == plain.token_bytes
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "awq"},
+        {"quant_method": "compressed-tensors"},
+    ],
+    ids=str,
+)
+def test_weights_of_unknown_bits_are_said_to_be_unknown(settings):
+    memory = ModelMemory.of(CONFIGS["8B"] | {"quantization_config": settings}, Model())
+    assert memory.unknown_method == settings["quant_method"]
+    assert memory.weight_bytes == ModelMemory.of(CONFIGS["8B"], Model()).weight_bytes
+
+
 def small(name: str, layers: int, **text) -> dict:
     """A configuration of the published widths, with few layers and a small vocabulary."""
     config = copy.deepcopy(CONFIGS[name])

@@ -1,5 +1,6 @@
 """``reelscribe plan --gpu``: how many units of a plan fit into a GPU, before there is one."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -17,12 +18,13 @@ from jobs.plan.gpu_memory import fit_plan, print_memory
 from pipeline.model.checkpoint import inspect_checkpoint
 from pipeline.model.memory import CPU_BATCH_TOKENS, ModelMemory
 from pipeline.model.sizes import GPUS, PUBLISHED
+from pipeline.model.vllm_memory import VllmSizes, vllm_cache_tokens, vllm_pass_bytes
 from schemas.errors import JobFileError, ResourceError
-from schemas.job.engines import SimulatedGpu, SimulatedSize
+from schemas.job.engines import SimulatedGpu, SimulatedSize, Vllm
 from schemas.job.job import Job, check_job
 from schemas.tables.columns import to_table
 from schemas.tables.error import ErrorRecord
-from schemas.tables.media import Media, Sampling
+from schemas.tables.media import Media, Part, Sampling
 from schemas.tables.unit import UNIT, Prompt, Unit
 from tests.support.model_sizes import CONFIGS
 
@@ -111,6 +113,75 @@ def test_vllm_has_its_own_share_of_memory_and_divides_the_model():
     assert of_fp8 == pytest.approx(2 * of_bfloat16, abs=2)
 
 
+def test_vllm_reserves_memory_for_its_largest_item_in_one_pass():
+    """It has no passes of a part of an item, as the engine on transformers has."""
+    memory, settings = ModelMemory(size=PUBLISHED["8B"]), Vllm()
+    for item_tokens, gigabytes in ((23_400, 2.7), (221_184, 25.9)):
+        assert memory.vision_bytes(4 * item_tokens, None) / 1e9 == pytest.approx(gigabytes, rel=0.1)
+        reserved = vllm_pass_bytes(memory, 8192, item_tokens)
+        assert reserved == memory.vision_bytes(4 * item_tokens, None) + memory.feature_bytes(
+            4 * item_tokens
+        )
+        left = 0.9 * 80e9 - memory.weight_bytes - reserved
+        tokens = vllm_cache_tokens(memory, GPUS["h100"], settings, reserved)
+        assert tokens == int(left // memory.token_bytes)
+    assert vllm_pass_bytes(memory, 8192, 0) == memory.activation_bytes(8192)
+
+
+def test_images_of_a_conversation_are_encoded_one_by_one():
+    part = Part(
+        uri="i",
+        media=Media(media_type="image", width=1920, height=1080),
+        sampling=unit("i", "image", 2040, 0).sampling,
+    )
+    talk = dataclasses.replace(
+        unit("talk", "image", 20 * 2040, 600), media=None, sampling=None, parts=(part,) * 20
+    )
+    image = unit("image", "image", 2040, 39_360)
+    memory, spec = ModelMemory(size=PUBLISHED["8B"]), job(model={"engine": "vllm"})
+    both = [
+        fit_plan(to_table([one], UNIT), spec, memory, "h100", GPUS["h100"]).kinds[0]
+        for one in (talk, image)
+    ]
+    assert both[0].largest.cached_tokens == both[1].largest.cached_tokens
+    assert both[0].num_bytes == both[1].num_bytes
+
+
+def test_the_plan_follows_the_engines_settings():
+    copying = {"model": {"engine": "transformers", "attn_implementation": "flash_attention_2"}}
+    assert 0 < fitting("4B", "h100", **copying)["video"] < fitting("4B", "h100")["video"] / 3
+    assert fitting("4B", "rtx4090", **copying)["video"] == 1, "the engine divides its branches"
+    few = {"resources": {"max_batch_tokens": 60_000}}
+    assert fitting("4B", "h100", **few)["video"] == 2
+    tiny = {"resources": {"max_batch_tokens": 1000}}
+    assert fitting("4B", "h100", **tiny)["video"] == 1
+    steps = [
+        {"model": {"engine": "vllm", "vllm": {"max_num_batched_tokens": tokens}}}
+        for tokens in (8192, 131_072)
+    ]
+    small, large = (fitting("8B", "h100", **step)["video"] for step in steps)
+    assert small > large
+
+
+@pytest.mark.parametrize(
+    ("gpu", "num_vision_tokens", "step_tokens", "num_seqs"),
+    [
+        ("h100", 0, 16_384, 1024),
+        ("h100", 23_400, 16_384, 256),
+        ("a100", 0, 8192, 256),
+        ("l40s", 0, 8192, 256),
+        ("NVIDIA A100-SXM4-80GB", 0, 8192, 256),
+    ],
+)
+def test_sizes_of_vllm_are_those_that_it_chooses_by_the_card(
+    gpu, num_vision_tokens, step_tokens, num_seqs
+):
+    """The same cards as in ``test_vllm_start``, which asks vLLM itself."""
+    size = GPUS.get(gpu, GPUS["a100"])
+    sizes = VllmSizes.on(gpu, size, Vllm(), has_videos=num_vision_tokens > 0)
+    assert sizes == VllmSizes(step_tokens=step_tokens, num_seqs=num_seqs)
+
+
 @pytest.mark.parametrize(
     ("size", "gpu", "sections", "message"),
     [
@@ -133,6 +204,20 @@ def test_what_cannot_fit_is_refused_with_numbers_and_what_to_do(size, gpu, secti
     memory, console = ModelMemory(size=PUBLISHED[size]), Console(file=io.StringIO(), width=120)
     with pytest.raises(ResourceError, match=message):
         print_memory(planned(), job(**sections), memory, gpu, console)
+
+
+def test_quantised_weights_fit_where_they_do():
+    """A 32B in AWQ has 18 GB of projections; weights of an unknown kind refuse nothing."""
+    awq = {"quant_method": "awq", "bits": 4, "group_size": 128}
+    vllm = job(model={"engine": "vllm"})
+    memory = ModelMemory.of(CONFIGS["32B"] | {"quantization_config": awq}, vllm.model)
+    fit = fit_plan(planned(), vllm, memory, "l40s", GPUS["l40s"])
+    assert min(kind.num_fitting for kind in fit.kinds) >= 1
+    unknown = {"quant_method": "bitsandbytes"}
+    memory = ModelMemory.of(CONFIGS["32B"] | {"quantization_config": unknown}, vllm.model)
+    console = Console(file=io.StringIO(), width=400)
+    print_memory(planned(), vllm, memory, "l40s", console)
+    assert "what bitsandbytes makes of them is not known" in console.file.getvalue()
 
 
 def test_this_machines_gpu_is_taken_without_a_name_but_refuses_nothing(tmp_path, monkeypatch):

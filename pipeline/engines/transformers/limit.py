@@ -14,6 +14,7 @@ from pipeline.model.memory import (
     START_ANSWER_TOKENS,
     BatchShape,
     ModelMemory,
+    copies_prefix,
     gpu_share,
     usable_bytes,
 )
@@ -128,7 +129,7 @@ def batch_limit(model: Any, job: Job, answers: AnswerLengths) -> BatchLimit:
         answers=answers,
         max_tokens=max_tokens,
         free_bytes=free,
-        copies_prefix=job.model.attn_implementation == "flash_attention_2",
+        copies_prefix=copies_prefix(job.model),
     )
 
 

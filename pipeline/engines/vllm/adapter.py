@@ -9,6 +9,7 @@ from typing import Any
 
 from schemas.errors import ModelError
 from schemas.job.model import Model
+from schemas.shown import one_line
 
 _RANKS = (8, 16, 32, 64, 128, 256, 512)
 _INSTEAD = "merge the adapter into the checkpoint, or set model.engine to transformers"
@@ -51,19 +52,47 @@ def adapter_request(model: Model) -> Any:
 
 def _vision_modules(adapter: str) -> list[str]:
     """Modules of the vision tower for which the adapter has weights."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(_file(adapter, "adapter_model.safetensors"), "pt") as weights:
-        names = {name.split(".lora_")[0] for name in weights.keys()}  # noqa: SIM118
+    path = _file(adapter, "adapter_model.safetensors")
+    try:
+        with safe_open(path, "pt") as weights:
+            names = {name.split(".lora_")[0] for name in weights.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"model.adapter: {path} cannot be read ({error}): copy or save the adapter again"
+        ) from None
     return sorted(name for name in names if "visual" in name.split("."))
 
 
 def _file(adapter: str, name: str) -> Path:
+    """The path of an adapter's file, downloaded if it is on the hub.
+
+    Raises:
+        ModelError: there is no such file, or the hub cannot be asked.
+    """
+    missing = (
+        f"model.adapter: {adapter} has no {name}: save it with peft's `save_pretrained`, which "
+        f"writes adapter_config.json and adapter_model.safetensors, or {_INSTEAD}"
+    )
     if Path(adapter).is_dir():
         path = Path(adapter) / name
         if not path.is_file():
-            raise ModelError(f"model.adapter: {adapter} has no {name}")
+            raise ModelError(missing)
         return path
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    return Path(hf_hub_download(adapter, name))
+    try:
+        return Path(hf_hub_download(adapter, name))
+    except LocalEntryNotFoundError as error:  # one of the others, but the hub was not asked
+        unreachable = error
+    except EntryNotFoundError:
+        raise ModelError(missing) from None
+    except (OSError, ValueError) as error:  # no such repository, no such folder
+        unreachable = error
+    raise ModelError(
+        f"model.adapter: {name} of {adapter} cannot be loaded: give a local folder, or a hub id "
+        f"that this machine can reach or has in its cache; the hub's client says: "
+        f"{one_line(str(unreachable))}"
+    )

@@ -15,7 +15,7 @@ from pipeline.engines.largest import LargestMedia
 from pipeline.engines.vllm.adapter import adapter_args
 from pipeline.model.checkpoint import extend_context
 from pipeline.model.frame_size import TOKEN_PIXELS
-from pipeline.model.memory import VLLM_NUM_SEQS
+from pipeline.model.vllm_memory import given_num_seqs
 from schemas.errors import ModelError
 from schemas.extras import install_command
 from schemas.job.engines import Vllm
@@ -119,7 +119,8 @@ def engine_args(job: Job, largest: LargestMedia | None, *, has_reasoning: bool) 
         "gpu_memory_utilization": own.gpu_memory_utilization,
         # None: vLLM's default for the usage context, ``LLM_CLASS``.
         "max_num_batched_tokens": own.max_num_batched_tokens,
-        "max_num_seqs": own.max_num_seqs or _num_seqs(largest),
+        # With images alone None: vLLM's default, 1,024 on GPUs from 70 GiB except the A100.
+        "max_num_seqs": given_num_seqs(own, has_videos=not largest or largest.video_tokens > 0),
         "quantization": own.quantization,
         "enable_prefix_caching": True,
         "mm_device_do_normalize": True,  # the patches are uint8
@@ -142,11 +143,6 @@ def engine_args(job: Job, largest: LargestMedia | None, *, has_reasoning: bool) 
         return AsyncEngineArgs(**args | own.engine_args)
     except TypeError as error:
         raise ModelError(f"model.vllm.engine_args: {error}") from None
-
-
-def _num_seqs(largest: LargestMedia | None) -> int | None:
-    """Answers at a time: with images alone vLLM's default, 1,024 on GPUs from 70 GiB."""
-    return None if largest and not largest.video_tokens else VLLM_NUM_SEQS
 
 
 def _has_arena(own: Vllm) -> bool:
