@@ -46,15 +46,15 @@ def branched_attention(
     common = {"scale": options.get("scaling"), "dropout_p": options.get("dropout", 0.0)}
     parts = []
     for (begin, root_end, end), mask in zip(options["spans"], options["branch_masks"], strict=True):
-        roots = [states[:, :, begin:root_end] for states in (query, key, value)]
+        q, k, v = (states[:, :, begin:root_end] for states in (query, key, value))
         is_cast = torch.is_autocast_enabled(query.device.type)
         if query.dtype == torch.float32 and not is_cast:
             # CUDA's kernel with fewer key heads takes no float32: all scores would be in memory.
-            parts.append(_grouped(*roots, common | {"is_causal": True}))
+            parts.append(_grouped(q, k, v, common | {"is_causal": True}))
         else:
             gqa = query.shape[1] != key.shape[1]
             parts.append(
-                scaled_dot_product_attention(*roots, is_causal=True, enable_gqa=gqa, **common)
+                scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa, **common)
             )
         if root_end < end:
             keys, values = key[:, :, begin:end], value[:, :, begin:end]

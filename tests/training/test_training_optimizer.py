@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 from pipeline.storage.storage import Storage
 from pipeline.training import optimizer as optimizers
 from pipeline.training.batches import Batch, collate, on_device
-from pipeline.training.load import export, load_model
+from pipeline.training.load import enable_recompute, export, load_model
 from pipeline.training.optimizer import (
     CombinedOptimizer,
     choose_parameters,
@@ -312,7 +312,7 @@ def test_gradient_checkpointing_changes_no_gradient(checkpoint, batch, lora):
         torch.manual_seed(0)  # adapters are drawn
         model = load_model(spec).train()
         if recompute:
-            model.activation_checkpointing_enable()
+            enable_recompute(model)
         loss_of(model, batch).backward()
         found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
     assert found[0].keys() == found[1].keys()
