@@ -21,7 +21,7 @@ from pipeline.workers.free_memory import free_bytes
 from schemas.job.job import Job
 from schemas.tables.media import Media, Sampling
 from schemas.tables.unit import PreparedUnit, Prompt
-from tests.support.allocations import peak_bytes
+from tests.support.counters import allocated_peak
 from tests.support.job_files import TINY_BUDGET, make_job
 from tests.support.model_sizes import CONFIGS, empty_model, filled_model
 from tests.support.prepared import media_items, prepare_units
@@ -299,7 +299,7 @@ def test_a_batch_takes_the_memory_that_is_predicted(wide, archive, dtype, names,
     ]
     shape = generator.limit.shape([root for some in roots for root in some])
     memory = generator.limit.memory
-    measured, _ = peak_bytes(lambda: generator.answer(roots, job.generation))
+    measured, _ = allocated_peak(lambda: generator.answer(roots, job.generation))
     assert memory.batch_bytes(shape) == pytest.approx(measured, rel=0.1)
     weights = sum(parameter.nbytes for parameter in generator.model.parameters())
     assert memory.weight_bytes == weights

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from pipeline.engines.transformers import branches as branches_module
@@ -17,6 +16,7 @@ from pipeline.engines.transformers.prefix import Prefix, RootTokens
 from pipeline.engines.transformers.vision import VisionEncoder
 from pipeline.model.patches import patches, seen_pixels
 from schemas.job.job import Job
+from tests.support.counters import allocated_peak
 from tests.support.job_files import TINY_BUDGET, make_job
 from tests.support.made_units import unit_of_frames
 from tests.support.messages import image, read, text, user, video
@@ -154,21 +154,6 @@ def deep_model(checkpoint: Path, num_layers: int):
         ).eval()
 
 
-def peak_bytes(run) -> tuple[int, object]:
-    """The most that was allocated at a time beyond what was there before, by torch's allocator."""
-    with (
-        torch.inference_mode(),
-        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled,
-    ):
-        result = run()
-    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
-    allocated = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        allocated += event.nbytes()
-        peak = max(peak, allocated)
-    return peak, result
-
-
 def one_copy(model, num_roots: int, num_tokens: int) -> int:
     config = model.config.text_config
     of_a_token = 2 * config.num_key_value_heads * config.head_dim * 4
@@ -184,6 +169,7 @@ def test_keys_and_values_are_held_once(checkpoint, monkeypatch):
     suffixes = [[[7, 8, 9], [5], [6, 4]]] * 2
     roots = [RootTokens.of([k + 1] * 1000, PAD_IDS, []) for k in range(2)]
 
+    @torch.inference_mode()
     def run():
         prefix = Prefix(model, roots, "sdpa", spare_tokens(suffixes))
         for rows in prefix.passes():
@@ -193,7 +179,7 @@ def test_keys_and_values_are_held_once(checkpoint, monkeypatch):
             branches.feed(torch.full((6,), 9))
         return branches
 
-    peak, _ = peak_bytes(run)
+    peak, _ = allocated_peak(run)
     copy = one_copy(model, 2, 1000 + 3 * 9)
     assert copy < peak <= 1.1 * copy
 
@@ -205,6 +191,7 @@ def test_a_second_piece_of_branches_needs_no_second_copy(checkpoint, monkeypatch
     root = RootTokens.of([1] * 1500, PAD_IDS, [])
     pieces = [[[[7, 8, 9], [5]]], [[[5, 5, 5]]]]
 
+    @torch.inference_mode()
     def run():
         logits = []
         prefix = Prefix(model, [root], "sdpa", spare_tokens(pieces[0]))
@@ -216,7 +203,7 @@ def test_a_second_piece_of_branches_needs_no_second_copy(checkpoint, monkeypatch
             prefix.rewind()
         return logits
 
-    peak, logits = peak_bytes(run)
+    peak, logits = allocated_peak(run)
     assert peak <= 1.1 * one_copy(model, 1, 1500 + 2 * 67)
     with torch.inference_mode():
         for ids, found in (([7, 8, 9, 9], logits[0][0]), ([5, 5, 5, 9], logits[1][0])):

@@ -9,7 +9,7 @@ from transformers import DynamicCache
 from pipeline.model.memory import BatchShape, ModelMemory, usable_bytes
 from pipeline.model.sizes import GPUS, PUBLISHED, ModelSize
 from schemas.job.model import Model
-from tests.support.allocations import peak_bytes
+from tests.support.counters import allocated_peak
 from tests.support.model_sizes import CONFIGS, empty_model, filled_model
 
 WINDOW = 23_400
@@ -149,12 +149,13 @@ def test_a_prefill_takes_what_is_predicted(name, dtype):
     cache = DynamicCache(config=model.config.get_text_config())
     ids = torch.arange(num_tokens)[None]
 
+    @torch.inference_mode()
     def prefill():
         return model.model(
             input_ids=ids, position_ids=ids.expand(3, 1, -1), past_key_values=cache, use_cache=True
         )
 
-    measured, _ = peak_bytes(prefill)
+    measured, _ = allocated_peak(prefill)
     memory = ModelMemory(size=ModelSize.of(config), value_bytes=dtype.itemsize)
     kept = num_tokens * memory.token_bytes
     assert kept == sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
@@ -169,6 +170,7 @@ def test_a_pass_of_the_vision_tower_takes_what_is_predicted(name, dtype):
     model, grid = filled_model(config, dtype), (2, 16, 32)
     num_patches = 2 * 16 * 32
 
+    @torch.inference_mode()
     def encode():
         colours = torch.zeros(num_patches, 1536, dtype=torch.uint8)
         rows = colours.to(dtype)
@@ -176,7 +178,7 @@ def test_a_pass_of_the_vision_tower_takes_what_is_predicted(name, dtype):
             del colours
         return model.get_video_features(rows, torch.tensor([grid]), return_dict=True)
 
-    measured, _ = peak_bytes(encode)
+    measured, _ = allocated_peak(encode)
     memory = ModelMemory(size=ModelSize.of(config), value_bytes=dtype.itemsize)
     assert memory.vision_bytes(num_patches) == pytest.approx(measured, rel=0.1)
     features = model.get_video_features(

@@ -59,6 +59,23 @@ def _cuda_waits(call: Callable[[], Any]) -> int:
     return sum("called a synchronizing" in str(warning.message) for warning in caught)
 
 
+def allocated_peak(call: Callable[[], Any]) -> tuple[int, Any]:
+    """Count what torch's allocator on the CPU hands out during a call.
+
+    Returns the most bytes at a time, beyond those before, and the call's result.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = call()
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    changes = [event for event in events if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak, result
+
+
 def peak_bytes(device: torch.device, held: int, call: Callable[[], Any]) -> int:
     """Peak memory of a call, in bytes, with ``held`` bytes that it began with on a CPU.
 
@@ -71,17 +88,7 @@ def peak_bytes(device: torch.device, held: int, call: Callable[[], Any]) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted(
-        (event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"
-    )
-    now = peak = 0
-    for _, num_bytes in changes:
-        now += num_bytes
-        peak = max(peak, now)
-    return held + peak
+    return held + allocated_peak(call)[0]
 
 
 def tensor_bytes(model: torch.nn.Module) -> int:

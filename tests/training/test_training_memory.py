@@ -24,6 +24,7 @@ from pipeline.training.train import token_loss
 from schemas.errors import ResourceError
 from schemas.job.finetune import FinetuneJob
 from schemas.job.load import check
+from tests.support.counters import allocated_peak
 
 SIZE_8B = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36}
 """Of the language model of Qwen3-VL-8B-Instruct, from its config.json."""
@@ -121,21 +122,6 @@ def test_a_layer_of_real_size_saves_what_is_predicted(tmp_path):
     assert totals[1] - totals[0] == pytest.approx(saved + gradients, rel=0.1)
 
 
-def allocated_peak(run: Any) -> int:
-    """The most bytes that the CPU allocator gave out during ``run``, beyond those before."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    now = peak = 0
-    for _, change in changes:
-        now += change
-        peak = max(peak, now)
-    return peak
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -184,7 +170,7 @@ def test_a_whole_step_takes_what_is_predicted(tmp_path, changes):
     step()
     optimizer.zero_grad()
     assert sum(p.nbytes for p in model.parameters()) == pytest.approx(memory.weights, rel=0.01)
-    found = allocated_peak(step)
+    found, _ = allocated_peak(step)
     assert found == pytest.approx(memory.working, rel=0.1)
 
 
