@@ -5,12 +5,11 @@ the fewest; therefore the most expensive blocks come first, and the last ones ar
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from pipeline.stages.block_bytes import Costs, frame_bytes
 from pipeline.stages.graph import Pools
 
 _BLOCKS_PER_REPLICA = 32
@@ -19,8 +18,6 @@ _BLOCK_UNITS = 256
 _BLOCK_BYTES = 1 << 29
 _SHARED_BLOCK_BYTES = 1 << 27
 """Of an engine that works on several blocks at a time: small blocks, so that few wait for one."""
-
-Costs = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 def limit_pools(pools: Pools, num_blocks: int) -> Pools:
@@ -72,22 +69,3 @@ def in_blocks(
         num_bytes += frames[k]
     blocks.append(units.slice(start))
     return blocks
-
-
-def frame_bytes(units: pa.Table) -> Costs:
-    """Bytes of each unit's frames, ``uint8 [T, H, W, 3]``: float64 [N], 0 without frames."""
-    parts = pc.list_flatten(units["parts"])
-    of_parts = np.bincount(
-        pc.list_parent_indices(units["parts"]).to_numpy(),
-        weights=_pixels(pc.struct_field(parts, "sampling")),
-        minlength=units.num_rows,
-    )
-    return 3 * (_pixels(units["sampling"]) + of_parts)
-
-
-def _pixels(sampling: "pa.ChunkedArray[Any]") -> Costs:
-    sides = [
-        pc.cast(pc.struct_field(sampling, name), pa.float64())
-        for name in ("num_frames", "resized_height", "resized_width")
-    ]
-    return np.asarray(pc.fill_null(pc.multiply(pc.multiply(*sides[:2]), sides[2]), 0.0))

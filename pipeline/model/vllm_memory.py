@@ -35,7 +35,7 @@ class VllmSizes:
 
 
 def given_num_seqs(settings: Vllm, *, has_videos: bool) -> int | None:
-    """Answers at a time, as vLLM is told; None: its own number, which depends on the card."""
+    """Answers at a time that vLLM gets as its argument; None: its own number, by the card."""
     return settings.max_num_seqs or (_VIDEO_SEQS if has_videos else None)
 
 

@@ -23,9 +23,9 @@ class Generate:
     """Stage: PREPARED in, ANSWERED out. Holds the model."""
 
     CALLS_AT_ONCE: ClassVar = {"vllm": 16}
-    """Blocks that an engine works on at a time; default 1. A 60 s clip in full size is a block, and
-    the cache of an 80 GB card holds about 15: so vLLM never waits for the last answer of a block.
-    What vLLM gets at a time is limited by tokens, in the engine."""
+    """Blocks that an engine works on at a time, or fewer if they are large; default 1. A 60 s clip
+    in full size is a block, and the cache of an 80 GB card holds about 15: so vLLM never waits for
+    the last answer of a block. What vLLM gets at a time is limited by tokens, in the engine."""
 
     def __init__(
         self,

