@@ -75,7 +75,7 @@ def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
         check_shots()
     with waiting_for("the runs in the output", job.output):
         runs = all_runs(job.output, storage)
-    job, engine = job_with_engine(job, checkpoint, runs)
+        job, engine = job_with_engine(job, checkpoint, runs, storage)
     job_recipe = recipe(job, checkpoint.identity)
     with waiting_for("the list of media", str(job.input.manifest or job.input.scan)):
         selection = select(

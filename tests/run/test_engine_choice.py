@@ -20,8 +20,11 @@ from jobs.plan import plan
 from jobs.plan.open_job import JobContext, open_job
 from jobs.plan.runs import open_run
 from jobs.run import annotate
+from pipeline.output.rows import ANNOTATION
+from pipeline.output.table import file_name
 from pipeline.plan.recipe import recipe, recipe_id
-from pipeline.storage.storage import Storage
+from pipeline.storage.parquet import write_parquet
+from pipeline.storage.storage import Storage, join
 from schemas.errors import JobFileError, ModelError
 from schemas.job.job import Job, check_job
 from tests.support.job_files import SMALL, make_job
@@ -128,10 +131,15 @@ def choice(monkeypatch: pytest.MonkeyPatch) -> Callable[[Choice], None]:
     return lambda made: monkeypatch.setattr("jobs.plan.job_engine.choose", lambda _: made)
 
 
-def begun(context: JobContext) -> str:
-    """Write the run as one that has begun; returns its id."""
-    dataclasses.replace(context.run, starts=1).save(context.job, context.storage)
-    return context.run.run_id
+def begun(context: JobContext, kind: str | None = "image") -> str:
+    """Write the run as one that has begun, and a file of rows of a kind; returns its id."""
+    run = dataclasses.replace(context.run, starts=1)
+    run.save(context.job, context.storage)
+    if kind is not None:
+        name = file_name(run.run_id, getattr(run.recipe_ids, kind))
+        folder = join(context.job.output, "annotations", f"run_date={run.run_date}")
+        write_parquet(ANNOTATION.empty_table(), join(folder, name), context.storage)
+    return run.run_id
 
 
 def test_plan_and_run_json_say_which_engine_and_why(job: Job, choice):
@@ -170,13 +178,36 @@ def test_a_job_that_has_rows_keeps_its_engine(job: Job, choice, machine: Machine
     another_night = job.input.model_copy(update={"limit": 2})
     context, _ = open_job(job.model_copy(update={"input": another_night}))
     assert context.run.run_id != first and context.job.model.engine == "vllm"
-    line = f"vllm: as in the run {first}; another one would answer every unit again"
+    line = f"vllm: as in the run {first}; another one would answer its units again"
     assert context.run.engine == line
     machine(device_file=False)
     with pytest.raises(
         ModelError, match=f"{first} has the engine vllm.*vLLM is not installed here"
     ):
         annotate.run(job, Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize("change", ["name", "fps"])
+def test_rows_that_another_run_would_use_keep_their_engine(job: Job, choice, change: str):
+    """Rows are used by runs of every name, and another rate of frames asks no image again."""
+    choice(TRANSFORMERS)
+    first = begun(open_job(job)[0])
+    choice(VLLM)
+    changed: dict[str, Any] = {"name": "another"}
+    if change == "fps":
+        changed = {"sampling": job.sampling.model_copy(update={"fps": 0.5})}
+    context, _ = open_job(job.model_copy(update=changed))
+    assert context.run.run_id != first
+    assert context.job.model.engine == "transformers"
+
+
+@pytest.mark.parametrize("kind", [None, "unread"])
+def test_a_run_without_answers_binds_no_engine(job: Job, choice, kind: str | None):
+    """Its engine may have failed while it loaded the model."""
+    choice(VLLM)
+    begun(open_job(job)[0], kind)
+    choice(TRANSFORMERS)
+    assert open_job(job)[0].job.model.engine == "transformers"
 
 
 def test_the_engine_of_the_newest_rows_wins_and_a_named_one_begins_a_new_run(job: Job, choice):
