@@ -5,10 +5,18 @@ answer all its units again.
 """
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.cluster.engine_choice import Choice, Engine, choose, replace_engine, with_engine
+from jobs.cluster.engine_choice import (
+    Choice,
+    Engine,
+    choose,
+    replace_engine,
+    runs_here,
+    with_engine,
+)
 from jobs.plan.runs import Run
 from pipeline.model.checkpoint import Checkpoint, check_engine
 from pipeline.output.table import FILE_NAME
@@ -17,13 +25,16 @@ from pipeline.storage.storage import Storage, join
 from schemas.errors import ModelError
 from schemas.job.job import Job
 
+logger = logging.getLogger(__name__)
+
 
 def job_with_engine(
-    job: Job, checkpoint: Checkpoint, runs: Sequence[Run], storage: Storage
+    job: Job, checkpoint: Checkpoint, runs: Sequence[Run], storage: Storage, *, only_plan: bool
 ) -> tuple[Job, str]:
     """The job with its engine, and a line that says which, and why.
 
-    runs: of the job's output.
+    runs: of the job's output. only_plan: nothing is annotated, so that weights which the engine of
+        this machine cannot run are only a warning: another machine may have another engine.
 
     Raises:
         ModelError: the engine cannot run the checkpoint's kind of weights.
@@ -31,15 +42,21 @@ def job_with_engine(
         ResourceError: the cluster does not answer.
         StorageError: the output cannot be read.
     """
+    of_this_machine = False
     if job.model.engine != "auto":
         chosen, line = job, f"{job.model.engine}: set by model.engine"
     else:
-        choice = _of_rows(job, checkpoint.identity, runs, storage) or choose(job)
+        choice = _of_rows(job, checkpoint.identity, runs, storage)
+        if choice is None:
+            choice, of_this_machine = choose(job), runs_here()
         chosen, line = with_engine(job, choice)
     try:
         check_engine(checkpoint, chosen.model)
     except ModelError as error:
-        raise ModelError(f"{error}; the engine is {line}") from None
+        problem = f"{error}; the engine is {line}"
+        if not (only_plan and of_this_machine):
+            raise ModelError(problem) from None
+        logger.warning("%s", problem)
     return chosen, line
 
 
