@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from jobs.cluster.machines import has_session, may_have_gpu, num_gpus
 from jobs.cluster.start import on_this_machine, running_ray
-from pipeline.engines.vllm.args import vllm_problem, vllm_version
+from pipeline.engines.vllm.args import check_vllm, vllm_problem, vllm_version
 from schemas.errors import JobFileError, ResourceError
 from schemas.extras import install_command
 from schemas.job.engines import Vllm
@@ -72,7 +72,7 @@ def choose(job: Job) -> Choice:
     """
     if reason := _without_gpu(job):
         return Choice("transformers", reason)
-    if on_this_machine() and not has_session() and not running_ray():
+    if runs_here():
         return chosen_here(job)
     from rich.console import Console
 
@@ -80,6 +80,21 @@ def choose(job: Job) -> Choice:
 
     with ray_session(Console(quiet=True)):
         return _chosen_there(job)
+
+
+def runs_here() -> bool:
+    """Whether the engines run on this machine, and not on those of a Ray that is joined."""
+    return on_this_machine() and not has_session() and not running_ray()
+
+
+def check_vllm_here(job: Job) -> None:
+    """Check that vLLM is here if the job's engines run here with it; a cluster's actors check it.
+
+    Raises:
+        ModelError: vLLM is missing, or its version is not supported.
+    """
+    if job.model.engine == "vllm" and runs_here():
+        check_vllm()
 
 
 def chosen_here(job: Job) -> Choice:

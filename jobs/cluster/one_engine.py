@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 from rich.console import Console
 
+from jobs.cluster.engine_choice import check_vllm_here
 from jobs.cluster.session import actor_errors, fit_job, fitted_pools, ray_session
 from jobs.cluster.small import early_engine, why_ray
 from pipeline.stages.generate import Generate
@@ -26,6 +27,7 @@ def one_engine(job: Job, num_items: int, console: Console) -> Iterator[tuple[str
     Raises:
         UserError: the engine does not start, or the cluster does not work.
     """
+    check_vllm_here(job)
     if why_ray(job, num_items, "items") is None:
         with early_engine(job) as engine:
             assert engine is not None

@@ -5,57 +5,94 @@ answer all its units again.
 """
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.cluster.engine_choice import Choice, Engine, choose, replace_engine, with_engine
+from jobs.cluster.engine_choice import (
+    Choice,
+    Engine,
+    choose,
+    replace_engine,
+    runs_here,
+    with_engine,
+)
 from jobs.plan.runs import Run
 from pipeline.model.checkpoint import Checkpoint, check_engine
-from pipeline.plan.recipe import recipe, recipe_id
+from pipeline.output.table import FILE_NAME
+from pipeline.plan.recipe import recipe, recipe_id, recipe_ids
+from pipeline.storage.storage import Storage, join
 from schemas.errors import ModelError
 from schemas.job.job import Job
 
+logger = logging.getLogger(__name__)
 
-def job_with_engine(job: Job, checkpoint: Checkpoint, runs: Sequence[Run]) -> tuple[Job, str]:
+
+def job_with_engine(
+    job: Job, checkpoint: Checkpoint, runs: Sequence[Run], storage: Storage, *, only_plan: bool
+) -> tuple[Job, str]:
     """The job with its engine, and a line that says which, and why.
 
-    runs: of the job's output.
+    runs: of the job's output. only_plan: nothing is annotated, so that weights which the engine of
+        this machine cannot run are only a warning: another machine may have another engine.
 
     Raises:
         ModelError: the engine cannot run the checkpoint's kind of weights.
         JobFileError: the engine cannot run with the job's resources.
         ResourceError: the cluster does not answer.
+        StorageError: the output cannot be read.
     """
+    of_this_machine = False
     if job.model.engine != "auto":
         chosen, line = job, f"{job.model.engine}: set by model.engine"
     else:
-        choice = _of_rows(job, checkpoint.identity, runs) or choose(job)
+        choice = _of_rows(job, checkpoint.identity, runs, storage)
+        if choice is None:
+            choice, of_this_machine = choose(job), runs_here()
         chosen, line = with_engine(job, choice)
     try:
         check_engine(checkpoint, chosen.model)
     except ModelError as error:
-        raise ModelError(f"{error}; the engine is {line}") from None
+        problem = f"{error}; the engine is {line}"
+        if not (only_plan and of_this_machine):
+            raise ModelError(problem) from None
+        logger.warning("%s", problem)
     return chosen, line
 
 
-def _of_rows(job: Job, model_identity: str, runs: Sequence[Run]) -> Choice | None:
-    """The engine of the newest run that has the job's recipe, but for the engine, and has begun."""
-    begun = sorted(
-        (run for run in runs if run.name == job.name and run.starts),
-        key=lambda run: run.created_at,
-        reverse=True,
-    )
-    if not begun:
-        return None
+def _of_rows(job: Job, model_identity: str, runs: Sequence[Run], storage: Storage) -> Choice | None:
+    """The engine of the newest rows that the job would use, but for its engine.
+
+    Rows are used by runs of any name, and by kind: what no kind of row shares does not count, nor
+    do the rows of unread media, which have no answers.
+    """
     engines: tuple[Engine, ...] = ("transformers", "vllm")
-    of_recipe = {
-        recipe_id(recipe(replace_engine(job, engine), model_identity)): engine for engine in engines
+    ids_of = {
+        engine: _answer_ids(replace_engine(job, engine), model_identity) for engine in engines
     }
-    for run in begun:
-        if found := of_recipe.get(run.fingerprint["recipe"]):
-            reason = f"as in the run {run.run_id}; another one would answer every unit again"
-            return Choice(found, reason)
+    begun = [run for run in runs if run.starts]
+    alike = [
+        (run, engine, shared)
+        for run in sorted(begun, key=lambda run: run.created_at, reverse=True)
+        for engine, ids in ids_of.items()
+        if (shared := ids.intersection(run.recipe_ids))
+    ]
+    if not alike:
+        return None
+    # The counts of a run that was killed are not written, but its files are.
+    files = storage.list_files(join(job.output, "annotations"), "*/part-*.parquet")
+    written = {found[3] for file in files if (found := FILE_NAME.fullmatch(file["uri"]))}
+    for run, engine, shared in alike:
+        if shared & written:
+            reason = f"as in the run {run.run_id}; another one would answer its units again"
+            return Choice(engine, reason)
     return None
+
+
+def _answer_ids(job: Job, model_identity: str) -> set[str]:
+    """The recipe ids of the job's rows with answers."""
+    found = recipe_ids(recipe(job, model_identity))
+    return {found.image, found.video, found.messages}
 
 
 def planned_again(runs: Sequence[Run], job_recipe: dict[str, Any]) -> list[Run]:

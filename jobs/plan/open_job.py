@@ -1,7 +1,6 @@
 """Check a job, list its media, and find the run to continue."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from jobs.console.waiting import waiting_for
 from jobs.plan.job_engine import job_with_engine, planned_again
 from jobs.plan.runs import Run, all_runs, open_run
 from pipeline.engines.answer_schema import check_grammars
-from pipeline.engines.vllm.args import check_vllm
 from pipeline.manifest.existing import ExistingMedia
 from pipeline.manifest.select import select
 from pipeline.media.shots import check_shots
@@ -50,8 +48,10 @@ class JobContext:
     listing: pa.Table = field(default_factory=LISTING.empty_table)
 
 
-def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
+def open_job(job: Job, *, only_plan: bool = False) -> tuple[JobContext, list[MediaItem]]:
     """Check the job, its checkpoint, manifest and storage, and find the run to continue.
+
+    only_plan: this machine need not be able to run the model.
 
     Returns the context, and the media items that the job selects. The items are not in the context,
     so that the caller can free them once they are planned: a million take 0.5 GB.
@@ -59,8 +59,6 @@ def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
     Raises:
         UserError: the job, its checkpoint, manifest or storage is wrong.
     """
-    if job.model.engine == "vllm" and not os.environ.get("RAY_ADDRESS"):
-        check_vllm()  # on a cluster only the actors can check their nodes
     job = _with_absolute_paths(job)
     storage = Storage(job.storage_options, job.input.allow_private_hosts)
     is_local = Path(job.model.source).is_dir()
@@ -75,7 +73,10 @@ def open_job(job: Job) -> tuple[JobContext, list[MediaItem]]:
         check_shots()
     with waiting_for("the runs in the output", job.output):
         runs = all_runs(job.output, storage)
-    job, engine = job_with_engine(job, checkpoint, runs)
+        job, engine = job_with_engine(job, checkpoint, runs, storage, only_plan=only_plan)
+    # Before its engine was chosen, a setting of vLLM did not count.
+    memory = checkpoint.memory.in_engine(job.model)
+    checkpoint = dataclasses.replace(checkpoint, memory=memory)
     job_recipe = recipe(job, checkpoint.identity)
     with waiting_for("the list of media", str(job.input.manifest or job.input.scan)):
         selection = select(

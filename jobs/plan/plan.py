@@ -28,7 +28,7 @@ def run(job: Job, console: Console, *, dry_run: bool = False, gpu: str | None = 
     """
     if gpu is not None:
         gpu_by_name(gpu)  # a mistake should not cost the time of a plan
-    context, items = open_job(job)
+    context, items = open_job(job, only_plan=True)
     print_left_out(context, console)
     record_listing(context.listing, context, console, dry_run=dry_run)
     if nothing_new(context, len(items), console):

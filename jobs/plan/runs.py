@@ -163,7 +163,8 @@ def open_run(
     runs = all_runs(job.output, storage) if runs is None else runs
     earlier = [run for run in runs if run.name == job.name]
     same = [run for run in earlier if run.fingerprint == fingerprint]
-    for run in same:
+    # One that was only planned must not take the place of one that may have rows.
+    for run in sorted(same, key=lambda run: run.starts == 0):
         if run.status == "running" or not job.input.only_new:
             if run.starts == 0 or run.cost is None:
                 run = dataclasses.replace(run, cost=_known_cost(job, recipe, runs, storage))

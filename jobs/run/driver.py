@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs.cluster.blocks import in_blocks, limit_pools
+from jobs.cluster.engine_choice import check_vllm_here
 from jobs.cluster.gpus import batch_tokens
 from jobs.cluster.machines import machines
 from jobs.cluster.session import check_fits, fit_job, fitted_pools, ray_session, tables_of
 from jobs.cluster.small import why_ray
-from jobs.cluster.start import on_this_machine
 from jobs.console.progress import Progress
 from jobs.cost.estimate import check_cost, estimate, money
 from jobs.cost.rates import Rates, Work
@@ -29,7 +29,6 @@ from jobs.plan.open_job import JobContext
 from jobs.plan.runs import Run
 from jobs.run.finish import finish
 from jobs.run.lease import Lease, leased
-from pipeline.engines.vllm.args import check_vllm
 from pipeline.media.torchcodec import torchcodec_problem
 from pipeline.stages.generate import Generate
 from pipeline.stages.graph import Pools, build_annotate
@@ -200,19 +199,21 @@ def _follow(tables: Iterator[Any], work: Work, watch: Watch, driver: Driver) -> 
 
 
 def _check_engine(context: JobContext) -> None:
-    """Check that this machine has the engine of an earlier run; a cluster's are checked there.
+    """Check that this machine has the job's engine; a cluster's are checked there.
 
     Raises:
-        ModelError: the run has answers of vLLM, which is not here.
+        ModelError: the engine is vLLM, which is not here.
     """
-    if context.job.model.engine == "vllm" and on_this_machine():
-        try:
-            check_vllm()
-        except ModelError as error:
-            raise ModelError(
-                f"{context.run.run_id} has the engine {context.run.engine}; {error}; another "
-                "engine answers every unit again"
-            ) from None
+    try:
+        check_vllm_here(context.job)
+    except ModelError as error:
+        run = context.run
+        if not run.starts:
+            raise
+        raise ModelError(
+            f"{run.run_id} has the engine {run.engine}; {error}; another engine answers every "
+            "unit again"
+        ) from None
 
 
 def _check_decoder(job: Job) -> None:

@@ -124,17 +124,23 @@ class ModelMemory:
         given = [model.dtype] if model.dtype != "auto" else [name for name in names if name]
         found = quantised(config)
         method, bits = (found.method, found.bits) if found else (None, None)
-        is_fp8 = "fp8" in (method, model.vllm.quantization)
+        is_fp8 = method == "fp8"
         # torch.float32 is the default of a model without a type; FP8 models compute in bfloat16.
         name = str(given[0]) if given else ("bfloat16" if is_fp8 or found else "float32")
         value_bytes = 4 if name.endswith("float32") else 2
-        return cls(
+        counted = cls(
             size=ModelSize.of(config),
             value_bytes=value_bytes,
             is_fp8=is_fp8,
             weight_bits=bits,
             unknown_method=None if is_fp8 or bits is not None else method,
         )
+        return counted.in_engine(model)
+
+    def in_engine(self, model: Model) -> "ModelMemory":
+        """The memory with the engine that ``model`` sets: vLLM may quantise weights on load."""
+        on_load = model.engine == "vllm" and model.vllm.quantization == "fp8"
+        return dataclasses.replace(self, is_fp8=True) if on_load else self
 
     @property
     def weight_bytes(self) -> int:

@@ -76,6 +76,9 @@ def test_the_type_of_weights_is_the_jobs_or_the_checkpoints():
     assert 0.55 < fp8.weight_bytes / bfloat16.weight_bytes < 0.65
     on_load = Model(engine="vllm", vllm={"quantization": "fp8"})
     assert ModelMemory.of(config, on_load) == fp8
+    idle = Model(vllm={"quantization": "fp8"})  # auto: the engine may be transformers
+    assert ModelMemory.of(config, idle) == bfloat16
+    assert ModelMemory.of(config, idle).in_engine(on_load) == fp8
 
 
 COMPRESSED = {

@@ -14,15 +14,20 @@ import pytest
 from rich.console import Console
 
 from jobs.cluster import engine_choice
-from jobs.cluster.engine_choice import Choice, choose, chosen_here, with_engine
+from jobs.cluster.engine_choice import Choice, check_vllm_here, choose, chosen_here, with_engine
+from jobs.cluster.one_engine import one_engine
 from jobs.cluster.small import early_engine, why_ray
 from jobs.plan import plan
 from jobs.plan.open_job import JobContext, open_job
 from jobs.plan.runs import open_run
 from jobs.run import annotate
+from pipeline.output.rows import ANNOTATION
+from pipeline.output.table import file_name
 from pipeline.plan.recipe import recipe, recipe_id
-from pipeline.storage.storage import Storage
+from pipeline.storage.parquet import write_parquet
+from pipeline.storage.storage import Storage, join
 from schemas.errors import JobFileError, ModelError
+from schemas.job.engines import Vllm
 from schemas.job.job import Job, check_job
 from tests.support.job_files import SMALL, make_job
 from tests.support.paths import ROOT
@@ -128,10 +133,15 @@ def choice(monkeypatch: pytest.MonkeyPatch) -> Callable[[Choice], None]:
     return lambda made: monkeypatch.setattr("jobs.plan.job_engine.choose", lambda _: made)
 
 
-def begun(context: JobContext) -> str:
-    """Write the run as one that has begun; returns its id."""
-    dataclasses.replace(context.run, starts=1).save(context.job, context.storage)
-    return context.run.run_id
+def begun(context: JobContext, kind: str | None = "image") -> str:
+    """Write the run as one that has begun, and a file of rows of a kind; returns its id."""
+    run = dataclasses.replace(context.run, starts=1)
+    run.save(context.job, context.storage)
+    if kind is not None:
+        name = file_name(run.run_id, getattr(run.recipe_ids, kind))
+        folder = join(context.job.output, "annotations", f"run_date={run.run_date}")
+        write_parquet(ANNOTATION.empty_table(), join(folder, name), context.storage)
+    return run.run_id
 
 
 def test_plan_and_run_json_say_which_engine_and_why(job: Job, choice):
@@ -170,13 +180,36 @@ def test_a_job_that_has_rows_keeps_its_engine(job: Job, choice, machine: Machine
     another_night = job.input.model_copy(update={"limit": 2})
     context, _ = open_job(job.model_copy(update={"input": another_night}))
     assert context.run.run_id != first and context.job.model.engine == "vllm"
-    line = f"vllm: as in the run {first}; another one would answer every unit again"
+    line = f"vllm: as in the run {first}; another one would answer its units again"
     assert context.run.engine == line
     machine(device_file=False)
     with pytest.raises(
         ModelError, match=f"{first} has the engine vllm.*vLLM is not installed here"
     ):
         annotate.run(job, Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize("change", ["name", "fps"])
+def test_rows_that_another_run_would_use_keep_their_engine(job: Job, choice, change: str):
+    """Rows are used by runs of every name, and another rate of frames asks no image again."""
+    choice(TRANSFORMERS)
+    first = begun(open_job(job)[0])
+    choice(VLLM)
+    changed: dict[str, Any] = {"name": "another"}
+    if change == "fps":
+        changed = {"sampling": job.sampling.model_copy(update={"fps": 0.5})}
+    context, _ = open_job(job.model_copy(update=changed))
+    assert context.run.run_id != first
+    assert context.job.model.engine == "transformers"
+
+
+@pytest.mark.parametrize("kind", [None, "unread"])
+def test_a_run_without_answers_binds_no_engine(job: Job, choice, kind: str | None):
+    """Its engine may have failed while it loaded the model."""
+    choice(VLLM)
+    begun(open_job(job)[0], kind)
+    choice(TRANSFORMERS)
+    assert open_job(job)[0].job.model.engine == "transformers"
 
 
 def test_the_engine_of_the_newest_rows_wins_and_a_named_one_begins_a_new_run(job: Job, choice):
@@ -207,8 +240,57 @@ def test_a_planned_run_is_taken_for_another_engine_and_for_nothing_else(job: Job
     assert open_job(job)[0].job.model.engine == "transformers"
 
 
+def test_a_planned_run_does_not_take_the_place_of_one_that_has_begun(job: Job, choice):
+    choice(VLLM)
+    context, _ = open_job(job)
+    begun_run = dataclasses.replace(context.run, starts=1)
+    planned = dataclasses.replace(context.run, run_id="0-planned")
+    digest, settings = context.run.fingerprint["manifest"], context.run.recipe
+    for runs in ([planned, begun_run], [begun_run, planned]):
+        assert open_run(job, digest, settings, Storage(), runs)[0].run_id == begun_run.run_id
+
+
+def test_weights_are_predicted_in_the_precision_of_the_chosen_engine(job: Job, choice):
+    model = job.model.model_copy(update={"vllm": Vllm(quantization="fp8")})
+    set_ = job.model_copy(update={"model": model})
+    for made, is_fp8 in ((TRANSFORMERS, False), (VLLM, True)):
+        choice(made)
+        assert open_job(set_)[0].checkpoint.memory.is_fp8 == is_fp8
+
+
+def test_a_plan_for_vllm_needs_no_vllm_and_work_does(job: Job, machine: Machine, monkeypatch):
+    model = job.model.model_copy(update={"engine": "vllm"})
+    named = job.model_copy(update={"model": model})
+    monkeypatch.setattr("pipeline.engines.vllm.args.vllm_problem", lambda: "vLLM is not here")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    said = io.StringIO()
+    assert plan.run(named, Console(file=said, width=200), gpu="h100").num_rows == 3
+    assert "memory of h100" in said.getvalue() and "GB, vllm" in said.getvalue()
+    with pytest.raises(ModelError, match="^model.engine is vllm, but vLLM is not here"):
+        annotate.run(named, Console(file=io.StringIO()))
+    with (
+        pytest.raises(ModelError, match="^model.engine is vllm, but vLLM is not here"),
+        one_engine(named, 1, Console(file=io.StringIO())),
+    ):
+        pass
+
+
+def test_a_ray_on_this_machine_has_its_own_vllm(machine: Machine, monkeypatch):
+    """One that was started with ``ray start`` on a head without GPUs."""
+    machine()
+    monkeypatch.setattr("pipeline.engines.vllm.args.vllm_problem", lambda: "vLLM is not here")
+    job = make_job(model={"engine": "vllm"})
+    with pytest.raises(ModelError):
+        check_vllm_here(job)
+    monkeypatch.setattr(engine_choice, "running_ray", lambda: "10.0.0.1:6379")
+    check_vllm_here(job)
+    monkeypatch.setattr(engine_choice, "running_ray", lambda: None)
+    monkeypatch.setattr(engine_choice, "has_session", lambda: True)
+    check_vllm_here(job)
+
+
 def test_quantised_weights_are_refused_before_work_or_given_to_vllm(
-    job: Job, choice, checkpoint: Path
+    job: Job, choice, checkpoint: Path, monkeypatch, caplog
 ):
     file = checkpoint / "config.json"
     whole = file.read_text()
@@ -218,6 +300,14 @@ def test_quantised_weights_are_refused_before_work_or_given_to_vllm(
         choice(TRANSFORMERS)
         with pytest.raises(ModelError, match=r"quantised \(fp8\).*transformers: this machine has"):
             open_job(job)
+        plan.run(job, Console(file=io.StringIO()), dry_run=True)
+        assert "transformers computes only with further packages" in caplog.text
+        for model in ({"engine": "transformers"}, {}):  # named, or chosen by a cluster
+            if not model:
+                monkeypatch.setattr("jobs.plan.job_engine.runs_here", lambda: False)
+            named = job.model_copy(update={"model": job.model.model_copy(update=model)})
+            with pytest.raises(ModelError, match=r"quantised \(fp8\)"):
+                open_job(named, only_plan=True)
         choice(VLLM)
         assert open_job(job)[0].checkpoint.quantization == "fp8"
     finally:
