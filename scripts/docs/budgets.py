@@ -246,6 +246,7 @@ def _memory_section() -> list[str]:
         "This is arithmetic from the checkpoint's configuration (`pipeline/model/memory.py`): "
         "weights; keys and values of each token; the largest of a pass of the vision tower, of "
         f"{PREFILL_CHUNK_TOKENS:,} prompt tokens, and of the logits.\n"
+        "With `resources.gpus_per_replica: 0.5` an engine counts with half of the memory.\n"
         "A tenth of the memory stays free, and a GPU counts with the gigabytes in its name.\n"
         f"A question has {QUESTION_TOKENS} tokens and an answer {START_ANSWER_TOKENS}.\n"
         "The engine learns how long answers are; if they are longer than expected and memory does "

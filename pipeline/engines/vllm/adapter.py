@@ -86,7 +86,7 @@ def _file(adapter: str, name: str) -> Path:
     try:
         return Path(hf_hub_download(adapter, name))
     except LocalEntryNotFoundError as error:  # one of the others, but the hub was not asked
-        unreachable = error
+        unreachable: Exception = error
     except EntryNotFoundError:
         raise ModelError(missing) from None
     except (OSError, ValueError) as error:  # no such repository, no such folder
