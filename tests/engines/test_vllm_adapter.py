@@ -92,15 +92,17 @@ def test_a_hub_id_without_weights_is_named(hub):
 
 def test_a_hub_id_whose_weights_are_not_there(hub, monkeypatch):
     """The hub's own answer, without a hub: its client raises for a file that it does not have."""
+    import httpx2
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     download = huggingface_hub.hf_hub_download
 
     def asked(repo: str, name: str) -> str:
         if name == "adapter_config.json":
             return download(repo, name)
-        raise EntryNotFoundError("404")
+        request = httpx2.Request("HEAD", f"https://hub/{repo}/{name}")
+        raise RemoteEntryNotFoundError("404", response=httpx2.Response(404, request=request))
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", asked)
     with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors: save it with peft"):

@@ -85,14 +85,12 @@ def _file(adapter: str, name: str) -> Path:
 
     try:
         return Path(hf_hub_download(adapter, name))
-    except LocalEntryNotFoundError as error:  # one of the others, but the hub was not asked
-        unreachable: Exception = error
-    except EntryNotFoundError:
-        raise ModelError(missing) from None
-    except (OSError, ValueError) as error:  # no such repository, no such folder
-        unreachable = error
-    raise ModelError(
-        f"model.adapter: {name} of {adapter} cannot be loaded: give a local folder, or a hub id "
-        f"that this machine can reach or has in its cache; the hub's client says: "
-        f"{one_line(str(unreachable))}"
-    )
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        # The hub's answer that a file is missing; a "local" one says that it was not asked.
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise ModelError(missing) from None
+        raise ModelError(
+            f"model.adapter: {name} of {adapter} cannot be loaded: give a local folder, or a hub "
+            "id that this machine can reach or has in its cache; the hub's client says: "
+            f"{one_line(str(error))}"
+        ) from None
