@@ -82,7 +82,7 @@ def make_branches(model) -> Branches:
     prefix = Prefix(model, roots, "sdpa", spare_tokens(SUFFIXES))
     for rows in prefix.passes():
         prefix.run(rows, [None] * len(roots[rows]))
-    return Branches(model, prefix, SUFFIXES, "sdpa")
+    return Branches(model, prefix, SUFFIXES, "sdpa", None)
 
 
 def processors(checkpoint: Path) -> RowProcessors:
