@@ -126,7 +126,10 @@ def test_task_names_are_one_list():
         ({"input": {}}, "input: give exactly one of `manifest` and `scan`"),
         ({"input": {"manifest": "a", "glob": "*.mp4"}}, "input: `glob` selects files of"),
         ({"input": {"scan": "a", "manifest": "b"}}, "input: give exactly one of `manifest` and"),
-        ({"resources": {"gpus_per_replica": 2}}, "the job: resources.gpus_per_replica is 2, but "),
+        (
+            {"model": {"engine": "transformers"}, "resources": {"gpus_per_replica": 2}},
+            "the job: resources.gpus_per_replica is 2, but ",
+        ),
         ({"sampling": {"fps": "two"}}, "sampling.fps: must be a valid number, unable to parse"),
         ({"sampling": {"fps": 0}}, "sampling.fps: must be greater than 0 (got '0')"),
         ({"sampling": {"fps": float("nan")}}, "sampling.fps: must be less than or equal to 240"),
