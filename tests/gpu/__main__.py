@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the Trainer would take all
-
 import torch
 
 from tests.gpu.checks import CASES, CHECKS, measure
@@ -85,4 +83,6 @@ def run(name: str, dtype: torch.dtype, options: argparse.Namespace) -> list[dict
 
 
 if __name__ == "__main__":
+    # Before torch looks for GPUs; the Trainer would take all. Not where a test imports this file.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     sys.exit(main())
