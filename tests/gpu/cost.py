@@ -93,7 +93,7 @@ def memory(place: Place) -> list[Figure]:
             what="peak memory over its prediction",
             value=used / predicted,
             # A model of some MB has more beside its tensors than the arithmetic counts.
-            minimum=0.8 if place.is_small else 0.9,
+            minimum=0.9,
             maximum=1.25 if place.is_small else 1.1,
         ),
     ]
