@@ -37,6 +37,7 @@ def skewed_units(num_units, seed, job):
     """Units of videos of log-normal length, 2 frames a second, at most 768; in a random order."""
     import numpy as np
 
+    from pipeline.plan.shards import with_shards
     from schemas.tables.columns import to_table
     from schemas.tables.media import Media, Sampling
     from schemas.tables.unit import UNIT, Prompt, Unit
@@ -67,7 +68,7 @@ def skewed_units(num_units, seed, job):
                 predicted_cost=float(prompt.num_prompt_tokens + question.max_new_tokens),
             )
         )
-    return to_table(units, UNIT)
+    return with_shards(to_table(units, UNIT))
 
 
 def prepared(table):

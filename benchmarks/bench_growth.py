@@ -132,14 +132,14 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
 
     import pyarrow as pa
 
+    from pipeline.output.file_names import file_name
     from pipeline.output.rows import ANNOTATION, RunKey, annotation_row
-    from pipeline.output.table import file_name
     from pipeline.stages import graph as build
     from pipeline.stages.commit import COMMITTED
     from pipeline.storage.parquet import write_parquet
     from pipeline.storage.storage import Storage
     from pipeline.workers.engine_guard import DeathsActor
-    from schemas.tables.annotation import RecipeIds
+    from schemas.tables.annotation import PIECES, RecipeIds
     from schemas.tables.columns import from_table
     from schemas.tables.manifest import MediaItem
     from schemas.tables.unit import ANSWERED, PREPARED, UNIT, AnsweredUnit
@@ -162,11 +162,12 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
         table = one.take(pa.array([0] * count))
         for name, values in columns.items():
             at = schema.get_field_index(name)
-            table = table.set_column(at, schema.field(at), pa.array(values, pa.string()))
+            column = values if isinstance(values, pa.Array) else pa.array(values, pa.string())
+            table = table.set_column(at, schema.field(at), column)
         return table.cast(schema)
 
-    def ids_of(batch: pa.Table) -> dict[str, pa.Array]:
-        return {name: batch[name].combine_chunks() for name in ("unit_id", "media_id")}
+    def ids_of(batch: pa.Table, *more: str) -> dict[str, pa.Array]:
+        return {name: batch[name].combine_chunks() for name in ("unit_id", "media_id", *more)}
 
     class Plan:
         def __init__(self, *args) -> None:
@@ -179,13 +180,13 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
 
     class Prepare(Plan):
         def __call__(self, batch: pa.Table) -> pa.Table:
-            return copies(prepared, PREPARED, **ids_of(batch))
+            return copies(prepared, PREPARED, **ids_of(batch, "shard"))
 
     class Generate(Plan):
         calls_at_once = staticmethod(lambda job: 1)
 
         def __call__(self, batch: pa.Table) -> pa.Table:
-            return copies(answered, ANSWERED, **ids_of(batch))
+            return copies(answered, ANSWERED, **ids_of(batch, "shard"))
 
     class Commit(Plan):
         def __init__(self, job, key, storage, code) -> None:
@@ -195,12 +196,17 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
             ids, n = batch["unit_id"].to_pylist(), batch.num_rows
             names = {"run_id": [self.key.run_id] * n, "recipe_id": [self.key.recipe_ids.video] * n}
             table = copies(row, ANNOTATION, **ids_of(batch), **names)
-            place = f"{self.job.output}/annotations/run_date={self.key.run_date}/"
-            name = file_name(self.key.run_id, self.key.recipe_ids.video)
-            write_parquet(table, place + name, self.storage)
+            place = f"{self.job.output}/{PIECES}/run_date={self.key.run_date}/"
+            shards = batch["shard"].to_numpy()
+            for shard in sorted(set(shards.tolist())):
+                name = file_name(self.key.run_id, self.key.recipe_ids.video, shard=shard)
+                write_parquet(table.filter(pa.array(shards == shard)), place + name, self.storage)
             numbers = {f.name: 1 for f in COMMITTED if pa.types.is_primitive(f.type)}
             same = numbers | {"status": "ok", "responses": [], "timings": {"decode_seconds": 0.001}}
-            account = [same | {"unit_id": unit_id} for unit_id in ids]
+            account = [
+                same | {"unit_id": unit_id, "shard": shard}
+                for unit_id, shard in zip(ids, shards.tolist(), strict=True)
+            ]
             return pa.Table.from_pylist(account, schema=COMMITTED)
 
     return {"Plan": Plan, "Prepare": Prepare, "Generate": Generate, "Commit": Commit}

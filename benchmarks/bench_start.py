@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT)]
 from benchmarks.common import annotate, counting, parser, watching, write_results  # noqa: E402
 
 WAYS = {"without Ray": "auto", "on Ray": "always"}
-SEEN = {"plan": "runs/*/plan/*.parquet", "first_row": "annotations/*/part-*.parquet"}
+SEEN = {"plan": "runs/*/plan/*.parquet", "first_row": "annotations*/*/part-*.parquet"}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -25,6 +25,7 @@ def limit_pools(pools: Pools, num_blocks: int) -> Pools:
     return dataclasses.replace(
         pools,
         decoders=min(pools.decoders, num_blocks),
+        max_decoders=pools.max_decoders and min(pools.max_decoders, num_blocks),
         replicas=min(pools.replicas, num_blocks),
     )
 
@@ -32,7 +33,9 @@ def limit_pools(pools: Pools, num_blocks: int) -> Pools:
 def in_blocks(
     units: pa.Table, costs: Costs, pools: Pools, max_batch_tokens: int, calls_at_once: int = 1
 ) -> list[pa.Table]:
-    """Cut units into blocks, the most expensive units first.
+    """Cut units into blocks, each of one shard, the most expensive units of a shard first.
+
+    The shard with the most expensive unit comes first: one shard after the other is complete.
 
     costs: float64 [N], the cost of each unit in tokens or seconds, in the order of ``units``.
     calls_at_once: number of blocks that a replica works on at a time.
@@ -43,9 +46,13 @@ def in_blocks(
     where a replica works on several; and there are at least two blocks for each actor. A more
     expensive unit is a block by itself.
     """
-    order = np.argsort(-costs, kind="stable")
+    shards = units["shard"].to_numpy()
+    longest = np.zeros(shards.max(initial=0) + 1)
+    np.maximum.at(longest, shards, costs)
+    order = np.lexsort((-costs, shards, -longest[shards]))
     if (np.diff(order) != 1).any():  # else the plan has this order already: no copy
         units, costs = units.take(pa.array(order, pa.int64())), costs[order]
+        shards = shards[order]
     tokens, frames = units["predicted_cost"].to_numpy(), frame_bytes(units)
     left, workers = float(costs.sum()), pools.replicas * calls_at_once
     usual = left / (_BLOCKS_PER_REPLICA * pools.replicas)
@@ -60,7 +67,8 @@ def in_blocks(
             and num_tokens + tokens[k] > batches * max_batch_tokens
         )
         is_full = k - start >= _BLOCK_UNITS or num_bytes + frames[k] > max_bytes
-        if k > start and (is_enough or is_full or cost + costs[k] > max_cost):
+        is_other = shards[k] != shards[start]
+        if k > start and (is_other or is_enough or is_full or cost + costs[k] > max_cost):
             blocks.append(units.slice(start, k - start))
             left -= cost
             start, cost, num_tokens, num_bytes = k, 0.0, 0.0, 0.0

@@ -19,11 +19,12 @@ from jobs.cluster.engine_choice import (
 )
 from jobs.plan.runs import Run
 from pipeline.model.checkpoint import Checkpoint, check_engine
-from pipeline.output.table import FILE_NAME
+from pipeline.output.file_names import FILE_NAME, table_files
 from pipeline.plan.recipe import recipe, recipe_id, recipe_ids
 from pipeline.storage.storage import Storage, join
 from schemas.errors import ModelError
 from schemas.job.job import Job
+from schemas.tables.annotation import ANNOTATIONS
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def _of_rows(job: Job, model_identity: str, runs: Sequence[Run], storage: Storag
     if not alike:
         return None
     # The counts of a run that was killed are not written, but its files are.
-    files = storage.list_files(join(job.output, "annotations"), "*/part-*.parquet")
+    files = table_files(join(job.output, ANNOTATIONS), storage)
     written = {found[3] for file in files if (found := FILE_NAME.fullmatch(file["uri"]))}
     for run, engine, shared in alike:
         if shared & written:

@@ -17,6 +17,7 @@ from jobs.plan.probe import probe_items
 from jobs.plan.secrets import remove_secrets, restore_secrets
 from pipeline.manifest.existing import is_matchable
 from pipeline.output.table import ids_in, is_readable
+from pipeline.plan.shards import keep_shards, with_shards
 from pipeline.storage.parquet import read_parquet, readable, write_parquet
 from pipeline.storage.storage import join
 from schemas.errors import ErrorType, ManifestError, StorageError
@@ -86,7 +87,8 @@ def draft_plan(context: JobContext, items: Sequence[MediaItem], console: Console
     if not context.num_known:
         _check_access(pa.concat_tables([kept, found]))
     new, listing = _new_units(found, missing, context)
-    return Draft(units=pa.concat_tables([kept, new]), is_written=False, listing=listing)
+    units = with_shards(pa.concat_tables([kept, new]))
+    return Draft(units=units, is_written=False, listing=listing)
 
 
 def draft_again(
@@ -108,7 +110,7 @@ def draft_again(
     fresh = probe_items([item for item in items if item.media_id in media_ids], context, console)
     was_read = set(ids_in(plan.filter(is_readable(plan)), "media_id"))
     unread = set(ids_in(fresh.filter(pc.invert(is_readable(fresh))), "media_id"))
-    fresh = _without_media(fresh, was_read & unread)
+    fresh = keep_shards(_without_media(fresh, was_read & unread), plan)
     units = pa.concat_tables([_without_media(plan, set(ids_in(fresh, "media_id"))), fresh])
     return Draft(units=units, is_written=False)
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,14 +16,16 @@ import pyarrow.compute as pc
 from jobs.results.latest import latest_rows, listed_under, names_to_read, read_listed
 from jobs.results.media_roots import MediaRoots
 from jobs.results.recipes import choose_recipes, creation_time, run_file_of
+from pipeline.output.file_names import a_file_of_each_recipe
 from pipeline.output.rows import ANNOTATION
-from pipeline.output.table import a_file_of_each_recipe, check_rows, ids_in
+from pipeline.output.table import check_rows, ids_in
 from pipeline.storage.parquet import read_parquet, read_schema
 from pipeline.storage.storage import Storage, join
 from pipeline.tasks.columns import named_columns, questions_by_name
 from pipeline.tasks.registry import TASKS
 from schemas.errors import UserError
 from schemas.shown import redact_uri
+from schemas.tables.annotation import ANNOTATIONS, PIECES
 from schemas.task import Question
 
 Row = dict[str, Any]
@@ -113,19 +115,12 @@ def read_annotations(
     """
     uri, run_of_folder = output_and_run(selection.uri)
     run_id = selection.run_id or run_of_folder
-    files = parquet_files(uri, storage)
-    if not files:
-        raise UserError(
-            f"there are no annotations in {redact_uri(uri)}: give the output folder of "
-            "`reelscribe annotate`, or a Parquet file"
-        )
     listed = read_listed(re.sub(r"(^|/)annotations/?$", "", uri) or ".", storage)
     roots = selection.media_roots
     wanted = media and names_to_read(media, listed, roots)
-    with ThreadPoolExecutor(16) as pool:
-        columns = [*_GOLD_COLUMNS, *judged] if media else None
-        read = partial(_read_part, columns=columns, wanted=wanted, roots=roots, storage=storage)
-        parts = list(pool.map(read, files))
+    columns = [*_GOLD_COLUMNS, *judged] if media else None
+    read = partial(_read_part, columns=columns, wanted=wanted, roots=roots, storage=storage)
+    files, parts = _read_parts(uri, read, storage)
     counts: Counter[tuple[str, str]] = Counter()
     for part in parts:
         counts.update(part.counts)
@@ -197,20 +192,45 @@ def attributes_of(row: Row) -> dict[str, Any]:
 
 
 def parquet_files(uri: str, storage: Storage) -> list[str]:
-    """List the Parquet files of a table: an output folder, a folder of Parquet, or one file."""
-    for folder in (join(uri, "annotations"), uri):
-        root = storage.filesystem(folder)[1].rstrip("/") + "/"
-        found = [file["uri"] for file in storage.list_files(folder, "**/*.parquet")]
-        files = [
-            file
-            for file in found
-            # The plan is Parquet too: it is no table of annotations.
-            if not file.partition(root)[2].startswith("runs/")
-            and not file.rpartition("/")[2].startswith((".", "_"))
-        ]
-        if files:
+    """List the Parquet files of a table: an output folder, a folder of Parquet, or one file.
+
+    Of an output also the pieces, before the table: see ``table_files``.
+    """
+    for folders in ((join(uri, PIECES), join(uri, ANNOTATIONS)), (uri,)):
+        if files := [file for folder in folders for file in _tables_in(folder, storage)]:
             return files
     return [uri] if uri.lower().endswith(".parquet") else []
+
+
+def _tables_in(folder: str, storage: Storage) -> list[str]:
+    root = storage.filesystem(folder)[1].rstrip("/") + "/"
+    return [
+        file["uri"]
+        for file in storage.list_files(folder, "**/*.parquet")
+        # The plan is Parquet too: it is no table of annotations.
+        if not file["uri"].partition(root)[2].startswith("runs/")
+        and not file["uri"].rpartition("/")[2].startswith((".", "_"))
+    ]
+
+
+def _read_parts(
+    uri: str, read: Callable[[str], _Part], storage: Storage
+) -> tuple[list[str], list[_Part]]:
+    """List the files of a table, and read each; again if one was replaced meanwhile."""
+    for is_last_attempt in (False, False, True):
+        files = parquet_files(uri, storage)
+        if not files:
+            raise UserError(
+                f"there are no annotations in {redact_uri(uri)}: give the output folder of "
+                "`reelscribe annotate`, or a Parquet file"
+            )
+        try:
+            with ThreadPoolExecutor(16) as pool:
+                return files, list(pool.map(read, files))
+        except FileNotFoundError as error:
+            if is_last_attempt:
+                raise UserError(str(error)) from None
+    raise AssertionError
 
 
 def _read_part(
@@ -223,7 +243,7 @@ def _read_part(
     try:
         table = read_parquet(file, storage, columns)
     except FileNotFoundError:
-        raise UserError(f"there is no file {redact_uri(file)}") from None
+        raise FileNotFoundError(f"there is no file {redact_uri(file)}") from None
     missing = [name for name in _KEYS if name not in table.column_names]
     if missing:
         raise UserError(

@@ -8,14 +8,16 @@ from typing import Any
 from pipeline.output.run_file import read_run_file
 from pipeline.storage.storage import Storage
 from schemas.errors import StorageError, UserError
+from schemas.tables.annotation import ANNOTATIONS, PIECES
 
 
 def run_file_of(run_id: str, file: str, storage: Storage) -> dict[str, Any]:
     """Return the content of a run's run.json; empty if there is none that can be read.
 
-    file: a file of the table, ``<output>/annotations/run_date=.../part-*``.
+    file: a file of the table or a piece, ``<output>/annotations/run_date=.../part-*``.
     """
-    output = file.rpartition("/annotations/")[0]
+    found = re.fullmatch(f"(.*)/(?:{ANNOTATIONS}|{PIECES})/.*", file)
+    output = found[1] if found else ""
     try:
         return read_run_file(output, run_id, storage)
     except (FileNotFoundError, StorageError):

@@ -10,9 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from jobs.results.query_rows import FORMATS, QueryRows
+from pipeline.output.file_names import table_files
 from pipeline.output.views import connect
 from pipeline.storage.storage import Storage, join
 from schemas.errors import UserError
+from schemas.tables.annotation import ANNOTATIONS
 
 _VIEWS = ("annotations", "items", "latest", "listing")
 _NAMES = re.compile(r'"([^"]+)"')
@@ -37,7 +39,7 @@ def run(
     suffix = Path(to).suffix.lower().lstrip(".") if to is not None else ""
     if to is not None and suffix not in ("csv", "json", "parquet"):
         raise UserError(f"--to takes a .csv, .json or .parquet file, got {to}")
-    if not storage.list_files(join(output, "annotations"), "*/part-*.parquet"):
+    if not table_files(join(output, ANNOTATIONS), storage):
         raise UserError(f"{output} has no annotations: give the `output` of a job")
     with connect(output, storage) as db, _explained(db, query):
         found = db.sql(query)

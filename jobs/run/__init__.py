@@ -2,5 +2,6 @@
 
 What enters: a ``Job``. What leaves: the output table and a finished ``Run``. Read ``annotate``,
 then ``driver`` and ``finish``. ``units`` decides what is left to do, ``lease`` keeps other drivers
-out, ``items`` writes the rows of whole videos, ``on_finish`` notifies a scheduler.
+out, ``sealing`` seals shards, ``items`` writes the rows of whole videos, ``on_finish`` notifies a
+scheduler.
 """

@@ -3,6 +3,7 @@
 import dataclasses
 from contextlib import nullcontext
 
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.text import Text
 
@@ -65,8 +66,10 @@ def _run(job: Job, engine: EngineProcess | None, console: Console) -> Run:
         rows = remove_duplicates(read_rows(context, plan), context.storage, plan)
         units = units_to_do(plan, rows, context.run)
         record_done_media(plan, rows, units, context, console)
+        earlier = rows.select(["unit_id", "file"])
+        earlier = earlier.filter(pc.is_in(earlier["unit_id"], units["unit_id"]))
         del rows
         if units.num_rows < plan.num_rows:
             num_done = plan.num_rows - units.num_rows
             console.print(f"{num_done:,} units are done already, {units.num_rows:,} to do")
-        return annotate_and_finish(driver, plan, units)
+        return annotate_and_finish(driver, plan, units, earlier)

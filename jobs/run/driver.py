@@ -29,6 +29,7 @@ from jobs.plan.open_job import JobContext
 from jobs.plan.runs import Run
 from jobs.run.finish import finish
 from jobs.run.lease import Lease, leased
+from jobs.run.sealing import Sealing
 from pipeline.media.torchcodec import torchcodec_problem
 from pipeline.stages.generate import Generate
 from pipeline.stages.graph import Pools, build_annotate
@@ -90,10 +91,11 @@ def drive(
         )
 
 
-def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table) -> Run:
+def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table, earlier: pa.Table) -> Run:
     """Commit one row for each unit, then finish the run.
 
-    plan: all units of the run, UNIT rows. units: those to do.
+    plan: all units of the run, UNIT rows. units: those to do. earlier: ``unit_id`` and ``file`` of
+        rows that failed, whose units are done again.
 
     Raises:
         UserError: the predicted cost is over the job's limit, or the cluster or storage failed.
@@ -113,27 +115,42 @@ def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table) -> Run:
         left_out=list(context.left_out),
     )
     run.save(job, context.storage)
-    if units.num_rows:
-        units_per_file = min(job.resources.units_per_file, -(-plan.num_rows // _MIN_FILES_PER_RUN))
-        reason = driver.why_ray
-        if reason is None:
-            reason = why_ray(job, units.num_rows, "units", fit_job(job).replicas)
-        if reason is None and driver.engine is None:
-            reason = "the engine's process was not started: Ray or vLLM was expected"
-        run = dataclasses.replace(run, ray=reason)
-        if reason is None:
-            run = _annotate(driver, run, units, fit_job(job), units_per_file)
-        else:
-            if driver.engine is not None:
-                driver.engine.close()  # its memory is for Ray's actors
-            # As late as possible: on this a growing cluster adds GPU nodes, which cost money.
-            with ray_session(driver.console), fitted_pools(job) as pools:
-                run = _annotate(driver, run, units, pools, units_per_file)
+    with Sealing(job.output, run.key, context.storage, units, earlier) as sealing:
+        if units.num_rows:
+            run = _annotate_units(driver, run, plan.num_rows, units, sealing)
     driver.lease.check()  # a driver that has lost the run must not settle its rows
     return finish(context, run, plan, time.monotonic() - driver.started, driver.console)
 
 
-def _annotate(driver: Driver, run: Run, units: pa.Table, pools: Pools, units_per_file: int) -> Run:
+def _annotate_units(
+    driver: Driver, run: Run, num_planned: int, units: pa.Table, sealing: Sealing
+) -> Run:
+    """Choose how the chain runs, and run it; returns the run with its measured costs."""
+    job = driver.context.job
+    reason = driver.why_ray
+    if reason is None:
+        reason = why_ray(job, units.num_rows, "units", fit_job(job).replicas)
+    if reason is None and driver.engine is None:
+        reason = "the engine's process was not started: Ray or vLLM was expected"
+    run = dataclasses.replace(run, ray=reason)
+    units_per_file = min(job.resources.units_per_file, -(-num_planned // _MIN_FILES_PER_RUN))
+    if reason is None:
+        return _annotate(driver, run, units, fit_job(job), units_per_file, sealing)
+    if driver.engine is not None:
+        driver.engine.close()  # its memory is for Ray's actors
+    # As late as possible: on this a growing cluster adds GPU nodes, which cost money.
+    with ray_session(driver.console), fitted_pools(job) as pools:
+        return _annotate(driver, run, units, pools, units_per_file, sealing)
+
+
+def _annotate(
+    driver: Driver,
+    run: Run,
+    units: pa.Table,
+    pools: Pools,
+    units_per_file: int,
+    sealing: Sealing,
+) -> Run:
     """Run the chain of stages; returns the run with its measured costs."""
     job, storage, started = driver.context.job, driver.context.storage, time.monotonic()
     work = Work(units, run.cost)
@@ -151,13 +168,14 @@ def _annotate(driver: Driver, run: Run, units: pa.Table, pools: Pools, units_per
         watch = Watch(metrics, pools, log, units.num_rows)
         run = dataclasses.replace(
             run,
-            cost=_follow(tables, work, watch, driver),
+            cost=_follow(_and_seal(tables, sealing, log), work, watch, driver),
             num_units=watch.num_units,
             num_output_tokens=watch.num_output_tokens,
             machines=machines(),
             actors={"decoders": pools.decoders, "engines": pools.replicas},
             engine_versions=sorted(watch.engines),
         )
+        log.count()
         log.write("annotated", seconds=round(time.monotonic() - started, 3))
     return run
 
@@ -175,6 +193,14 @@ def _committed(driver: Driver, run: Run, chain: Any) -> Iterator[Iterator[pa.Tab
     else:
         with build_annotate(*chain) as dataset:
             yield tables_of(dataset)
+
+
+def _and_seal(tables: Iterator[pa.Table], sealing: Sealing, log: RunLog) -> Iterator[pa.Table]:
+    """Pass on COMMITTED tables, and seal the shards that are complete with them."""
+    for rows in tables:
+        yield rows
+        for shard in sealing.committed(rows):
+            log.write("shard_complete", shard=shard)
 
 
 def _follow(tables: Iterator[Any], work: Work, watch: Watch, driver: Driver) -> Rates | None:

@@ -19,6 +19,7 @@ from pipeline.output.table import read_committed, read_files
 from pipeline.output.views import write_views
 from pipeline.storage.storage import Storage, join
 from schemas.errors import TRANSIENT, ResourceError
+from schemas.tables.annotation import ANNOTATIONS, PIECES
 from schemas.tables.listing import LISTING
 
 
@@ -69,7 +70,8 @@ def write_items_table(context: JobContext, plan: pa.Table, console: Console) -> 
 def _remove_pending(run: Run, output: str, storage: Storage) -> None:
     """Remove the half-written files of killed writers; the lease keeps other writers out."""
     for folder, pattern in (
-        (join(output, "annotations"), f"*/.part-{run.run_id}-*.pending-*"),
+        (join(output, ANNOTATIONS), f"*/.part-{run.run_id}-*.pending-*"),
+        (join(output, PIECES), f"*/.part-{run.run_id}-*.pending-*"),
         (run.folder(output), "**/.*.pending-*"),
     ):
         for file in storage.list_files(folder, pattern):

@@ -21,9 +21,10 @@ from jobs.console.progress import Progress
 from jobs.plan.open_job import JobContext
 from jobs.run.units import read_rows
 from pipeline.output.duplicates import remove_duplicates, remove_rows
+from pipeline.output.file_names import file_name, level_of
 from pipeline.output.rows import ITEM
 from pipeline.output.stitch import UnitEvents, stitch
-from pipeline.output.table import file_name, level_of, read_files
+from pipeline.output.table import read_files
 from pipeline.stages.graph import build_summaries
 from pipeline.stages.here import SmallChain
 from pipeline.stages.summarise import UNSUMMARISED

@@ -64,7 +64,7 @@ def _run(
         rows = rows.filter(pc.is_in(rows["unit_id"], plan["unit_id"]))
         errors = pc.struct_field(rows["error"], "type")
         is_failed = pc.is_in(errors, pa.array(sorted(kinds), pa.string()))
-        failed_rows = rows.filter(is_failed).select(["unit_id", "media_id", "error"])
+        failed_rows = rows.filter(is_failed).select(["unit_id", "media_id", "error", "file"])
         failed = failed_rows.to_pylist()
         if not failed and rows.num_rows == plan.num_rows:
             earlier = _earlier_run(context, kinds)
@@ -80,7 +80,7 @@ def _run(
         units = plan.filter(pc.invert(pc.is_in(plan["unit_id"], done)))
         units = with_attempts(units, failed_rows)
         del items, draft, rows  # large, and not needed while units are annotated
-        return annotate_and_finish(driver, plan, units)
+        return annotate_and_finish(driver, plan, units, failed_rows)
 
 
 def _kinds(names: Sequence[str]) -> frozenset[ErrorType]:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline.storage.parquet import read_parquet
 from pipeline.storage.storage import Storage, join
+from schemas.tables.annotation import ANNOTATIONS, PIECES
 from schemas.tables.listing import LISTING
 
 _MIN_INSERTED_ROWS = 200_000
@@ -46,8 +47,10 @@ def read_rows(output: str, recipe_ids: Collection[str], storage: Storage) -> Ite
         is_of_recipe = any(f"-{recipe_id}-" in name for recipe_id in recipe_ids)
         return [path for _, path in (_COLUMNS if is_of_recipe else _SEEN).values()]
 
-    for table in _read_files(join(output, "annotations"), columns, storage):
-        yield flat(table)
+    # Pieces first: a shard that is sealed meanwhile is read twice, and not never.
+    for folder in (PIECES, ANNOTATIONS):
+        for table in _read_files(join(output, folder), columns, storage):
+            yield flat(table)
 
 
 def read_listing(output: str, storage: Storage) -> Iterator[pa.Table]:

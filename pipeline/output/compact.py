@@ -14,20 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.output.duplicates import find_superfluous_rows
+from pipeline.output.file_names import FILE_NAME, file_name, level_of
 from pipeline.output.listing import believed
 from pipeline.output.rows import ANNOTATION
-from pipeline.output.table import (
-    FILE_NAME,
-    check_rows,
-    file_name,
-    ids_in,
-    level_of,
-    read_files,
-    with_file_column,
-)
+from pipeline.output.seal import best_rows
+from pipeline.output.table import ids_in, read_files
 from pipeline.output.views import connect, readable_table
-from pipeline.storage.parquet import read_parquet, readable, write_parquet
+from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import Storage, join
 from schemas.tables.listing import LISTING
 
@@ -83,56 +76,14 @@ def join_files(group: Bin, storage: Storage) -> int:
         return 0
     uris = [file["uri"] for file in group.files]
     try:
-        tables = [_conform(read_parquet(uri, storage), uri) for uri in uris]
+        rows = best_rows(uris, storage)
     except FileNotFoundError:
         return 0  # a running job has just replaced it: the next `compact` joins it
-    rows = pa.concat_tables(tables, promote_options="default")
-    is_superfluous = find_superfluous_rows(
-        pa.concat_tables(
-            with_file_column(table.select(["unit_id", "status", "error"]), uri)
-            for table, uri in zip(tables, uris, strict=True)
-        ).unify_dictionaries()
-    )
-    rows = rows.filter(pc.invert(is_superfluous))
-    sort_columns = {
-        "media_id": rows["media_id"],
-        "start": pc.struct_field(rows["sampling"], "start_seconds"),
-    }
-    order = pc.sort_indices(
-        pa.table(sort_columns), sort_keys=[("media_id", "ascending"), ("start", "ascending")]
-    )
-    rows = rows.take(order)
     name = file_name(COMPACTED, group.recipe_id, max(map(level_of, uris)) + 1)
     write_parquet(rows, join(group.folder, name), storage)
     for uri in uris:
         storage.remove(uri)
     return len(uris)
-
-
-def _conform(table: pa.Table, uri: str) -> pa.Table:
-    """Convert a table of another version to the current schema: missing columns become null.
-
-    Columns that this version does not know are kept: a later version may have written them.
-    """
-    check_rows(table, ANNOTATION, uri)
-    with readable(uri):
-        columns = [_column(table, field) for field in ANNOTATION]
-        known = pa.Table.from_arrays(columns, schema=ANNOTATION)
-    for name in table.column_names:
-        if name not in ANNOTATION.names:
-            known = known.append_column(table.schema.field(name), table[name])
-    return known
-
-
-def _column(table: pa.Table, field: "pa.Field[Any]") -> "pa.ChunkedArray[Any]":
-    if field.name not in table.column_names:
-        # pa.nulls would put nulls into non-nullable fields of structs too.
-        return pa.chunked_array([pa.array([None] * table.num_rows, field.type)])
-    if table.schema.field(field.name).type == field.type:
-        return table[field.name]
-    # "permissive" adds missing fields to structs.
-    parts = [table.select([field.name]), pa.schema([field]).empty_table()]
-    return pa.concat_tables(parts, promote_options="permissive")[field.name].cast(field.type)
 
 
 def find_superseded_rows(output: str, before: str, storage: Storage) -> pa.Table:

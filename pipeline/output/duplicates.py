@@ -10,13 +10,16 @@ were written to a new file before, in which they are better by their level. So t
 unit that was ever written stays, or its copy.
 """
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.output.table import is_readable, level_of, rewritten
+from pipeline.output.file_names import level_of, rewritten
+from pipeline.output.table import is_readable, with_file_column
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.storage import Storage
 from schemas.tables.unit import UnitStatus
@@ -107,6 +110,22 @@ def remove_duplicates(rows: pa.Table, storage: Storage, plan: pa.Table | None = 
         return rows
     remove_rows(rows.filter(is_superfluous), storage)
     return rows.filter(pc.invert(is_superfluous))
+
+
+def settle_files(uris: Sequence[str], storage: Storage) -> None:
+    """Remove superfluous rows from some files; those that are gone have been settled by others.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    found = []
+    for uri in uris:
+        with suppress(FileNotFoundError):
+            table = read_parquet(uri, storage, ["unit_id", "status", "error"])
+            found.append(with_file_column(table, uri))
+    if found:
+        rows = pa.concat_tables(found, promote_options="permissive")
+        remove_duplicates(rows.unify_dictionaries(), storage)
 
 
 def remove_rows(rows: pa.Table, storage: Storage) -> None:

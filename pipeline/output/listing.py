@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.output.file_names import file_name
 from pipeline.output.rows import RunKey
-from pipeline.output.table import file_name
 from pipeline.output.views import write_views
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import Storage, join

@@ -2,14 +2,10 @@
 
 One file is one commit: it is written whole or not at all, and it holds everything known about its
 units. So a killed run leaves only whole files, and the next run reads from them which units are
-done. Each write has a name that no other write has: a file never changes, and whoever removes one
-removes what it has read. A task that Ray runs twice leaves two files, of which ``duplicates`` keeps
-one row a unit.
+done. A task that Ray runs twice leaves two files, of which ``duplicates`` keeps one row a unit.
 """
 
 import io
-import re
-import uuid
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,22 +15,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.output.file_names import FILE_NAME, a_file_of_each_recipe, file_name, table_files
 from pipeline.output.rows import ANNOTATION, RunKey
 from pipeline.storage.parquet import read_parquet, read_schema, readable, write_parquet
 from pipeline.storage.storage import Storage, join
 from schemas.errors import ErrorType, JobFileError, StorageError
 from schemas.shown import redact_uri
+from schemas.tables.annotation import ANNOTATIONS
 from schemas.tables.unit import UnitStatus
 
 
 def commit_rows(
     rows: Iterable[dict[str, Any]],
-    output: str,
+    folder: str,
     key: RunKey,
     storage: Storage,
     schema: pa.Schema = ANNOTATION,
+    shard: int = 0,
 ) -> None:
     """Commit rows as Parquet files, one for each recipe.
+
+    folder: of the table, or of the pieces. shard: of the rows.
 
     Raises:
         StorageError: a file could not be written; no part of it is visible.
@@ -42,39 +43,10 @@ def commit_rows(
     of_recipe: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=_reading_order):
         of_recipe.setdefault(row["recipe_id"], []).append(row)
-    folder = join(output, "annotations", f"run_date={key.run_date}")
     for recipe_id, some in of_recipe.items():
+        name = file_name(key.run_id, recipe_id, shard=shard)
         table = pa.Table.from_pylist(some, schema=schema)
-        write_parquet(table, join(folder, file_name(key.run_id, recipe_id)), storage)
-
-
-def file_name(run_id: str, recipe_id: str, level: int = 0) -> str:
-    """Return a new name for a file of a table; no other call returns it.
-
-    level: 0 for new rows; for rows of other files, one more than the highest level of these.
-    """
-    return f"part-{run_id}-{recipe_id}{_new_end(level)}"
-
-
-def rewritten(file: str) -> str:
-    """Return a new uri for rows of a file, of the same run and recipe, and of the next level."""
-    return _END.sub("", file).removesuffix(".parquet") + _new_end(level_of(file) + 1)
-
-
-def level_of(file: str) -> int:
-    """Return the level of a file, by its uri; 0 if its name has none."""
-    found = _END.search(file)
-    return int(found[1] or 0) if found else 0
-
-
-def _new_end(level: int) -> str:
-    return f"-{uuid.uuid4().hex}-{level}.parquet"
-
-
-FILE_NAME = re.compile(r"(.*)/part-(.+)-([0-9a-z]+)-[0-9a-f]{16,32}(?:-\d{1,9})?\.parquet")
-"""The uri of a file of the table: folder, run and recipe. Earlier versions wrote no level."""
-
-_END = re.compile(r"-[0-9a-f]{16,32}(?:-(\d{1,9}))?\.parquet$")
+        write_parquet(table, join(folder, f"run_date={key.run_date}", name), storage)
 
 
 def _reading_order(row: dict[str, Any]) -> tuple[str, float]:
@@ -120,7 +92,7 @@ def read_committed(
     Raises:
         StorageError: the storage refused or failed.
     """
-    folder = join(output, "annotations")
+    folder = join(output, ANNOTATIONS)
     return read_files(folder, recipe_ids, storage, columns, ANNOTATION, media_ids)
 
 
@@ -135,7 +107,8 @@ def read_files(
     """Read some columns of all files of some recipes, and ``file``, the uri of each row's file.
 
     recipe_ids: None: of all recipes. schema: of the files. media_ids: only rows of these media are
-    kept. If ``reelscribe compact`` replaces files while they are read, the listing is read again.
+    kept. If files are replaced while they are read, because a shard is sealed or by ``reelscribe
+    compact``, the listing is read again.
 
     Raises:
         StorageError: the storage refused or failed.
@@ -154,7 +127,7 @@ def read_files(
         held = [empty]
         files = [
             file
-            for file in storage.list_files(folder, "*/part-*.parquet")
+            for file in table_files(folder, storage)
             if recipe_ids is None
             or ((found := FILE_NAME.fullmatch(file["uri"])) and found[3] in recipe_ids)
         ]
@@ -175,12 +148,6 @@ def read_files(
     return read_all()
 
 
-def a_file_of_each_recipe(files: Iterable[str]) -> list[str]:
-    """Return one file of each recipe, by their names; files with other names are all returned."""
-    named = {((found := FILE_NAME.fullmatch(file)) and found[3]) or file: file for file in files}
-    return list(named.values())
-
-
 def check_columns(named: Iterable["pa.Field[Any]"], output: str, storage: Storage) -> None:
     """Check that the table has no other columns of these names: SQL could not read both as one.
 
@@ -193,7 +160,7 @@ def check_columns(named: Iterable["pa.Field[Any]"], output: str, storage: Storag
     columns = {field.name: field.type for field in named}
     if not columns:
         return
-    files = storage.list_files(join(output, "annotations"), "*/part-*.parquet")
+    files = table_files(join(output, ANNOTATIONS), storage)
     for file in a_file_of_each_recipe(file["uri"] for file in files):
         with suppress(FileNotFoundError):
             for field in read_schema(file, storage):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pipeline.output.file_names import WITH_PIECES
 from pipeline.output.rows import ITEM
 from pipeline.storage.storage import Storage, join
 from schemas.errors import StorageError
@@ -14,7 +15,8 @@ _RANK = "array_position(['ok', 'partial', 'failed'], status)"
 _IS_BELIEVED = f"epoch_us({{}}) <= epoch_us(now()) + {MAX_AHEAD_SECONDS * 1_000_000}"
 
 VIEWS = """\
--- Views of the output of reelscribe, for DuckDB. `annotations` has every row of every run.
+-- Views of the output of reelscribe, for DuckDB. `annotations` has every row of every run, also
+-- those of runs at work, which are in the folder annotations_pieces until their shard is sealed.
 -- `listing` says which names have content that was known already, and which are gone.
 -- `latest` has one row for each unit of the media that are there: for each name (media_id) its
 -- newest content, under the newest recipe that it was annotated with, for each time span only the
@@ -104,7 +106,7 @@ def views_sql(output: str, storage: Storage) -> str:
     if _has(output, "listing", storage):
         listing = f"read_parquet({pattern('listing')}, hive_partitioning = true)"
     sql = VIEWS.format(
-        annotations=pattern("annotations"),
+        annotations=pattern(WITH_PIECES),
         listing=listing,
         rank=_RANK,
         is_believed=_IS_BELIEVED.format("timings.finished_at"),

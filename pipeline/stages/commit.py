@@ -1,15 +1,19 @@
 """The stage that commits: raw answers in, Parquet files and a summary of their rows out."""
 
+import threading
+from collections import defaultdict
+from typing import Any
+
 import pyarrow as pa
 
 from pipeline.output.rows import RunKey, annotation_row, schema_of_questions
 from pipeline.output.table import commit_rows
-from pipeline.storage.storage import Storage
+from pipeline.storage.storage import Storage, join
 from pipeline.workers.code_version import check_code
 from schemas.errors import ErrorType, StorageError
 from schemas.job.job import Job
 from schemas.shown import log_shown
-from schemas.tables.annotation import RESPONSE, TIMINGS
+from schemas.tables.annotation import PIECES, RESPONSE, TIMINGS
 from schemas.tables.columns import from_table
 from schemas.tables.error import ERROR
 from schemas.tables.unit import AnsweredUnit, Unit
@@ -23,6 +27,7 @@ _SUMMARY = ("task", "num_prompt_tokens", "num_output_tokens", "attempts", "statu
 COMMITTED = pa.schema(
     [
         pa.field("unit_id", pa.string(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", ERROR),
         pa.field("predicted_cost", pa.float64(), nullable=False),
@@ -39,46 +44,39 @@ COMMITTED = pa.schema(
 
 
 class Commit:
-    """Stage: ANSWERED in, committed Parquet files and COMMITTED out."""
+    """Stage: ANSWERED in, pieces of shards and COMMITTED out. Threads may call it at once."""
 
     def __init__(self, job: Job, key: RunKey, storage: Storage, code: str) -> None:
         log_shown()
         check_code(code)
-        self._output = job.output
+        self._folder = join(job.output, PIECES)
         self._questions = {question.name: question for question in job.questions()}
         self._schema = schema_of_questions(job.questions())
         self._key = key
         self._storage = storage
+        self._lock = threading.Lock()
         self._num_storage_failures = 0
         self._last_failure = ""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Parse the answers, write one file for each recipe, and summarise the rows.
+        """Parse the answers, write a file for each shard and recipe, and summarise the rows.
 
         Raises:
             StorageError: the output cannot be written, or no media can be read any more.
         """
         units = from_table(batch, AnsweredUnit)
-        for unit in units:
-            if unit.error is not None and unit.error.stage == "plan":
-                continue  # planned earlier: does not show the storage's present state
-            if unit.error is not None and unit.error.type == ErrorType.STORAGE_FAILED:
-                self._num_storage_failures += 1
-                self._last_failure = unit.error.message
-            else:
-                self._num_storage_failures = 0
-        # Without this stop, every further unit would become an error row.
-        if self._num_storage_failures >= OUTAGE_UNITS:
-            raise StorageError(
-                f"the storage of the media fails: the last {self._num_storage_failures} units "
-                f"failed because of it, the last one with: {self._last_failure}. Run the same "
-                "command again when the storage answers"
-            )
+        with self._lock:
+            self._check_outage(units)
         rows = [annotation_row(unit, self._questions, self._key) for unit in units]
-        commit_rows(rows, self._output, self._key, self._storage, self._schema)
+        of_shard: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for unit, row in zip(units, rows, strict=True):
+            of_shard[unit.shard].append(row)
+        for shard, some in of_shard.items():
+            commit_rows(some, self._folder, self._key, self._storage, self._schema, shard)
         summary = [
             {
                 "unit_id": unit.unit_id,
+                "shard": unit.shard,
                 "status": row["status"],
                 "error": row["error"],
                 "predicted_cost": unit.predicted_cost,
@@ -95,6 +93,23 @@ class Commit:
             for unit, row in zip(units, rows, strict=True)
         ]
         return pa.Table.from_pylist(summary, schema=COMMITTED)
+
+    def _check_outage(self, units: list[AnsweredUnit]) -> None:
+        """Without this stop, every further unit would become an error row."""
+        for unit in units:
+            if unit.error is not None and unit.error.stage == "plan":
+                continue  # planned earlier: does not show the storage's present state
+            if unit.error is not None and unit.error.type == ErrorType.STORAGE_FAILED:
+                self._num_storage_failures += 1
+                self._last_failure = unit.error.message
+            else:
+                self._num_storage_failures = 0
+        if self._num_storage_failures >= OUTAGE_UNITS:
+            raise StorageError(
+                f"the storage of the media fails: the last {self._num_storage_failures} units "
+                f"failed because of it, the last one with: {self._last_failure}. Run the same "
+                "command again when the storage answers"
+            )
 
 
 def _vision_tokens(unit: Unit) -> int:

@@ -5,7 +5,7 @@
     annotate  UNIT, in blocks of at most 256 units
                 -> Prepare (CPU)   -> PREPARED,  12 MB a unit: 16 frames of 640 x 384
                 -> Generate (GPU)  -> ANSWERED,  2 KB a unit
-                -> Commit (no CPU) -> COMMITTED, 0.3 KB a unit, and Parquet files
+                -> Commit (no CPU) -> COMMITTED, 0.3 KB a unit, and pieces of shards
     items     captions of videos
                 -> Summarise (GPU) -> SUMMARISED
 
@@ -39,10 +39,13 @@ PLAN_BATCH_ITEMS = 64
 MAX_BLOCK_BYTES = 1 << 30
 """Ray Data's default of 128 MB would split the output of ``Prepare`` for one block of units."""
 RETRY_FOREVER = -1
+_REPLICAS_PER_COMMITTER = 16
+_FILES_AT_ONCE = 4
+"""Of a committer: one is written while the rows of the next are made."""
 WRITER = "reelscribe_writer"
 """Ray's name for the resource of nodes with keys to write the output (``ray start --resources``).
 
-The committer runs on one of them; where no node has it, anywhere.
+Committers run on them; where no node has it, anywhere.
 """
 READER = "reelscribe_reader"
 """The same of nodes that can read the media: planners and decoders run there."""
@@ -50,18 +53,25 @@ READER = "reelscribe_reader"
 
 @dataclass(frozen=True, kw_only=True)
 class Pools:
-    """How many decoder and engine actors a run has, and the resources of each."""
+    """How many decoder and engine actors a run has, and the resources of each.
+
+    max_decoders: on a cluster that is not whole yet, how many decoders there will be.
+    """
 
     decoders: int
     cpus_per_decoder: float
     replicas: int
     cpus_per_replica: float
     gpus_per_replica: float
+    max_decoders: int | None = None
 
     def decoder_pool(self) -> "Pool":
         """The actors of ``Prepare``."""
         return Pool(
-            num_actors=self.decoders, num_cpus=self.cpus_per_decoder, resource=_on_nodes(READER)
+            num_actors=self.decoders,
+            max_actors=self.max_decoders,
+            num_cpus=self.cpus_per_decoder,
+            resource=_on_nodes(READER),
         )
 
     def engine_pool(self, calls_at_once: int = 1) -> "Pool":
@@ -74,11 +84,22 @@ class Pools:
             calls_at_once=calls_at_once,
         )
 
+    def committer_pool(self) -> "Pool":
+        """The actors of ``Commit``: one writes about 800 rows with five answers a second."""
+        return Pool(
+            num_actors=1 + self.replicas // _REPLICAS_PER_COMMITTER,
+            num_cpus=0,
+            resource=_on_nodes(WRITER),
+            calls_at_once=_FILES_AT_ONCE,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """A fixed number of actors of one stage, and the resources of each.
+    """The actors of one stage, and the resources of each.
 
+    num_actors: whose nodes are not there yet, they are used as soon as they are.
+    max_actors: as many may Ray Data start while all are busy; None: not more.
     resource: name of a resource of Ray that an actor's node must have.
     max_task_retries: how often a batch is repeated after its actor died; then the run stops.
     calls_at_once: batches that an actor works on at a time, each in a thread.
@@ -90,6 +111,7 @@ class Pool:
     resource: str | None = None
     max_task_retries: int = 3
     calls_at_once: int = 1
+    max_actors: int | None = None
 
 
 def _on_nodes(resource: str) -> str | None:
@@ -133,12 +155,12 @@ def build_annotate(
     ray.data.DataContext.get_current().target_max_block_size = MAX_BLOCK_BYTES
     units = ray.data.from_blocks(blocks)  # from_arrow would start workers only to count rows
     prepared = stage(units, Prepare, (job, storage, code), pools.decoder_pool())
-    committer = Pool(num_actors=1, num_cpus=0, resource=_on_nodes(WRITER))
+    committers = pools.committer_pool()
     with running_deaths() as deaths:
         args = (job, DeathsActor(deaths), code, engines.num_cpus, largest_media(blocks))
         answered = stage(prepared, Generate, args, engines)
         yield stage(
-            answered, Commit, (job, key, storage, code), committer, batch_size=units_per_file
+            answered, Commit, (job, key, storage, code), committers, batch_size=units_per_file
         )
 
 
@@ -187,6 +209,8 @@ def stage(
     import ray
 
     sizes: dict[str, Any] = {"size": pool.num_actors}
+    if pool.max_actors is not None and pool.max_actors > pool.num_actors:
+        sizes = {"min_size": pool.num_actors, "max_size": pool.max_actors}
     place = {"resources": {pool.resource: 0.001}} if pool.resource else {}
     if pool.calls_at_once > 1:
         sizes |= {

@@ -64,7 +64,8 @@ class Resources(DecodeLimits):
         0.0,
         ge=0,
         description="On a cluster with autoscaling: request the nodes of the actors, and wait this "
-        "long for them. `replicas` and `decoders` must then be numbers.",
+        "long for those of the first engine and decoder; the others are used as soon as they are "
+        "there. `replicas` and `decoders` must then be numbers.",
     )
     engine_timeout_seconds: float = Field(
         1800.0,
@@ -95,6 +96,6 @@ class Resources(DecodeLimits):
     units_per_file: int = Field(
         64,
         ge=1,
-        description="Maximum units per output file. An interruption loses the units of an "
-        "unwritten file.",
+        description="Maximum units of a piece: a file in which rows wait until all units of their "
+        "shard have one. An interruption loses the units of an unwritten piece.",
     )

@@ -9,6 +9,12 @@ from schemas.tables.error import ERROR
 from schemas.tables.media import PART
 from schemas.tables.unit import UNIT
 
+ANNOTATIONS = "annotations"
+"""The folder of the table in an output."""
+
+PIECES = "annotations_pieces"
+"""The folder of rows that are not in the table yet, since their shard is not sealed."""
+
 SCHEMA_VERSION = 1
 """Incremented when a column changes its meaning or type; not for new columns."""
 

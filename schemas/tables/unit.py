@@ -67,6 +67,9 @@ class Unit:
     unread_id: Annotated[
         str, Column("unit_id of the manifest row while its media cannot be read")
     ] = ""
+    shard: Annotated[
+        int, Column("number of the part of the run that is written as one file", pa.int32())
+    ] = 0
     content_version: Annotated[
         str | None,
         Column(

@@ -13,7 +13,6 @@ from jobs.results.read import Selection, read_annotations
 from pipeline.manifest.existing import ExistingMedia
 from pipeline.manifest.listing import scope
 from pipeline.manifest.select import select
-from pipeline.output.table import commit_rows
 from pipeline.storage.protocols import uri_of_path
 from pipeline.storage.storage import Storage
 from schemas.errors import ManifestError, StorageError
@@ -22,6 +21,7 @@ from schemas.tables.manifest import MediaItem, default_media_id
 from tests.support.annotation_rows import row as any_row
 from tests.support.nights import PREFIX, Archive, etag, media_id
 from tests.support.run_key import run_key
+from tests.support.sealed import commit_rows
 
 
 @pytest.fixture

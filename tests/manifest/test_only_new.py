@@ -17,8 +17,8 @@ from jobs.plan import plan as plan_job
 from jobs.run import annotate
 from pipeline.manifest.existing import ExistingMedia
 from pipeline.manifest.select import since_time
+from pipeline.output.file_names import file_name
 from pipeline.output.rows import ANNOTATION
-from pipeline.output.table import file_name
 from pipeline.storage.ids import digest
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import Storage

@@ -16,8 +16,9 @@ from jobs.cli.main import main
 from jobs.results import compact, sql
 from pipeline.output import compact as steps
 from pipeline.output.duplicates import remove_duplicates, remove_rows
+from pipeline.output.file_names import file_name
 from pipeline.output.rows import ANNOTATION
-from pipeline.output.table import file_name, read_committed
+from pipeline.output.table import read_committed
 from pipeline.output.views import views_sql
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.storage import Storage

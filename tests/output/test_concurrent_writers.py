@@ -14,10 +14,11 @@ import pytest
 from pipeline.output import compact, table
 from pipeline.output.duplicates import remove_duplicates, remove_rows
 from pipeline.output.rows import RunKey
-from pipeline.output.table import commit_rows, read_committed
+from pipeline.output.table import read_committed
 from pipeline.storage.storage import Storage
 from tests.support.annotation_rows import row
 from tests.support.run_key import run_key
+from tests.support.sealed import commit_rows
 
 KEY = run_key("test-20260101-abcdef", "abc", run_date="2026-01-01")
 SMALL = 128_000_000

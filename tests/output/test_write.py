@@ -11,11 +11,12 @@ import pytest
 
 from pipeline.output.duplicates import remove_duplicates
 from pipeline.output.rows import ANNOTATION, annotation_row
-from pipeline.output.table import commit_rows, read_committed
+from pipeline.output.table import read_committed
 from pipeline.storage.storage import Storage
 from schemas.errors import StorageError
 from schemas.tables.error import ErrorRecord
 from tests.support.run_key import run_key
+from tests.support.sealed import commit_rows
 from tests.support.units import KEY, QUESTIONS, answer, unit
 
 

@@ -11,9 +11,9 @@ import pytest
 from jobs.results.read import Selection, read_annotations
 from pipeline.manifest.existing import ExistingMedia
 from pipeline.output.compact import find_superseded_rows, join_listing
+from pipeline.output.file_names import file_name
 from pipeline.output.listing import write_listing
 from pipeline.output.rows import ANNOTATION, annotation_row
-from pipeline.output.table import commit_rows, file_name
 from pipeline.output.views import views_sql
 from pipeline.storage.ids import digest
 from pipeline.storage.parquet import write_parquet
@@ -22,6 +22,7 @@ from schemas.tables.listing import LISTING, MAX_AHEAD_SECONDS
 from schemas.tables.manifest import MediaItem
 from tests.support.annotation_rows import row
 from tests.support.run_key import run_key
+from tests.support.sealed import commit_rows
 from tests.support.units import QUESTIONS, answer, unit
 
 STORAGE = Storage()

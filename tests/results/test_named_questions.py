@@ -22,7 +22,7 @@ from jobs.results.read import Selection, read_annotations
 from pipeline.engines.simulated.engine import SimulatedEngine
 from pipeline.output.compact import find_bins, join_files
 from pipeline.output.rows import annotation_row, schema_of_questions
-from pipeline.output.table import check_columns, commit_rows
+from pipeline.output.table import check_columns
 from pipeline.output.views import connect
 from pipeline.stages.commit import Commit
 from pipeline.storage.storage import Storage
@@ -40,6 +40,7 @@ from tests.support.clips import numbered_frames, write_clip
 from tests.support.job_files import SIMULATED, SMALL, make_job
 from tests.support.prepared import prepare_units
 from tests.support.run_key import run_key
+from tests.support.sealed import commit_rows
 from tests.support.units import answer, clip_unit, unit
 
 SCENE = {

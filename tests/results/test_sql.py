@@ -14,8 +14,8 @@ from rich.console import Console
 
 from jobs.cli.main import main
 from jobs.results import sql
+from pipeline.output.file_names import file_name
 from pipeline.output.rows import ITEM
-from pipeline.output.table import file_name
 from pipeline.output.views import views_sql, write_views
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import Storage

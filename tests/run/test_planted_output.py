@@ -19,7 +19,7 @@ from jobs.results.frames import planned_sources, run_decoder
 from jobs.results.read import Selection, read_annotations
 from pipeline.output.rows import ANNOTATION
 from pipeline.output.run_file import read_run_file, run_folder
-from pipeline.output.table import commit_rows, read_committed
+from pipeline.output.table import read_committed
 from pipeline.storage import parquet
 from pipeline.storage.parquet import read_json, read_parquet, write_parquet
 from pipeline.storage.storage import Storage
@@ -28,6 +28,7 @@ from schemas.job.job import check_job
 from schemas.job.resources import DecodeLimits
 from tests.support.annotation_rows import row
 from tests.support.run_key import run_key
+from tests.support.sealed import commit_rows
 
 STORAGE = Storage()
 KEY = run_key("a-20260101-abcdef", "abc", run_date="2026-01-01")

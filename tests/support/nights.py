@@ -16,7 +16,6 @@ from pipeline.manifest.existing import ExistingMedia
 from pipeline.manifest.select import Selection, select
 from pipeline.output.listing import write_listing
 from pipeline.output.rows import RunKey
-from pipeline.output.table import commit_rows
 from pipeline.output.views import write_views
 from pipeline.storage.ids import digest
 from pipeline.storage.listing import PassOver
@@ -27,6 +26,7 @@ from schemas.job.job import Input
 from schemas.tables.manifest import MediaItem, default_media_id
 from tests.support.annotation_rows import row
 from tests.support.run_key import run_key
+from tests.support.sealed import commit_rows
 
 PREFIX = "s3://media/clips"
 WINDOWS = ((0.0, 3.0), (3.0, 6.0), (6.0, 9.0))

@@ -7,7 +7,6 @@ from PIL import Image, ImageDraw
 
 from pipeline.media.decode import decode_unit
 from pipeline.output.rows import RunKey, annotation_row
-from pipeline.output.table import commit_rows
 from pipeline.storage.storage import Storage
 from schemas.job.task_spec import TASK_NAMES
 from schemas.tables.error import ErrorRecord
@@ -16,6 +15,7 @@ from schemas.tables.unit import AnsweredUnit, Prompt, RawAnswer
 from schemas.task import Question
 from tests.support import clips
 from tests.support.run_key import run_key
+from tests.support.sealed import commit_rows
 
 KEY = run_key("test-20261122-abc")
 QUESTIONS = {name: Question(task=name) for name in TASK_NAMES}

@@ -38,6 +38,13 @@ VICTIMS = ("driver", "decoder", "engine", "writer", "node")
 ACTORS = {"decoder": "Prepare", "engine": "Generate", "writer": "Commit"}
 NUM_MEDIA = 48
 _STARTS = 5
+SMALL_SHARDS = """
+from pipeline.plan import shards
+shards.SHARD_UNITS = 8
+from jobs.cli.main import main
+main(prog_name="reelscribe")
+"""
+"""The command, with shards so small that some are sealed in the middle of the run."""
 DRIVER_SECONDS = 300
 """A driver that has neither ended nor been killed by then hangs."""
 
@@ -85,7 +92,10 @@ class Machines:
         """SIGKILL to a whole node, the head excepted; another one comes up."""
         node = self._nodes.pop(chance.randrange(len(self._nodes)))
         self._cluster.remove_node(node, allow_graceful=False)
-        self._nodes.append(self._add_node(num_cpus=chance.choice([2, 3])))
+        self.add_node(chance.choice([2, 3]))
+
+    def add_node(self, num_cpus: int) -> None:
+        self._nodes.append(self._add_node(num_cpus))
 
     def _add_node(self, num_cpus: int) -> Any:
         """A node; on a busy machine one may take longer to start than Ray waits for it."""
@@ -132,7 +142,7 @@ class Job:
 
     def start(self, address: str, chance: random.Random) -> subprocess.Popen:
         """Start a driver; how it cuts the work has no influence on answers."""
-        command = [sys.executable, "-m", "jobs.cli", "annotate", str(self.file)]
+        command = [sys.executable, "-c", SMALL_SHARDS, "annotate", str(self.file)]
         command += ["--set", f"resources.units_per_file={chance.choice([1, 2, 3])}"]
         command += ["--set", f"resources.max_batch_tokens={chance.choice([512, 1024, 4096])}"]
         environment = os.environ | {"RAY_ADDRESS": address, "RAY_worker_niceness": "0"}
@@ -141,6 +151,10 @@ class Job:
 
     def parts(self) -> list[str]:
         files = self.storage.list_files(join(self.output, "annotations"), "**/*.parquet")
+        return [file["uri"] for file in files]
+
+    def pieces(self) -> list[str]:
+        files = self.storage.list_files(join(self.output, "annotations_pieces"), "**/*.parquet")
         return [file["uri"] for file in files]
 
     def rows(self) -> list[dict]:
@@ -166,30 +180,41 @@ class Job:
         files = [file["uri"] for file in self.storage.list_files(self.output, "**/*")]
         files += [file["uri"] for file in self.storage.list_files(self.output, "**/.*")]
         known = re.compile(
-            r"/(part-[^/]*\.parquet|(run|summary)\.json|log-\d+\.jsonl|latest\.sql)$"
+            r"/(part-[^/]*\.parquet|(run|summary)\.json|log-[\d.]+\.jsonl|latest\.sql)$"
         )
         return sorted({uri for uri in files if not known.search(uri)})
 
 
 @contextmanager
 def watched(job: Job, wrong: list[str]) -> Iterator[None]:
-    """Read the output all the time, as a user would: a file is whole, and what is there stays."""
+    """Read the output all the time, as a user would: a file is whole, and what is there stays.
+
+    The files of the table alone have each unit once, at every moment.
+    """
     ended = threading.Event()
 
     def read() -> None:
         seen: set[str] = set()
         while not ended.wait(0.5):
             found = set()
-            for uri in job.parts():
+            pieces = job.pieces()
+            parts = job.parts()
+            in_table: Counter[str] = Counter()
+            for uri in [*pieces, *parts]:
                 try:
                     content = job.storage.read_bytes(uri)
                 except FileNotFoundError:
-                    found = seen  # two rows of a unit were being settled
+                    found = seen  # a shard was being sealed, or two rows of a unit were settled
                     break
                 try:
-                    found |= set(pq.read_table(io.BytesIO(content))["unit_id"].to_pylist())
+                    ids = pq.read_table(io.BytesIO(content))["unit_id"].to_pylist()
                 except Exception as error:
                     wrong.append(f"half a file was visible: {uri}: {error}")
+                    continue
+                found |= set(ids)
+                in_table.update(ids if uri in parts else ())
+            if twice := [unit for unit, number in in_table.items() if number > 1]:
+                wrong.append(f"units twice in the table: {sorted(twice)}")
             if lost := seen - found:
                 wrong.append(f"rows vanished: {sorted(lost)}")
             seen |= found
@@ -272,6 +297,8 @@ def check(job: Job, whole: dict[str, list], outcome: Outcome) -> None:
         for unit in found.keys() & whole.keys()
         if found[unit] != whole[unit]
     ]
+    if unsealed := job.pieces():
+        outcome.wrong.append(f"pieces of a complete run: {unsealed}")
     if leftovers := job.leftovers():
         outcome.wrong.append(f"left lying: {leftovers}")
 

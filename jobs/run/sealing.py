@@ -1,0 +1,98 @@
+"""Seal shards while a run goes on: each as soon as all of its units have rows."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.output.duplicates import settle_files
+from pipeline.output.file_names import piece_files, shard_of
+from pipeline.output.rows import RunKey
+from pipeline.output.seal import seal_shard
+from pipeline.storage.storage import Storage
+
+_SHARDS_AT_ONCE = 2
+"""A shard is some 10 to 50 MB in the driver's memory."""
+
+
+class Sealing:
+    """Context manager that counts committed units, and seals shards in threads.
+
+    At its end all shards that are complete are sealed, unless an error ends it.
+    """
+
+    def __init__(
+        self, output: str, key: RunKey, storage: Storage, units: pa.Table, earlier: pa.Table
+    ) -> None:
+        """units: UNIT rows that are left to do. earlier: ``unit_id`` and ``file`` of their rows."""
+        self._place = (output, key, storage)
+        self._left = Counter(_counts(units))
+        self._earlier = _files_by_shard(units, earlier)
+        self._threads = ThreadPoolExecutor(_SHARDS_AT_ONCE, thread_name_prefix="seal")
+        self._sealed: list[Future[None]] = []
+
+    def __enter__(self) -> Self:
+        """Seal what an earlier start left complete."""
+        output, key, storage = self._place
+        files = piece_files(output, storage, key.run_id, key.run_date)
+        self._seal(sorted({shard_of(file["uri"]) for file in files}))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Wait for what is being sealed; after an error, only for what has begun."""
+        self._threads.shutdown(wait=True, cancel_futures=error is not None)
+        if error is None:
+            for found in self._sealed:
+                found.result()
+
+    def committed(self, rows: pa.Table) -> list[int]:
+        """Count committed units, and seal the shards that are complete with them. rows: COMMITTED.
+
+        Returns these shards.
+
+        Raises:
+            StorageError: the output could not be written.
+        """
+        counts = _counts(rows)
+        self._left.subtract(counts)
+        complete = self._seal(counts)
+        while self._sealed and self._sealed[0].done():
+            self._sealed.pop(0).result()
+        return complete
+
+    def _seal(self, shards: Iterable[int]) -> list[int]:
+        complete = [shard for shard in shards if not self._left[shard]]
+        for shard in complete:
+            self._sealed.append(self._threads.submit(self._seal_one, shard))
+        return complete
+
+    def _seal_one(self, shard: int) -> None:
+        """Seal a shard, and remove the rows that its new ones replace."""
+        written = seal_shard(shard, *self._place)
+        if files := self._earlier.get(shard):
+            settle_files([*written, *sorted(files)], self._place[-1])
+
+
+def _files_by_shard(units: pa.Table, earlier: pa.Table) -> dict[int, set[str]]:
+    """The files that have earlier rows of the units, by the units' shard."""
+    again = units.filter(pc.is_in(units["unit_id"], earlier["unit_id"]))
+    shards = dict(zip(again["unit_id"].to_pylist(), again["shard"].to_pylist(), strict=True))
+    found: dict[int, set[str]] = defaultdict(set)
+    for row in earlier.select(["unit_id", "file"]).to_pylist():
+        if row["unit_id"] in shards:
+            found[shards[row["unit_id"]]].add(row["file"])
+    return found
+
+
+def _counts(rows: pa.Table) -> dict[int, int]:
+    """The number of rows of each shard."""
+    return {one["values"]: one["counts"] for one in pc.value_counts(rows["shard"]).to_pylist()}
