@@ -1,13 +1,14 @@
 """The Ray session of a job, and how its actors fit into the cluster."""
 
+import dataclasses
 import logging
 import math
 import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
 
 import pyarrow as pa
 from rich.console import Console
@@ -20,6 +21,8 @@ from schemas import errors
 from schemas.errors import ResourceError
 from schemas.job.job import Job
 from schemas.job.resources import Resources
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -83,7 +86,9 @@ def plan_actors(num_items: int, resources: Resources | None = None) -> int:
 def fitted_pools(job: Job) -> Iterator[Pools]:
     """Fit the job's actors into the cluster; wait for nodes as long as the job allows.
 
-    Nodes that were requested from the autoscaler are released at the end.
+    On a cluster that grows, one engine and one decoder are enough to begin: the others are used as
+    soon as their nodes are there. Nodes that were requested from the autoscaler are released at the
+    end.
 
     Raises:
         ResourceError: they do not fit; Ray itself would wait for ever.
@@ -91,17 +96,22 @@ def fitted_pools(job: Job) -> Iterator[Pools]:
     from ray.autoscaler.sdk import request_resources
 
     deadline = time.monotonic() + job.resources.wait_seconds
-    is_requested = False
+    try:
+        fitted: Pools | None = fit_job(job)
+    except ResourceError:
+        if not job.resources.wait_seconds:
+            raise
+        fitted = None
+    if fitted is not None:
+        yield fitted
+        return
+    request_resources(bundles=_bundles(job))
     try:
         while (fitted := _fitting_by(job, deadline)) is None:
-            if not is_requested:
-                request_resources(bundles=_bundles(job))
-                is_requested = True
             time.sleep(min(2.0, job.resources.wait_seconds))
         yield fitted
-    finally:
-        if is_requested:  # else the nodes would stay as long as the cluster
-            request_resources(bundles=[])
+    finally:  # else the nodes would stay as long as the cluster
+        request_resources(bundles=[])
 
 
 def check_fits(job: Job) -> None:
@@ -115,13 +125,39 @@ def check_fits(job: Job) -> None:
 
 
 def _fitting_by(job: Job, deadline: float) -> Pools | None:
-    """The pools that fit now; None if they do not fit yet and the deadline is not over."""
+    """The pools with which the job can begin; None if there are none and the deadline is not over.
+
+    All engines are in them, also those that do not fit yet, but only the decoders that fit beside
+    the others: more would take the CPUs of engines that are about to come.
+    """
     try:
         return fit_job(job)
     except ResourceError:
+        given = job.resources
+        assert given.replicas != "auto" and given.decoders != "auto"
+        for replicas in range(given.replicas, 0, -1):
+            with suppress(ResourceError):
+                fit_job(_with_actors(job, replicas, 1))
+                now = fit_job(_with_actors(job, replicas, "auto"))
+                logger.warning(
+                    "%d of %d engines fit into the cluster now, with %d decoders: the run begins, "
+                    "and uses the others as soon as their nodes are there",
+                    *(replicas, given.replicas, min(now.decoders, given.decoders)),
+                )
+                return dataclasses.replace(
+                    now,
+                    replicas=given.replicas,
+                    decoders=min(now.decoders, given.decoders),
+                    max_decoders=given.decoders,
+                )
         if time.monotonic() > deadline:
             raise
     return None
+
+
+def _with_actors(job: Job, replicas: int, decoders: int | Literal["auto"]) -> Job:
+    update = {"replicas": replicas, "decoders": decoders}
+    return job.model_copy(update={"resources": job.resources.model_copy(update=update)})
 
 
 def _bundles(job: Job) -> list[dict[str, float]]:

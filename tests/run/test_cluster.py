@@ -210,19 +210,51 @@ def test_waiting_for_the_nodes_of_a_growing_cluster(monkeypatch: pytest.MonkeyPa
     import ray
     import ray.autoscaler.sdk
 
-    asked, cpus = [], iter([0.0, 0.0, 6.0])
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": next(cpus)}}])
+    asked, slept = [], []
+    cpus = lambda: 6.0 if len(slept) == 2 else 0.0  # noqa: E731
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": cpus()}}])
     monkeypatch.setattr("jobs.cluster.machines.has_session", lambda: True)
     monkeypatch.setattr(
         ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(bundles)
     )
-    monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(cluster.time, "sleep", slept.append)
     spec = {"input": {"scan": "x"}, "output": "y", "model": {"device": "cpu"}}
     spec |= {"resources": {"replicas": 2, "decoders": 3, "wait_seconds": 60}}
     with cluster.fitted_pools(check_job(spec, "test")) as fitted:
-        assert (fitted.replicas, fitted.decoders) == (2, 3)
+        assert (fitted.replicas, fitted.decoders, fitted.max_decoders) == (2, 3, None)
         assert asked == [[{"CPU": 1.0}] * 5]
     assert asked[1:] == [[]]  # let go
+
+
+@pytest.mark.parametrize(
+    ("machines", "replicas", "decoders"),
+    [
+        ([{"CPU": 2.0, "GPU": 1.0}], 4, 1),
+        ([{"CPU": 8.0, "GPU": 1.0}], 4, 7),
+        ([{"CPU": 4.0, "GPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}], 4, 5),
+        ([{"CPU": 64.0, "GPU": 3.0}], 4, 16),
+    ],
+)
+def test_a_run_begins_with_the_nodes_that_are_there(
+    machines, replicas, decoders, machines_of, monkeypatch
+):
+    """The engines that do not fit yet are pending actors; decoders take no CPU of theirs."""
+    import ray.autoscaler.sdk
+
+    monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: None)
+    machines_of(machines)
+    spec = {"input": {"scan": "x"}, "output": "y", "model": {"engine": "transformers"}}
+    sizes = {"replicas": 4, "decoders": 16, "gpus_per_replica": 1, "wait_seconds": 60}
+    with cluster.fitted_pools(check_job(spec | {"resources": sizes}, "test")) as fitted:
+        found = (fitted.replicas, fitted.decoders, fitted.max_decoders)
+        assert found == (replicas, decoders, 16)
+        assert fitted.gpus_per_replica == 1
+    del sizes["wait_seconds"]
+    with (
+        pytest.raises(ResourceError, match="do not fit"),
+        cluster.fitted_pools(check_job(spec | {"resources": sizes}, "test")),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{refused}", "no-such-host.invalid:6379", "head:x"])
