@@ -135,6 +135,38 @@ def test_the_log_names_the_run_and_the_units(watched):
     assert {line["type"] for line in failed} == {"media_unreadable"}
 
 
+def committed(units: int) -> list[dict]:
+    rows = [{"unit_id": f"u{k}", "num_output_tokens": 2, "error": None} for k in range(units)]
+    return rows
+
+
+def test_a_long_run_has_a_small_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Units are counted together, and no file is rewritten once it has a megabyte."""
+    monkeypatch.setattr("jobs.observe.log._MAX_FILE_BYTES", 2000)
+    written: list[int] = []
+    write_bytes = Storage.write_bytes
+    monkeypatch.setattr(
+        Storage,
+        "write_bytes",
+        lambda self, uri, content: (written.append(len(content)), write_bytes(self, uri, content)),
+    )
+    with RunLog(str(tmp_path), "r", 1, STORAGE) as log:
+        for _ in range(500):
+            log.committed(committed(3))
+        for shard in range(100):
+            log.write("shard_complete", shard=shard)
+        log.count()
+    files = sorted(tmp_path.glob("log-1*.jsonl"), key=lambda file: file.stat().st_mtime_ns)
+    names = [file.name for file in files]
+    assert names[:2] == ["log-1.jsonl", "log-1.1.jsonl"] and len(names) > 4
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    units = [line for line in lines if line["event"] == "units_committed"]
+    assert [(line["units"], line["output_tokens"]) for line in units] == [(1500, 3000)]
+    shards = [line["shard"] for line in lines if line["event"] == "shard_complete"]
+    assert shards == list(range(100))
+    assert max(written) < 2200 and sum(written) < 2 * sum(len(f.read_bytes()) for f in files)
+
+
 def test_a_log_of_what_stopped_a_run(tmp_path: Path):
     def stopped() -> None:
         with RunLog(str(tmp_path), "r", 2, STORAGE) as log:
