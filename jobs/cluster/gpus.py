@@ -3,9 +3,10 @@
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 
 from jobs.cluster.machines import nodes
-from pipeline.model.memory import CPU_BATCH_TOKENS, ModelMemory, usual_batch_tokens
+from pipeline.model.memory import CPU_BATCH_TOKENS, ModelMemory, gpu_share, usual_batch_tokens
 from pipeline.model.sizes import GPUS, Gpu
 from schemas.errors import JobFileError
 from schemas.job.job import Job
@@ -60,7 +61,9 @@ def batch_tokens(job: Job, memory: ModelMemory) -> int:
     gpus = [_known(node) for node in nodes() if node.get("GPU")]
     if not gpus or job.model.device == "cpu" or job.model.engine != "transformers":
         return CPU_BATCH_TOKENS
-    return min(usual_batch_tokens(memory, gpu) for gpu in gpus)
+    share = gpu_share(job.resources.gpus_per_replica)
+    shares = [replace(gpu, memory_bytes=int(share * gpu.memory_bytes)) for gpu in gpus]
+    return min(usual_batch_tokens(memory, gpu) for gpu in shares)
 
 
 def _known(node: Mapping[str, float]) -> Gpu:

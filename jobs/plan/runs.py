@@ -29,6 +29,7 @@ from schemas.job.job import Job
 from schemas.shown import redact_uri
 from schemas.tables.annotation import SCHEMA_VERSION, RecipeIds
 
+_OF_ENGINES = ("recipe.model.vllm", "recipe.model.simulated")
 _PACKAGES = ("reelscribe", "ray", "torch", "transformers", "torchcodec", "av", "pillow", "pyarrow")
 
 
@@ -187,6 +188,8 @@ def open_run(
     latest = max(earlier, key=lambda run: run.created_at)
     changed = ["manifest"] if latest.fingerprint["manifest"] != manifest_digest else []
     changed += differences(latest.recipe, recipe, "recipe")
+    if "recipe.model.engine" in changed:  # and with it what an engine keeps under its name
+        changed = [name for name in changed if name not in _OF_ENGINES]
     if latest.fingerprint["schema_version"] != str(SCHEMA_VERSION):
         changed.append("schema_version")
     return fresh, [f"{name} differs from {latest.run_id}" for name in changed]

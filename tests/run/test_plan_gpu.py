@@ -253,6 +253,7 @@ def test_blocks_are_cut_for_the_gpus_that_are_there(monkeypatch):
     assert on(h100) > on(h100, l40s) == on(l40s) > on(unknown) > CPU_BATCH_TOKENS
     assert on(h100) * memory.token_bytes < GPUS["h100"].memory_bytes
     assert on(h100, resources={"max_batch_tokens": 5000}) == 5000
+    assert on(h100, resources={"gpus_per_replica": 0.5}) < on(h100) / 2
 
 
 def test_the_tables_have_what_a_job_may_simulate():
