@@ -94,8 +94,12 @@ def _layer_kinds(text: Mapping[str, Any], default_interval: int) -> tuple[LayerK
     if default_interval == 1:
         return ("full",) * int(text["num_hidden_layers"])
     listed = text.get("layer_types")
-    if listed is not None:
-        return tuple("linear" if kind == "linear_attention" else "full" for kind in listed)
-    interval = text.get("full_attention_interval") or default_interval
-    layers = range(1, int(text["num_hidden_layers"]) + 1)
-    return tuple("linear" if k % interval else "full" for k in layers)
+    if listed is None:
+        interval = text.get("full_attention_interval") or default_interval
+        layers = range(1, int(text["num_hidden_layers"]) + 1)
+        return tuple(_kind(k % interval != 0) for k in layers)
+    return tuple(_kind(name == "linear_attention") for name in listed)
+
+
+def _kind(is_linear: bool) -> LayerKind:
+    return "linear" if is_linear else "full"
