@@ -3,10 +3,16 @@
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import replace
 
 from jobs.cluster.machines import nodes
-from pipeline.model.memory import CPU_BATCH_TOKENS, ModelMemory, gpu_share, usual_batch_tokens
+from pipeline.model.frame_size import MERGE_SIZE
+from pipeline.model.memory import (
+    CPU_BATCH_TOKENS,
+    VISION_PASS_PATCHES,
+    ModelMemory,
+    gpu_share,
+    usable_bytes,
+)
 from pipeline.model.sizes import GPUS, Gpu
 from schemas.errors import JobFileError
 from schemas.job.job import Job
@@ -62,8 +68,15 @@ def batch_tokens(job: Job, memory: ModelMemory) -> int:
     if not gpus or job.model.device == "cpu" or job.model.engine != "transformers":
         return CPU_BATCH_TOKENS
     share = gpu_share(job.resources.gpus_per_replica)
-    shares = [replace(gpu, memory_bytes=int(share * gpu.memory_bytes)) for gpu in gpus]
-    return min(usual_batch_tokens(memory, gpu) for gpu in shares)
+    return min(_usual_batch_tokens(memory, gpu, share) for gpu in gpus)
+
+
+def _usual_batch_tokens(memory: ModelMemory, gpu: Gpu, share: float) -> int:
+    """Tokens of a usual batch on a share of a GPU, to divide work before the engines start."""
+    left = usable_bytes(gpu.memory_bytes, share) - memory.weight_bytes
+    left -= memory.vision_bytes(VISION_PASS_PATCHES)
+    of_token = memory.token_bytes + memory.feature_bytes(MERGE_SIZE**2)
+    return max(CPU_BATCH_TOKENS, left // of_token)
 
 
 def _known(node: Mapping[str, float]) -> Gpu:
