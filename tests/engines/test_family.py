@@ -15,8 +15,8 @@ from transformers import AutoModelForImageTextToText
 
 from pipeline.engines.token_sampling import row_processors
 from pipeline.engines.transformers import branches as branches_module
-from pipeline.engines.transformers import limit as limits
 from pipeline.engines.transformers import prefix as prefix_module
+from pipeline.engines.transformers.batches import roots_of
 from pipeline.engines.transformers.cache import StateLayer
 from pipeline.engines.transformers.decoding import AnswersTooLong
 from pipeline.engines.transformers.engine import TransformersEngine
@@ -139,7 +139,7 @@ def case(request, archive: Path, tmp_path_factory) -> Case:
 
 
 def test_a_batch_answers_as_generate_does(case: Case):
-    """Images, videos, a conversation about three; four tasks of a unit; five lengths of prompts."""
+    """Images, videos, a conversation about three; four tasks of a unit; many lengths."""
     lengths = {len(prompt.input_ids) for unit in case.units for prompt in unit.prompts}
     assert len(lengths) >= 8
     found = answers_of(case.engine, case.units)
@@ -148,20 +148,11 @@ def test_a_batch_answers_as_generate_does(case: Case):
     assert len(set(map(tuple, found.values()))) > 8
 
 
-@pytest.mark.parametrize("num_tokens", [7, 33])
-def test_chunks_of_a_padded_batch_do_not_change_answers(case: Case, monkeypatch, num_tokens):
-    """A chunk may hold nothing but padding of one row, or its last token of padding."""
-    monkeypatch.setattr(prefix_module, "PREFILL_CHUNK_TOKENS", 10**6)
-    original = prefix_module.Prefix.run
+@pytest.mark.parametrize("num_tokens", [7, 50, 300])
+def test_chunks_and_passes_do_not_change_answers(case: Case, monkeypatch, num_tokens):
+    """A long root in chunks, whose state goes from one to the next; short ones in one pass."""
+    monkeypatch.setattr(prefix_module, "PREFILL_CHUNK_TOKENS", num_tokens)
     monkeypatch.setattr(branches_module, "PREFILL_CHUNK_TOKENS", num_tokens)
-
-    def run(self, rows, encoded):
-        assert len(encoded) > 1
-        with monkeypatch.context() as patch:
-            patch.setattr(prefix_module, "PREFILL_CHUNK_TOKENS", num_tokens)
-            original(self, rows, encoded)
-
-    monkeypatch.setattr(prefix_module.Prefix, "run", run)
     assert answers_of(case.engine, case.units) == case.expected
 
 
@@ -200,11 +191,23 @@ def test_answers_longer_than_expected_are_finished_in_parts(case: Case, monkeypa
             failures.append(len(lengths))
 
     monkeypatch.setattr("pipeline.engines.transformers.decoding.AnswersTooLong", Counted)
-    monkeypatch.setattr(limits, "START_ANSWER_TOKENS", 2)
     monkeypatch.setattr(AnswerLengths, "expected", lambda self, task: 2)
-    engine = new_engine(tasks_job(case.checkpoint, resources={"max_batch_tokens": 256}))
-    assert answers_of(engine, case.units) == case.expected
-    assert failures
+    long = {"caption": 20, "custom": 14}
+    units = [
+        dataclasses.replace(unit, prompts=tuple(p for p in unit.prompts if p.task in long))
+        for unit in case.units[:2]
+    ]
+    engine = new_engine(tasks_job(case.checkpoint))
+    pad_ids = engine.generator.prompter.pad_ids.values()
+    roots = [root for unit in units for root in roots_of(unit, long, pad_ids)]
+    found = engine.generator.limit
+    assert found.copies_prefix
+    room = found.shape(roots).cached_tokens
+    engine.generator.limit = dataclasses.replace(found, max_tokens=room)
+    expected = {key: answer for key, answer in case.expected.items() if key[1] in long}
+    answers = answers_of(engine, units)
+    assert answers == {key: expected[key] for key in answers}
+    assert failures[0] == len(answers) == 4
 
 
 def test_answers_that_end_early(case: Case):
@@ -278,9 +281,7 @@ def suffixes_are_padded(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(branches_module.Branches, "_passes", passes)
 
 
-@pytest.mark.parametrize(
-    "fault", [padding_reaches_states, states_stay_behind, suffixes_are_padded]
-)
+@pytest.mark.parametrize("fault", [padding_reaches_states, states_stay_behind, suffixes_are_padded])
 def test_the_tests_would_notice(case: Case, monkeypatch, fault):
     fault(monkeypatch)
     assert answers_of(case.engine, case.units) != case.expected
