@@ -22,6 +22,7 @@ from pipeline.engines.transformers.decoding import AnswersTooLong
 from pipeline.engines.transformers.engine import TransformersEngine
 from pipeline.engines.transformers.limit import AnswerLengths
 from pipeline.engines.transformers.prefix import LayerMasks
+from pipeline.engines.transformers.vision import VisionEncoder
 from pipeline.model.patches import patches, seen_pixels
 from schemas.job.job import Job
 from schemas.tables.unit import PreparedUnit
@@ -253,6 +254,26 @@ def test_answers_depend_on_the_picture(case: Case):
     unit = case.units[0]
     black = dataclasses.replace(unit, frame_data=bytes(len(unit.frame_data)))
     assert answers_of(case.engine, [black]) != answers_of(case.engine, [unit])
+
+
+def test_eager_attention_is_causal_too(case: Case):
+    job = tasks_job(case.checkpoint, model={"attn_implementation": "eager"})
+    assert answers_of(new_engine(job), case.units) == case.expected
+
+
+def test_features_are_those_of_the_model(case: Case):
+    """Without features of earlier layers."""
+    encoder = VisionEncoder(case.engine.generator.model)
+    with torch.inference_mode():
+        encoded = encoder.encode(case.units[:3])
+        for unit, found in zip(case.units, encoded, strict=False):
+            assert found.deepstack == ()
+            given = case.oracle.inputs(unit, list(unit.prompts[0].input_ids))
+            kind = unit.media.media_type
+            pixels = given["pixel_values" if kind == "image" else "pixel_values_videos"]
+            features = getattr(case.oracle.model.model, f"get_{kind}_features")
+            expected = features(pixels, given[f"{kind}_grid_thw"], return_dict=True).pooler_output
+            torch.testing.assert_close(found.embeddings, torch.cat(expected), rtol=1e-4, atol=1e-4)
 
 
 def padding_reaches_states(patch: pytest.MonkeyPatch) -> None:
