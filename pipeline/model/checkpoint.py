@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.model.memory import ModelMemory
 from pipeline.model.family import MODEL_TYPES, PUBLISHED_NAMES, quantised
+from pipeline.model.memory import ModelMemory
 from schemas.errors import ModelError
 from schemas.job.job import Job
 from schemas.job.model import Model, Yarn

@@ -188,7 +188,7 @@ class ModelSize:
                 key_heads=text["num_key_value_heads"],
                 head_width=text.get("head_dim")
                 or text["hidden_size"] // text["num_attention_heads"],
-                mlp_width=0 if family.is_hybrid and experts else text["intermediate_size"],
+                mlp_width=0 if family.is_gated and experts else text["intermediate_size"],
                 vocabulary=text["vocab_size"],
                 experts=experts,
                 active_experts=text["num_experts_per_tok"] if experts else 0,
