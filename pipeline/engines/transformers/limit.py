@@ -65,7 +65,8 @@ class BatchLimit:
     memory: of the model. answers: how long they will be.
     max_tokens: in the cache, padding included; None: as many as memory holds.
     free_bytes: of the device, for batches; None: only ``max_tokens`` counts.
-    copies_prefix: each branch has a copy of its root's prefix in the cache (FlashAttention).
+    copies_prefix: each branch has a copy of its root's prefix in the cache (FlashAttention, and
+        models with linear layers).
     """
 
     memory: ModelMemory
@@ -129,7 +130,7 @@ def batch_limit(model: Any, job: Job, answers: AnswerLengths) -> BatchLimit:
         answers=answers,
         max_tokens=max_tokens,
         free_bytes=free,
-        copies_prefix=copies_prefix(job.model),
+        copies_prefix=copies_prefix(job.model) or memory.is_hybrid,
     )
 
 
