@@ -45,11 +45,14 @@ TEMPLATES = {
 
 
 def with_template(checkpoint: Path, template: str) -> Path:
-    """Give a checkpoint folder another chat template."""
+    """Give a checkpoint folder another chat template, in each file that has one."""
     for name in ("tokenizer_config.json", "chat_template.json"):
         file = checkpoint / name
-        config = json.loads(file.read_text()) if file.exists() else {}
-        file.write_text(json.dumps(config | {"chat_template": template}))
+        if file.exists():
+            config = json.loads(file.read_text())
+            file.write_text(json.dumps(config | {"chat_template": template}))
+    if (checkpoint / "chat_template.jinja").exists():
+        (checkpoint / "chat_template.jinja").write_text(template)
     return checkpoint
 
 
