@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.model.family import quantised
 from pipeline.model.frame_size import MERGE_SIZE
-from pipeline.model.quantised import quantised
-from pipeline.model.sizes import PATCH_VALUES, Gpu, ModelSize
+from pipeline.model.hybrid_sizes import CHUNK_TOKENS
+from pipeline.model.sizes import PATCH_VALUES, ModelSize
 from schemas.job.model import Model
 
 PREFILL_CHUNK_TOKENS = 8192
@@ -158,6 +159,16 @@ class ModelMemory:
         """Bytes of keys and values of a token in the cache."""
         return self.size.text.cached_values * self.value_bytes
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a sequence's state, however long it is; 0 of a model without linear layers."""
+        return self.size.text.state_bytes(self.value_bytes)
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether some layers are linear: each branch then has a copy of its root's prefix."""
+        return self.size.text.num_linear > 0
+
     def feature_bytes(self, num_patches: int) -> int:
         """Bytes of what the vision tower makes of patches, kept until their tokens are read."""
         of_token = (1 + self.size.vision.num_deepstack) * self.size.text.width * self.value_bytes
@@ -178,13 +189,19 @@ class ModelMemory:
         return math.ceil(num_patches * (colours + widths))
 
     def activation_bytes(self, num_tokens: int) -> int:
-        """Bytes of a pass of the language model, without its cache: those of its widest step."""
+        """Bytes of a pass of the language model, without its cache: those of its widest step.
+
+        num_tokens: for linear layers, those of each sequence rounded up to whole chunks.
+        """
         text = self.size.text
         attention = 3 * text.width + 4 * text.query_width + text.key_width // 2
         mlp = 4 * text.width + 2 * text.head_width + 3 * text.mlp_width
         experts = (3.4 + 4 * text.active_experts) * text.width if text.experts else 0
         dense = mlp if not text.experts or text.num_dense else 0
-        return math.ceil(num_tokens * max(attention, dense, experts)) * self.value_bytes
+        widest = math.ceil(num_tokens * max(attention, dense, experts)) * self.value_bytes
+        if text.linear is None:
+            return widest
+        return max(widest, num_tokens * text.linear.activation_bytes(self.value_bytes))
 
     def encoding_bytes(self, shape: BatchShape) -> int:
         """Bytes of encoding the media of a pass: of the tower, and features of earlier patches."""
@@ -205,16 +222,21 @@ class ModelMemory:
         """Bytes of reading suffixes; or of a step: logits, and a layer of cache that is moved."""
         text, num_slots = self.size.text, shape.num_roots * shape.num_branches
         num_tokens = min(num_slots * shape.suffix_tokens, PREFILL_CHUNK_TOKENS)
+        of_step = 0
+        if text.linear is not None:
+            own = max(1, shape.suffix_tokens)
+            num_tokens = num_tokens // own * -(-own // CHUNK_TOKENS) * CHUNK_TOKENS
+            of_step = num_slots * text.linear.step_bytes(self.value_bytes)
         seen = shape.prefix_tokens + shape.num_branches * shape.suffix_tokens
         mask = min(num_tokens * seen * self._groups, _MAX_MASK)
         suffixes = self.activation_bytes(num_tokens) + mask * (1 + self.value_bytes)
-        layer = shape.cache_room * self.token_bytes // text.layers
-        return max(suffixes, num_slots * text.vocabulary * _LOGIT_BYTES + layer)
+        layer = shape.cache_room * self.token_bytes // max(1, text.num_full)
+        return max(suffixes, of_step, num_slots * text.vocabulary * _LOGIT_BYTES + layer)
 
     def batch_bytes(self, shape: BatchShape) -> int:
         """Bytes that a batch needs beside the weights."""
         cache = shape.cache_room * self.token_bytes
-        return max(self.encoding_bytes(shape), cache + self._beside_cache(shape))
+        return max(self.encoding_bytes(shape), cache + self._beside_tokens(shape))
 
     def max_cached_tokens(self, shape: BatchShape, free_bytes: int) -> int:
         """Tokens that the cache of a batch may hold in the memory that is free.
@@ -223,16 +245,17 @@ class ModelMemory:
         """
         if self.encoding_bytes(shape) > free_bytes:
             return 0
-        tokens = (free_bytes - self._beside_cache(shape)) // self.token_bytes
+        tokens = (free_bytes - self._beside_tokens(shape)) // self.token_bytes
         growth = shape.num_roots * shape.num_branches * CACHE_STEPS
         times = (tokens - shape.prompt_tokens) // growth
         return max(0, shape.prompt_tokens + times * growth)
 
-    def _beside_cache(self, shape: BatchShape) -> int:
+    def _beside_tokens(self, shape: BatchShape) -> int:
+        """Bytes beside what the cache holds for each token: states, and those of a pass."""
         found = max(self.prefill_bytes(shape), self.branch_bytes(shape))
-        if shape.roots_of_pass == shape.num_roots:  # all is encoded before there is a cache
-            return found
-        return max(found, self.encoding_bytes(shape))
+        if shape.roots_of_pass < shape.num_roots:  # else all is encoded before there is a cache
+            found = max(found, self.encoding_bytes(shape))
+        return found + shape.num_roots * shape.num_branches * self.state_bytes
 
     @property
     def _groups(self) -> int:
@@ -283,11 +306,3 @@ def num_fitting(memory: ModelMemory, root: BatchShape, free_bytes: int) -> int:
     while fits(above):
         above *= 2
     return bisect.bisect(range(1, above), False, key=lambda count: not fits(count))
-
-
-def usual_batch_tokens(memory: ModelMemory, gpu: Gpu) -> int:
-    """Tokens of a usual batch on a GPU, to divide work before the engines have started."""
-    left = usable_bytes(gpu.memory_bytes) - memory.weight_bytes
-    left -= memory.vision_bytes(VISION_PASS_PATCHES)
-    of_token = memory.token_bytes + memory.feature_bytes(MERGE_SIZE**2)
-    return max(CPU_BATCH_TOKENS, left // of_token)
