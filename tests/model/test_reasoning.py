@@ -19,6 +19,7 @@ from pipeline.output.rows import annotation_row
 from pipeline.plan.planner import Planner
 from pipeline.plan.recipe import recipe, recipe_id
 from pipeline.storage.storage import Storage
+from pipeline.tasks.parse import parse_raw
 from schemas.conversation import Turn
 from schemas.errors import JobFileError
 from schemas.job.job import Job, load_job
@@ -286,3 +287,45 @@ def test_an_answer_is_learnt_after_the_prompt_that_it_answers(checkpoint, templa
     assert prompter.tokenizer.decode(ids).endswith(f"<|im_start|>{end}<|im_end|>")
     question = prompter_of(checkpoint, template, "on" if "hm" in answer else "off")
     assert ids[: learnt.index(True)] == question.input_ids(None, "What?")
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"color": {"enum": ["red", "green"]}},
+    "required": ["color"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize("template", ["on by default", "model opens"])
+def test_a_grammar_holds_after_what_a_model_reasons(
+    tmp_path_factory, tmp_path, archive, model_type, template
+):
+    """Random weights, drawn almost evenly, write `</think>` or end their turn sooner or later."""
+    made = family_checkpoint(tmp_path_factory, model_type)
+    folder = with_template(shutil.copytree(made, tmp_path / "model"), TEMPLATES[template])
+    names = [f"color_{k}" for k in range(12)]
+    custom = {"task": "custom", "prompt": "Which?", "json_schema": SCHEMA}
+    generation = {
+        "reasoning": "on",
+        "temperature": 5.0,
+        "max_new_tokens": 300,
+        "stop_loops": False,
+        "seed": 1,
+    }
+    tasks = [{"name": name} | custom for name in names]
+    job = job_of(folder, archive, tasks=tasks, generation=generation)
+    (unit,) = prepare_units(job, media_items(archive, FILES[:1]))
+    (answered,) = TransformersEngine(job, num_threads=1).generate([unit])
+    assert answered.error is None
+    questions = {question.name: question for question in job.questions()}
+    reasoned = 0
+    for raw in answered.answers:
+        read = parse_raw(answered, raw, questions)
+        if read.status == "ok":
+            assert read.value["color"] in ("red", "green")
+            reasoned += read.reasoning is not None
+        else:
+            assert read.value is None and read.reasoning
+    assert reasoned
