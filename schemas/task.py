@@ -10,6 +10,9 @@ import pyarrow as pa
 
 from schemas.tables.manifest import Intrinsics
 
+REASONING_BEGINS, REASONING_ENDS = "<think>", "</think>"
+"""The tags around a model's reasoning; each is one token of the checkpoints."""
+
 
 class AnswerStatus(StrEnum):
     """Result of reading one answer."""

@@ -15,6 +15,7 @@ from jobs.doctor.machine import Facts
 from pipeline.model.checkpoint import Checkpoint, check_engine, inspect_checkpoint
 from pipeline.model.memory import CPU_BATCH_TOKENS, gpu_share, usable_bytes
 from pipeline.model.prompter import Prompter
+from pipeline.model.reasoning import with_reasoning
 from schemas.errors import ModelError
 from schemas.extras import install_command
 from schemas.job.job import Job
@@ -64,7 +65,9 @@ def model_findings(job: Job) -> tuple[list[Finding], Found | None]:
         return f"{found.model_type}, context of {found.max_model_len:,} tokens, {size} of weights"
 
     def tokenize() -> str:
-        prompters.append(Prompter(str(folders[0]), None))
+        prompter = Prompter(str(folders[0]), None, job.generation.reasoning)
+        with_reasoning(job, prompter.template_reasoning)
+        prompters.append(prompter)
         return "tokenizer and chat template load"
 
     found = [checked("model", "found", locate)]

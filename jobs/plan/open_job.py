@@ -17,6 +17,7 @@ from pipeline.manifest.select import select
 from pipeline.media.shots import check_shots
 from pipeline.model.checkpoint import Checkpoint, inspect_checkpoint, with_generation_defaults
 from pipeline.model.prompter import Prompter
+from pipeline.model.reasoning import with_reasoning
 from pipeline.output.rows import schema_of_questions
 from pipeline.output.table import check_columns
 from pipeline.plan.recipe import recipe, recipe_ids
@@ -34,6 +35,7 @@ class JobContext:
     job: with its engine chosen.
     num_known: media that ``only_new`` left out, since the table has them.
     changes: how the run's recipe and manifest differ from the latest run of the same job name.
+    expects_reasoning: answers begin with reasoning.
     left_out: what the listing of a folder left out, a line for each reason.
     listing: LISTING rows that say what the listing changed without a new answer.
     """
@@ -44,6 +46,7 @@ class JobContext:
     num_known: int
     run: Run
     changes: list[str]
+    expects_reasoning: bool = False
     left_out: tuple[str, ...] = ()
     listing: pa.Table = field(default_factory=LISTING.empty_table)
 
@@ -66,8 +69,9 @@ def open_job(job: Job, *, only_plan: bool = False) -> tuple[JobContext, list[Med
     with waiting_for("the checkpoint", hub):
         checkpoint = inspect_checkpoint(job.model)
         # Raises too if the tokenizer or the chat template is missing.
-        prompter = Prompter(job.model.source, job.model.revision)
-    job = with_generation_defaults(job, checkpoint, is_thinking=prompter.opens_reasoning)
+        prompter = Prompter.of(job)
+    job = with_reasoning(job, prompter.template_reasoning)
+    job = with_generation_defaults(job, checkpoint, is_thinking=prompter.expects_reasoning)
     check_grammars(job)
     if job.sampling.segmentation.kind == "shots":
         check_shots()
@@ -97,6 +101,7 @@ def open_job(job: Job, *, only_plan: bool = False) -> tuple[JobContext, list[Med
         left_out=selection.left_out,
         run=run,
         changes=changes,
+        expects_reasoning=prompter.expects_reasoning,
         listing=selection.listing,
     )
     return context, selection.items

@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.media.timestamps import pair_seconds
+from pipeline.model.reasoning import SWITCHES, Setting, TemplateReasoning, continued, is_open
 from schemas.conversation import Turn
 from schemas.errors import ModelError
+from schemas.job.job import Job
 from schemas.tables.media import Sampling
+from schemas.task import REASONING_ENDS
 
 IMAGE_SLOT = "<|vision_start|><|image_pad|><|vision_end|>"
 VIDEO_SLOT = "<|vision_start|><|video_pad|><|vision_end|>"
@@ -68,10 +71,18 @@ class PromptLength(NamedTuple):
 
 
 class Prompter:
-    """Builds prompts with a checkpoint's tokenizer and chat template."""
+    """Builds prompts with a checkpoint's tokenizer and chat template.
 
-    def __init__(self, source: str, revision: str | None = None) -> None:
+    reasoning: the setting for which prompts are rendered.
+    """
+
+    def __init__(
+        self, source: str, revision: str | None = None, reasoning: Setting = "off"
+    ) -> None:
         """Load the tokenizer of a checkpoint folder or hub id.
+
+        reasoning: as ``generation.reasoning``: whether the template's switch is off or on; auto:
+            the template gets no switch.
 
         Raises:
             ModelError: there is no tokenizer, or it lacks vision tokens or a chat template.
@@ -79,6 +90,7 @@ class Prompter:
         # AutoTokenizer returns this class too, but imports torch, in each decoder.
         from transformers import Qwen2Tokenizer
 
+        self.reasoning: Setting = reasoning
         try:
             self.tokenizer: Any = Qwen2Tokenizer.from_pretrained(source, revision=revision)
         except (OSError, ValueError) as error:
@@ -87,27 +99,45 @@ class Prompter:
             ) from None
         if not self.tokenizer.chat_template:
             raise ModelError(
-                f"model.source: {source} is not a Qwen3-VL checkpoint: it has no tokenizer with a "
-                "chat template"
+                f"model.source: {source} is not a checkpoint of Qwen3-VL or its family: it has "
+                "no tokenizer with a chat template"
             )
         self.pad_ids = {
             "image": self._special("<|image_pad|>", source),
             "video": self._special("<|video_pad|>", source),
         }
 
+    @classmethod
+    def of(cls, job: Job) -> "Prompter":
+        """The prompter of a job's checkpoint and setting of reasoning.
+
+        Raises:
+            ModelError: see ``Prompter``.
+        """
+        return cls(job.model.source, job.model.revision, job.generation.reasoning)
+
+    @property
+    def template_reasoning(self) -> TemplateReasoning:
+        """What the template does about reasoning."""
+        question = [_message(Turn(role="user", parts=("?",)), [])]
+        return TemplateReasoning.of(lambda setting: self._render(question, reasoning=setting))
+
     @property
     def opens_reasoning(self) -> bool:
-        """Whether the template opens ``<think>``, so that answers begin with reasoning."""
-        prompt: str = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": ""}], tokenize=False, add_generation_prompt=True
-        )
-        return _is_open_reasoning(prompt)
+        """Whether prompts end inside ``<think>``, so that answers begin with reasoning."""
+        return is_open(self.template_reasoning.prompts[self.reasoning])
+
+    @property
+    def expects_reasoning(self) -> bool:
+        """Whether answers begin with reasoning, in a ``<think>`` of the prompt or their own."""
+        return self.template_reasoning.may_come(self.reasoning)
 
     def _special(self, token: str, source: str) -> int:
         ids = self.tokenizer.encode(token, add_special_tokens=False)
         if len(ids) != 1:
             raise ModelError(
-                f"model.source: {source} is not a Qwen3-VL checkpoint: its tokenizer has no {token}"
+                f"model.source: {source} is not a checkpoint of Qwen3-VL or its family: its "
+                f"tokenizer has no {token}"
             )
         return int(ids[0])
 
@@ -150,8 +180,9 @@ class Prompter:
         """Token ids of a whole conversation, and whether each of them is learnt.
 
         The assistant's turns are learnt, with the token that ends them. A question is tokenised up
-        to the answer, as in ``input_ids``, and the answer separately, as it is generated. Where the
-        template opens ``<think>``, an answer without reasoning learns to close it at once.
+        to the answer, as in ``input_ids``, and the answer separately, as it is generated. An answer
+        with reasoning is learnt after the prompt for which reasoning is on. Where the template
+        opens ``<think>``, an answer without reasoning learns to close it at once.
 
         Raises:
             ValueError: the template rewrites earlier turns (Thinking checkpoints drop reasoning),
@@ -164,7 +195,9 @@ class Prompter:
         for k, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
-            prompt = self._render(messages[:k])
+            answer = "".join(_escape(part) for part in turn.parts if isinstance(part, str))
+            setting: Setting = "on" if REASONING_ENDS in answer else self.reasoning
+            prompt = self._render(messages[:k], reasoning=setting)
             if not prompt.startswith(before):
                 raise ValueError(
                     "the chat template rewrites earlier turns: give each conversation one answer"
@@ -172,9 +205,8 @@ class Prompter:
             added = prompt[len(before) :]
             question = self._expand(self._slot_ids(added, unused), unused)
             unused = unused[len(_SLOT.findall(added)) :]
-            answer = "".join(_escape(part) for part in turn.parts if isinstance(part, str))
-            if _is_open_reasoning(prompt):
-                answer = _continue_reasoning(answer)
+            if is_open(prompt):
+                answer = continued(answer)
             answer_ids = self.tokenizer.encode(answer + _END_OF_TURN, add_special_tokens=False)
             ids += question + answer_ids
             learnt += [False] * len(question) + [True] * len(answer_ids)
@@ -194,6 +226,7 @@ class Prompter:
         tools: list[dict[str, Any]] | None = None,
         *,
         add_vision_id: bool = False,
+        reasoning: Setting | None = None,
     ) -> str:
         prompt: str = self.tokenizer.apply_chat_template(
             messages,
@@ -201,6 +234,7 @@ class Prompter:
             tokenize=False,
             add_generation_prompt=True,
             add_vision_id=add_vision_id,
+            **SWITCHES[reasoning or self.reasoning],
         )
         return prompt
 
@@ -251,20 +285,6 @@ def _message(turn: Turn, visions: Sequence[Vision]) -> dict[str, Any]:
     if turn.role == "user":
         return {"role": turn.role, "content": content}
     return {"role": turn.role, "content": "".join(part["text"] for part in content)}
-
-
-def _is_open_reasoning(prompt: str) -> bool:
-    return prompt.rstrip().endswith("<think>")
-
-
-def _continue_reasoning(answer: str) -> str:
-    """Continue an answer after the template's ``<think>`` and line break.
-
-    An answer without reasoning closes it at once; otherwise the parser would read it as reasoning.
-    """
-    if "</think>" in answer:
-        return answer.removeprefix("<think>").removeprefix("\n")
-    return f"\n</think>\n\n{answer}"
 
 
 def _escape(text: str) -> str:

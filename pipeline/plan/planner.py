@@ -84,7 +84,7 @@ class Planner:
         # Finding shots may decode the whole video, whose duration is not known yet.
         times = 10 if job.sampling.segmentation.kind == "shots" else 1
         self._limits = ChildLimits.of(job.resources, times=times)
-        self._prompter = Prompter(job.model.source, job.model.revision)
+        self._prompter = Prompter.of(job)
 
     def plan(self, items: Sequence[MediaItem]) -> list[Unit]:
         """Plan items, in order. Each gives one or more units; a failed unit has its error."""

@@ -55,7 +55,7 @@ class Prepare:
         )
         self._decoder_name = job.sampling.decoder
         self._questions = {question.name: question for question in job.questions()}
-        self._prompter = Prompter(job.model.source, job.model.revision)
+        self._prompter = Prompter.of(job)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Decode unit by unit; yields small units together, large ones alone."""

@@ -30,7 +30,7 @@ RESPONSE = pa.struct(
         described(
             "raw_text", pa.string(), "the model's answer, unchanged except for removed loop copies"
         ),
-        described("reasoning", pa.string(), "what a Thinking model wrote before its answer"),
+        described("reasoning", pa.string(), "what the model reasoned before its answer"),
         described(
             "finish_reason",
             pa.string(),

@@ -35,7 +35,7 @@ class Generator:
         Raises:
             ModelError: the weights cannot be loaded.
         """
-        self.prompter = Prompter(job.model.source, job.model.revision)
+        self.prompter = Prompter.of(job)
         self._opens_reasoning = self.prompter.opens_reasoning
         self._device = choose_device(job.model)
         self.model = load_model(job.model, self._device)
@@ -49,7 +49,8 @@ class Generator:
             job.questions() if job.generation.constrained else (),
             self.prompter.tokenizer,
             self._vocab_size,
-            has_reasoning=self._opens_reasoning,
+            has_reasoning=self.prompter.expects_reasoning,
+            is_opened=self._opens_reasoning,
         )
 
     @torch.inference_mode()
