@@ -49,7 +49,7 @@ class Family:
     layer_kinds: of each text layer. "full" attends to all tokens before, and keeps the keys and
         values of each. "linear" (gated delta net) keeps one state of a fixed size instead. A mask
         cannot keep branches apart in it.
-    is_indexed: full layers choose the keys that they attend to, and keep one more key of each token.
+    is_indexed: full layers choose the tokens that they attend to, by one more key of each.
     context: tokens that it is made for; None: the configuration does not say.
     """
 
