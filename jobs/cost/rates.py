@@ -166,8 +166,8 @@ def read_again(units: pa.Table, kept: KeptPrefix) -> Array:
     """Tokens of its shared beginning that the engine reads again in each unit, float64 [N]."""
 
     def begins(prompts: Any) -> Array:
-        own = np.asarray(pc.struct_field(prompts, "num_own_tokens"))
-        return np.asarray(pc.struct_field(prompts, "num_prompt_tokens")) - own
+        own = pc.struct_field(prompts, "num_own_tokens")
+        return np.asarray(pc.subtract(pc.struct_field(prompts, "num_prompt_tokens"), own))
 
     prompts = units["prompts"]
     of_all = _sum_of_lists(prompts, begins)
