@@ -174,7 +174,7 @@ def read_again(units: pa.Table, kept: KeptPrefix) -> Array:
     again = _sum_of_lists(prompts, lambda p: kept.num_read_again(begins(p)))
     # The first prompt with a beginning reads it anyway; usually all prompts have the same one.
     further = 1 - units["num_shared_tokens"].to_numpy() / np.maximum(of_all, 1)
-    return np.asarray(again * further)
+    return np.asarray(np.round(again * further))
 
 
 def _written(prompts: Any, output_tokens: Mapping[str, float]) -> Array:
