@@ -114,6 +114,7 @@ def block_tokens(model: Model, text: Mapping[str, Any]) -> int:
     inputs = num_inputs * (2 * keys + values) * value_bytes
     state = values * text["linear_key_head_dim"] * state_bytes
     heads = max(1, text["num_key_value_heads"] // own.tensor_parallel_size)
-    of_token = 2 * heads * text["head_dim"] * cache_bytes
+    of_token = int(2 * heads * text["head_dim"]) * cache_bytes
     step = max(_KERNEL_TOKENS, int(args.get("block_size") or 0))
-    return step * math.ceil((inputs + state) // own.tensor_parallel_size / (step * of_token))
+    of_state = int(inputs + state) // own.tensor_parallel_size
+    return step * math.ceil(of_state / (step * of_token))
