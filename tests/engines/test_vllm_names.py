@@ -32,7 +32,11 @@ NAMES = {
         "VllmConfig.model_config",
         "VllmConfig.use_v2_model_runner",
     ),
-    "vllm/config/cache.py": ("CacheConfig.block_size", "CacheConfig.num_gpu_blocks"),
+    "vllm/config/cache.py": (
+        "CacheConfig.block_size",
+        "CacheConfig.enable_prefix_caching",
+        "CacheConfig.num_gpu_blocks",
+    ),
     "vllm/config/model.py": ("ModelConfig.max_model_len",),
     "vllm/inputs/engine.py": (
         "mm_input(prompt_token_ids)",
@@ -58,6 +62,7 @@ NAMES = {
     "vllm/outputs.py": (
         "CompletionOutput.finish_reason",
         "CompletionOutput.token_ids",
+        "RequestOutput.num_cached_tokens",
         "RequestOutput.outputs",
         "RequestOutput.prompt_token_ids",
     ),
