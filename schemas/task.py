@@ -10,6 +10,9 @@ import pyarrow as pa
 
 from schemas.tables.manifest import Intrinsics
 
+EMBEDDING = "embedding"
+"""The task whose answer is a vector: its checkpoints answer nothing else."""
+
 
 class AnswerStatus(StrEnum):
     """Result of reading one answer."""
@@ -29,6 +32,8 @@ class Question:
     name: of the question's column and answers; that of the task, unless the job file gives another.
     json_schema, tools: JSON text.
     add_vision_id: number the media as the chat template does: "Picture 1: ".
+    instruction: of an embedding, the system turn before the media; None for other tasks.
+    dimensions: of an embedding, how many numbers of the vector are kept; None: all.
     """
 
     task: str
@@ -41,6 +46,8 @@ class Question:
     json_schema: str | None = None
     tools: str | None = None
     add_vision_id: bool = False
+    instruction: str | None = None
+    dimensions: int | None = None
     prompt: str | None = None
     max_new_tokens: int = 512
 
@@ -53,6 +60,11 @@ class Question:
     def has_own_name(self) -> bool:
         """Whether the job file gives the question a name, and so a column, of its own."""
         return self.name != self.task
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the answer is a vector, and no text is generated."""
+        return self.task == EMBEDDING
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from jobs.doctor.finding import Finding, State, Warn, checked, finding
 from jobs.doctor.judge import gib
 from jobs.doctor.machine import Facts
 from pipeline.model.checkpoint import Checkpoint, check_engine, inspect_checkpoint
+from pipeline.model.embedding import with_embedding
 from pipeline.model.memory import CPU_BATCH_TOKENS, gpu_share, usable_bytes
 from pipeline.model.prompter import Prompter
 from schemas.errors import ModelError
@@ -59,6 +60,7 @@ def model_findings(job: Job) -> tuple[list[Finding], Found | None]:
         )
         found = inspect_checkpoint(here)
         check_engine(found, model)
+        with_embedding(job, found.embedding)
         checkpoints.append(found)
         size = gib(found.memory.weight_bytes)
         return f"{found.model_type}, context of {found.max_model_len:,} tokens, {size} of weights"

@@ -16,6 +16,7 @@ from pipeline.manifest.existing import ExistingMedia
 from pipeline.manifest.select import select
 from pipeline.media.shots import check_shots
 from pipeline.model.checkpoint import Checkpoint, inspect_checkpoint, with_generation_defaults
+from pipeline.model.embedding import with_embedding
 from pipeline.model.prompter import Prompter
 from pipeline.output.rows import schema_of_questions
 from pipeline.output.table import check_columns
@@ -68,6 +69,7 @@ def open_job(job: Job, *, only_plan: bool = False) -> tuple[JobContext, list[Med
         # Raises too if the tokenizer or the chat template is missing.
         prompter = Prompter(job.model.source, job.model.revision)
     job = with_generation_defaults(job, checkpoint, is_thinking=prompter.opens_reasoning)
+    job = with_embedding(job, checkpoint.embedding)
     check_grammars(job)
     if job.sampling.segmentation.kind == "shots":
         check_shots()

@@ -126,23 +126,35 @@ class Prompter:
         return self._length(self._render_question(vision, text, tools), [vision])
 
     def chat_ids(
-        self, messages: str, visions: Sequence[Vision], *, add_vision_id: bool = False
+        self,
+        messages: str,
+        visions: Sequence[Vision],
+        *,
+        add_vision_id: bool = False,
+        is_vector: bool = False,
     ) -> list[int]:
         """Token ids of a conversation, up to the answer to its last turn.
 
         messages: JSON list of turns for the chat template.
         visions: the images and videos in them, in order.
         add_vision_id: let the template number them: "Picture 1: ", "Video 1: ".
+        is_vector: for an embedding; with the tokens that the tokenizer adds by itself, since a
+            checkpoint may take the vector from one of them.
         """
         prompt = self._render(json.loads(_escape(messages)), add_vision_id=add_vision_id)
-        return self._expand(self._slot_ids(prompt, visions), visions)
+        return self._expand(self._slot_ids(prompt, visions, is_vector), visions)
 
     def chat_length(
-        self, messages: str, visions: Sequence[Vision], *, add_vision_id: bool = False
+        self,
+        messages: str,
+        visions: Sequence[Vision],
+        *,
+        add_vision_id: bool = False,
+        is_vector: bool = False,
     ) -> PromptLength:
         """Length of ``chat_ids``, without building them."""
         prompt = self._render(json.loads(_escape(messages)), add_vision_id=add_vision_id)
-        return self._length(prompt, visions)
+        return self._length(prompt, visions, is_vector)
 
     def conversation_ids(
         self, turns: Sequence[Turn], visions: Sequence[Vision]
@@ -204,7 +216,7 @@ class Prompter:
         )
         return prompt
 
-    def _slot_ids(self, prompt: str, visions: Sequence[Vision]) -> list[int]:
+    def _slot_ids(self, prompt: str, visions: Sequence[Vision], adds: bool = False) -> list[int]:
         """Token ids with a single pad for each image or frame pair."""
         remaining = iter(visions)
 
@@ -215,7 +227,7 @@ class Prompter:
             seconds = pair_seconds(vision.pts_seconds)
             return "".join(PAIR_LAYOUT.format(seconds=t) for t in seconds)
 
-        ids: list[int] = self.tokenizer.encode(_SLOT.sub(layout, prompt), add_special_tokens=False)
+        ids: list[int] = self.tokenizer.encode(_SLOT.sub(layout, prompt), add_special_tokens=adds)
         return ids
 
     def _expand(self, ids: Sequence[int], visions: Sequence[Vision]) -> list[int]:
@@ -227,8 +239,8 @@ class Prompter:
             expanded += [token] * (next(counts) if token in pads else 1)
         return expanded
 
-    def _length(self, prompt: str, visions: Sequence[Vision]) -> PromptLength:
-        ids = self._slot_ids(prompt, visions)
+    def _length(self, prompt: str, visions: Sequence[Vision], adds: bool = False) -> PromptLength:
+        ids = self._slot_ids(prompt, visions, adds)
         num_repeated = sum(v.num_slots * (v.tokens_per_slot - 1) for v in visions)
         pads = set(self.pad_ids.values())
         own = next((k for k, token in enumerate(reversed(ids)) if token in pads), 1)

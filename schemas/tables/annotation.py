@@ -22,7 +22,9 @@ RESPONSE = pa.struct(
             nullable=False,
         ),
         described(
-            "raw_text", pa.string(), "the model's answer, unchanged except for removed loop copies"
+            "raw_text",
+            pa.string(),
+            "the model's answer, unchanged except for removed loop copies; null for a vector",
         ),
         described("reasoning", pa.string(), "what a Thinking model wrote before its answer"),
         described(

@@ -50,6 +50,8 @@ class Prefix:
     mask: bool [roots, L], false for padding.
     next_positions: int64 [roots], position id of the token after each root.
     cache: has room for what the roots' branches will append, if it was computed right.
+    last_states: of the passes so far, the hidden states of each root's last token, after the final
+        norm, float [roots of the pass, hidden]: the vectors of an embedding.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Prefix:
         self.mask = (columns >= begins[:, None]).to(model.device)
         nexts = [int(root.positions.max()) + 1 for root in roots]
         self.next_positions = torch.tensor(nexts, device=model.device)
+        self.last_states: list[torch.Tensor] = []
 
     @property
     def num_tokens(self) -> list[int]:
@@ -114,7 +117,10 @@ class Prefix:
             seen = self.mask[rows, first : first + columns.stop]
             chunk = _Chunk.of(roots, encoded, longest, columns)
             is_causal = not padded and (columns.start == 0 or self._takes_flag)
-            self._forward(chunk, None if is_causal else self._attention_mask(seen, columns))
+            states = self._forward(
+                chunk, None if is_causal else self._attention_mask(seen, columns)
+            )
+        self.last_states.append(states[:, -1].clone())  # padding is on the left
 
     def _chunks(self, length: int) -> Iterator[slice]:
         """Cut the tokens of a pass; also so that no bias is too large."""
@@ -137,7 +143,8 @@ class Prefix:
         causal = torch.ones(length, columns.stop, dtype=torch.bool, device=seen.device)
         return bias(causal.tril(columns.start) & seen[:, None], self._model.dtype, self.groups)
 
-    def _forward(self, chunk: "_Chunk", attention_mask: torch.Tensor | None) -> None:
+    def _forward(self, chunk: "_Chunk", attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Run a chunk; returns its hidden states after the final norm, float [rows, L, hidden]."""
         device = self._model.device
         embeddings = self._model.get_input_embeddings()(chunk.ids.to(device))
         seen = {}
@@ -150,14 +157,15 @@ class Prefix:
                 "visual_pos_masks": chunk.is_vision.to(device),
                 "deepstack_visual_embeds": chunk.features[1:],
             }
-        self._model.model.language_model(
+        states: torch.Tensor = self._model.model.language_model(
             inputs_embeds=embeddings,
             position_ids=chunk.positions.to(device),
             attention_mask=attention_mask,
             past_key_values=self.cache,
             use_cache=True,
             **seen,
-        )
+        ).last_hidden_state
+        return states
 
 
 @dataclass(frozen=True, kw_only=True)
