@@ -174,7 +174,8 @@ def _fits(unit: Unit, job: Job, max_model_len: int) -> bool:
 
 def _sums(units: list[Unit], estimated: Estimate) -> tuple[float, float]:
     """Vision tokens and engine seconds."""
-    sums = features(to_table(units, UNIT), estimated.rates.output_tokens).sum(axis=0)
+    each = features(to_table(units, UNIT), estimated.rates.output_tokens, estimated.kept)
+    sums = each.sum(axis=0)
     return float(sums[0]), float(sums @ estimated.rates.weights)
 
 

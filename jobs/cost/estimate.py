@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.cost.rates import Rates, features
+from jobs.cost.rates import Rates, features, read_again
 from pipeline.engines.speed import EngineTimes
+from pipeline.engines.vllm.prefix import KeptPrefix
 from pipeline.model.checkpoint import load_config
 from pipeline.model.sizes import ModelSize
 from schemas.errors import CostError
@@ -19,6 +20,7 @@ from schemas.job.job import Job
 from schemas.shown import printable
 
 MEDIA = "media, read once"
+AGAIN = "media, read again by further tasks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,7 @@ class Estimate:
     """The predicted engine seconds of a plan.
 
     unmeasured: tasks whose answers are assumed to have their maximum length.
+    kept: what the engine keeps of the beginning that a unit's tasks share.
     """
 
     shares: tuple[Share, ...]
@@ -51,6 +54,7 @@ class Estimate:
     rates: Rates
     is_measured: bool
     unmeasured: tuple[str, ...]
+    kept: KeptPrefix
 
     @property
     def hours(self) -> float:
@@ -58,12 +62,16 @@ class Estimate:
         return self.seconds / 3600
 
 
-def estimate(units: pa.Table, job: Job, known: Rates | None) -> Estimate:
+def estimate(
+    units: pa.Table, job: Job, known: Rates | None, kept: KeptPrefix | None = None
+) -> Estimate:
     """Predict the cost of units.
 
     units: UNIT rows; those that cannot be done cost nothing.
     known: measured rates; None: ``default_rates``.
+    kept: what the engine keeps of the beginning that a unit's tasks share; None: all of it.
     """
+    kept = kept or KeptPrefix()
     units = units.filter(pc.is_null(units["error"]))
     rates = known or default_rates(job, units)
     longest = {question.name: float(question.max_new_tokens) for question in job.questions()}
@@ -92,6 +100,9 @@ def estimate(units: pa.Table, job: Job, known: Rates | None) -> Estimate:
             seconds=vision * per_vision + (shared - vision) * per_text,
         )
     ]
+    if again := float(read_again(units, kept).sum()):
+        seconds = again * per_text
+        shares.append(Share(name=AGAIN, num_read=again, num_written=0.0, seconds=seconds))
     for task in longest:
         if task in found:
             own, count = found[task]
@@ -104,6 +115,7 @@ def estimate(units: pa.Table, job: Job, known: Rates | None) -> Estimate:
         rates=rates,
         is_measured=known is not None,
         unmeasured=unmeasured,
+        kept=kept,
     )
 
 
@@ -170,6 +182,8 @@ def _remarks(estimated: Estimate, job: Job) -> list[str]:
     if estimated.unmeasured:
         tasks = ", ".join(estimated.unmeasured)
         lines.append(f"Answers of {tasks} are assumed to have max_new_tokens.")
+    if any(share.name == AGAIN for share in estimated.shares):
+        lines.append(f"By the engine's rules, to be seen in run.json: {estimated.kept}.")
     gpus = job.model.vllm.gpus if job.model.engine == "vllm" else 1
     if gpus > 1:
         unit = time_unit(estimated.seconds)

@@ -16,9 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.engines.vllm.prefix import KeptPrefix
+
 FEATURES = ("num_vision_tokens", "num_text_tokens", "num_output_tokens")
 """Tokens that determine the seconds: vision tokens, once for all tasks; other tokens that the
-engine reads, those that tasks share once; and tokens that it generates."""
+engine reads, those that tasks share once if it keeps them; and tokens that it generates."""
+
+_ALL_KEPT = KeptPrefix()
 
 _SHARED_WEIGHTS = ([[0, 1], [2]], [[0, 1, 2]])
 """Which of FEATURES may share a weight: all that are read, then all."""
@@ -68,11 +72,11 @@ class Work:
     Costs are in seconds if rates are known, else in the plan's tokens.
     """
 
-    def __init__(self, units: pa.Table, rates: Rates | None) -> None:
-        """units: UNIT rows to do. rates: known from before, or None."""
+    def __init__(self, units: pa.Table, rates: Rates | None, kept: KeptPrefix = _ALL_KEPT) -> None:
+        """units: UNIT rows to do. rates: known from before, or None. kept: by the engine."""
         self.num_units = units.num_rows
         self.rates = rates
-        each = features(units, rates.output_tokens if rates else {})
+        each = features(units, rates.output_tokens if rates else {}, kept)
         self.costs = units["predicted_cost"].to_numpy() if rates is None else each @ rates.weights
         self.total_cost = float(self.costs.sum())
         self.done_cost = 0.0
@@ -137,10 +141,13 @@ def num_prompts(units: pa.Table) -> dict[str, int]:
     return {found["values"]: found["counts"] for found in counts.to_pylist()}
 
 
-def features(units: pa.Table, output_tokens: Mapping[str, float]) -> Array:
+def features(
+    units: pa.Table, output_tokens: Mapping[str, float], kept: KeptPrefix = _ALL_KEPT
+) -> Array:
     """FEATURES of each planned unit, float64 [N, 3]; zeros for those that failed.
 
     output_tokens: mean tokens of an answer, by task.
+    kept: what the engine keeps of the beginning that a unit's prompts share.
     """
     vision = _vision_tokens(units["sampling"]) + _sum_of_lists(
         units["parts"], lambda part: _vision_tokens(pc.struct_field(part, "sampling"))
@@ -148,10 +155,26 @@ def features(units: pa.Table, output_tokens: Mapping[str, float]) -> Array:
     prompts = units["prompts"]
     own = _sum_of_lists(prompts, lambda p: np.asarray(pc.struct_field(p, "num_own_tokens")))
     written = _sum_of_lists(prompts, lambda p: _written(p, output_tokens))
-    text = units["num_shared_tokens"].to_numpy() + own - vision
+    shared = units["num_shared_tokens"].to_numpy()
+    text = shared + own + read_again(units, kept) - vision
     failed = pc.is_valid(units["error"]).to_numpy()
     each = np.stack([vision, text, written], axis=1)
     return np.where(failed[:, None], 0.0, each)
+
+
+def read_again(units: pa.Table, kept: KeptPrefix) -> Array:
+    """Tokens of its shared beginning that the engine reads again in each unit, float64 [N]."""
+
+    def begins(prompts: Any) -> Array:
+        own = np.asarray(pc.struct_field(prompts, "num_own_tokens"))
+        return np.asarray(pc.struct_field(prompts, "num_prompt_tokens")) - own
+
+    prompts = units["prompts"]
+    of_all = _sum_of_lists(prompts, begins)
+    again = _sum_of_lists(prompts, lambda p: kept.num_read_again(begins(p)))
+    # The first prompt with a beginning reads it anyway; usually all prompts have the same one.
+    further = 1 - units["num_shared_tokens"].to_numpy() / np.maximum(of_all, 1)
+    return np.asarray(again * further)
 
 
 def _written(prompts: Any, output_tokens: Mapping[str, float]) -> Array:

@@ -25,6 +25,7 @@ from jobs.doctor.model import memory_findings, model_findings
 from jobs.doctor.secret_values import without_secrets
 from jobs.doctor.settings import assumed, job_findings
 from jobs.doctor.storage import input_findings, output_findings
+from jobs.doctor.vllm import vllm_findings
 from pipeline.model.embedding import with_embedding
 from pipeline.storage.storage import Storage
 from schemas.errors import UserError
@@ -192,6 +193,7 @@ def _of_job(
     found, checkpoint = model_findings(job)
     if checkpoint is not None:
         found += memory_findings(job, checkpoint, engines)
+        found += vllm_findings(job, checkpoint)
         job = with_embedding(job, checkpoint.checkpoint.embedding)
     checks, pools = job_findings(job, storage, has_machines=bool(engines))
     return [*found, *choice, *checks, *assumed(job, checkpoint, pools)]

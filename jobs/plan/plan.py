@@ -11,6 +11,7 @@ from jobs.plan.listing import record_listing
 from jobs.plan.open_job import JobContext, open_job
 from jobs.plan.plan_file import draft_plan, write_plan
 from jobs.plan.print_plan import print_left_out, print_plan
+from pipeline.engines.vllm.prefix import planned_prefix
 from schemas.job.job import Job
 from schemas.tables.unit import UNIT
 
@@ -42,7 +43,8 @@ def run(job: Job, console: Console, *, dry_run: bool = False, gpu: str | None = 
     record_listing(draft.listing, context, console, dry_run=dry_run)
     del draft
     print_plan(plan, context, console, dry_run=dry_run)
-    predicted = estimate(plan, context.job, context.run.cost)
+    kept = planned_prefix(context.job.model)
+    predicted = estimate(plan, context.job, context.run.cost, kept)
     print_estimate(predicted, context.job, console)
     max_model_len = context.checkpoint.max_model_len
     print_alternatives(plan, context.job, predicted, max_model_len, console)

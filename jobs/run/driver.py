@@ -29,6 +29,7 @@ from jobs.plan.open_job import JobContext
 from jobs.plan.runs import Run
 from jobs.run.finish import finish
 from jobs.run.lease import Lease, leased
+from pipeline.engines.vllm.prefix import planned_prefix
 from pipeline.media.torchcodec import torchcodec_problem
 from pipeline.stages.generate import Generate
 from pipeline.stages.graph import Pools, build_annotate
@@ -100,7 +101,8 @@ def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table) -> Run:
     """
     context, job = driver.context, driver.context.job
     if context.run.cost or job.cost.per_hour or job.limits.max_cost is not None:
-        predicted = estimate(units, job, context.run.cost)
+        kept = planned_prefix(job.model)
+        predicted = estimate(units, job, context.run.cost, kept)
         driver.console.print(Text(f"predicted: {money(predicted, job)}"), soft_wrap=True)
         check_cost(predicted, job)
     run = dataclasses.replace(
@@ -136,7 +138,7 @@ def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table) -> Run:
 def _annotate(driver: Driver, run: Run, units: pa.Table, pools: Pools, units_per_file: int) -> Run:
     """Run the chain of stages; returns the run with its measured costs."""
     job, storage, started = driver.context.job, driver.context.storage, time.monotonic()
-    work = Work(units, run.cost)
+    work = Work(units, run.cost, planned_prefix(job.model))
     max_tokens = batch_tokens(job, driver.context.checkpoint.memory)
     key = dataclasses.replace(run.key, started_at=datetime.now(UTC))
     blocks = in_blocks(units, work.costs, pools, max_tokens, Generate.calls_at_once(job))

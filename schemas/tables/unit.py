@@ -193,10 +193,24 @@ class AnsweredUnit(Unit):
     engine_seconds: Annotated[
         float, Column("the unit's share of its batch's time", unit="s", nullable=True)
     ] = 0.0
+    num_read_again: Annotated[
+        int,
+        Column(
+            "tokens of the shared beginning that the engine read again for further prompts: 0 if "
+            "it kept all of it",
+            pa.int64(),
+            nullable=True,
+        ),
+    ] = 0
     engine: Annotated[
         str | None,
         Column("version of the engine and what it chose by itself; null if it chooses nothing"),
     ] = None
+
+    @property
+    def num_fed_tokens(self) -> int:
+        """Tokens that the engine read for all prompts of the unit."""
+        return super().num_fed_tokens + self.num_read_again
 
     @classmethod
     def of(cls, unit: PreparedUnit, answers: tuple[RawAnswer, ...] = ()) -> Self:

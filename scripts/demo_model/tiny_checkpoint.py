@@ -1,4 +1,4 @@
-"""Write a small Qwen3-VL with random weights, in the file layout of the published checkpoints.
+"""Write a small checkpoint with random weights, in the file layout of the published ones.
 
 It loads wherever the real model loads (`AutoModelForImageTextToText`, `AutoTokenizer`, engines).
 Same seed, same bytes. Two sizes:
@@ -7,83 +7,50 @@ tiny: under 3 MB, for tests. Its answers are noise, but they depend on every inp
     so a wrong input changes them.
 demo: under 16 MB, the start of the demo model's training (docs/demo-model.md).
 
-    python -m scripts.demo_model.tiny_checkpoint FOLDER [--size demo] [--moe]
+    python -m scripts.demo_model.tiny_checkpoint FOLDER [--size demo] [--model-type qwen3_5]
 """
 
 import argparse
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from scripts.demo_model.tiny_config import (
+    SIZES,
+    Size,
+    generation_config,
+    image_processor_config,
+    is_hybrid,
+    model_config,
+    video_processor_config,
+)
 from scripts.demo_model.tiny_tokenizer import (
     CHAT_TEMPLATE,
     SPECIAL_TOKENS,
+    SWITCHED_TEMPLATE,
     write_json,
     write_tokenizer,
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """Numbers of a checkpoint's configuration.
-
-    bpe_vocab_size: 256 bytes and the merges. vocab_size: more rows than tokens, as published
-    (151,936 rows for 151,669 tokens).
-    """
-
-    bpe_vocab_size: int
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vision_depth: int
-    vision_hidden_size: int
-    vision_intermediate_size: int
-    deepstack_visual_indexes: tuple[int, ...]
-
-
-SIZES = {
-    "tiny": Size(
-        bpe_vocab_size=448,
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vision_depth=3,
-        vision_hidden_size=64,
-        vision_intermediate_size=128,
-        deepstack_visual_indexes=(0, 1),
-    ),
-    "demo": Size(
-        bpe_vocab_size=640,
-        vocab_size=704,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        vision_depth=4,
-        vision_hidden_size=128,
-        vision_intermediate_size=384,
-        deepstack_visual_indexes=(1, 2),
-    ),
-}
+MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen4_exp")
 
 
 def write_tiny_checkpoint(
-    folder: Path, *, seed: int = 0, moe: bool = False, size: str = "tiny"
+    folder: Path,
+    *,
+    seed: int = 0,
+    moe: bool = False,
+    size: str = "tiny",
+    model_type: str | None = None,
 ) -> Path:
     """Write the checkpoint into `folder` (made if missing, files replaced) and return `folder`.
 
-    `moe` gives the mixture-of-experts classes (4 experts, 2 per token) in place of the dense ones.
+    `model_type` is one of MODEL_TYPES; Qwen3-VL by default. `moe` gives its mixture-of-experts
+    classes (4 experts, 2 per token) in place of the dense ones.
     """
     import torch
     from safetensors.torch import save_file
@@ -91,104 +58,27 @@ def write_tiny_checkpoint(
 
     folder.mkdir(parents=True, exist_ok=True)
     numbers = SIZES[size]
-    token_ids = write_tokenizer(folder, numbers.bpe_vocab_size, knows_demo=size == "demo")
-    write_json(folder / "config.json", _config(token_ids, numbers, moe=moe))
+    model_type = model_type or ("qwen3_vl_moe" if moe else "qwen3_vl")
+    token_ids = write_tokenizer(
+        folder,
+        numbers.bpe_vocab_size,
+        knows_demo=size == "demo",
+        is_hybrid=is_hybrid(model_type),
+    )
+    write_json(folder / "config.json", model_config(token_ids, numbers, model_type))
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are replaced here
         model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
     weights = _draw_weights(model, seed, None if size == "tiny" else numbers)
     _silence_placeholders(weights["lm_head.weight"], token_ids)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    write_json(folder / "generation_config.json", _generation_config(token_ids))
-    write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
-    write_json(folder / "preprocessor_config.json", _image_processor_config())
-    write_json(folder / "video_preprocessor_config.json", _video_processor_config())
+    write_json(folder / "generation_config.json", generation_config(token_ids))
+    if is_hybrid(model_type):
+        (folder / "chat_template.jinja").write_text(SWITCHED_TEMPLATE, encoding="utf-8")
+    else:
+        write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
+    write_json(folder / "preprocessor_config.json", image_processor_config())
+    write_json(folder / "video_preprocessor_config.json", video_processor_config())
     return folder
-
-
-def _config(token_ids: dict[str, int], size: Size, *, moe: bool) -> dict[str, Any]:
-    """config.json: fields and spelling of the published files, small numbers.
-
-    float32, where the published weights are bfloat16, because tests compare numbers on a CPU.
-    """
-    model_type = "qwen3_vl_moe" if moe else "qwen3_vl"
-    # fmt: off
-    text_config = {
-        "model_type": f"{model_type}_text", "dtype": "float32", "vocab_size": size.vocab_size,
-        "hidden_size": size.hidden_size, "intermediate_size": size.intermediate_size,
-        "num_hidden_layers": size.num_hidden_layers, "hidden_act": "silu",
-        "num_attention_heads": size.num_attention_heads,
-        "num_key_value_heads": size.num_key_value_heads, "head_dim": 32,
-        "attention_bias": False, "attention_dropout": 0.0, "rms_norm_eps": 1e-6,
-        "initializer_range": 0.02, "use_cache": True, "max_position_embeddings": 262144,
-        # Channel pairs turned by time, height and width; the section sums to head_dim / 2.
-        "rope_scaling": {
-            "mrope_interleaved": True, "mrope_section": [6, 5, 5], "rope_type": "default",
-        },
-        "rope_theta": 5000000,
-        "bos_token_id": token_ids["<|endoftext|>"], "eos_token_id": token_ids["<|im_end|>"],
-    }
-    if moe:
-        text_config |= {
-            "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True,
-            "decoder_sparse_step": 1, "mlp_only_layers": [],
-            # Not 64 or 32: in a square expert matrix, a wrong transposition would go unnoticed.
-            "moe_intermediate_size": 48,
-        }
-    vision_config = {
-        "model_type": model_type, "depth": size.vision_depth,
-        "hidden_size": size.vision_hidden_size,
-        "intermediate_size": size.vision_intermediate_size, "num_heads": 4,
-        "out_hidden_size": size.hidden_size, "hidden_act": "gelu_pytorch_tanh",
-        "in_channels": 3, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2,
-        "deepstack_visual_indexes": list(size.deepstack_visual_indexes),
-        "num_position_embeddings": 256, "initializer_range": 0.02,
-    }
-    # fmt: on
-    return {
-        "architectures": [f"Qwen3VL{'Moe' if moe else ''}ForConditionalGeneration"],
-        "model_type": model_type,
-        "dtype": "float32",
-        "text_config": text_config,
-        "vision_config": vision_config,
-        "tie_word_embeddings": False,
-        "image_token_id": token_ids["<|image_pad|>"],
-        "video_token_id": token_ids["<|video_pad|>"],
-        "vision_start_token_id": token_ids["<|vision_start|>"],
-        "vision_end_token_id": token_ids["<|vision_end|>"],
-    }
-
-
-def _generation_config(token_ids: dict[str, int]) -> dict[str, Any]:
-    return {
-        "bos_token_id": token_ids["<|endoftext|>"],
-        "do_sample": True,
-        "eos_token_id": [token_ids["<|im_end|>"], token_ids["<|endoftext|>"]],
-        "pad_token_id": token_ids["<|endoftext|>"],
-        "repetition_penalty": 1.0,
-        "temperature": 0.7,
-        "top_k": 20,
-        "top_p": 0.8,
-    }
-
-
-def _image_processor_config() -> dict[str, Any]:
-    return {
-        "size": {"longest_edge": 16777216, "shortest_edge": 65536},  # pixels of an image, not sides
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "Qwen3VLProcessor",
-        "image_processor_type": "Qwen2VLImageProcessorFast",
-    }
-
-
-def _video_processor_config() -> dict[str, Any]:
-    config = _image_processor_config()
-    del config["image_processor_type"]
-    size = {"longest_edge": 25165824, "shortest_edge": 4096}  # pixels of all frames together
-    return config | {"size": size, "video_processor_type": "Qwen3VLVideoProcessor"}
 
 
 def _draw_weights(
@@ -205,12 +95,13 @@ def _draw_weights(
     import numpy as np
     import torch
 
+    model_type = model.config.model_type
     rng = np.random.default_rng(seed)
     weights = {}
     for name, parameter in sorted(model.named_parameters()):
         shape = tuple(parameter.shape)
         if len(shape) == 1:
-            weights[name] = torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+            weights[name] = _draw_vector(name, parameter, rng)
             continue
         # Experts are [experts, out, in]; the patch convolution is [out, channels, t, h, w].
         fan_in = shape[-1] if len(shape) <= 3 else math.prod(shape[1:])
@@ -218,12 +109,61 @@ def _draw_weights(
         layers = _num_adding(name, trained) if trained else None
         if layers:
             drawn /= np.float32(math.sqrt(2 * layers))
-        if ".experts." in name:
+        if ".experts." in name and model_type == "qwen3_vl_moe":
             # Files hold [experts, in, out], since transformers 4.57 did; 5.x turns them on loading.
             # `save_pretrained` of a model that was not loaded would write them unturned.
             drawn = np.ascontiguousarray(drawn.swapaxes(1, 2))
         weights[name] = torch.from_numpy(drawn)
+    if model_type in ("qwen3_5", "qwen3_5_moe"):
+        weights |= _draw_next_token_layer(weights, rng)
+    if model_type == "qwen4_exp":
+        weights |= {n: b.clone() for n, b in model.state_dict().items() if n not in weights}
+        _split_ngrams(weights, model.config.text_config.split_ngram_parts)
     return weights
+
+
+def _draw_vector(
+    name: str, parameter: "torch.nn.Parameter", rng: "np.random.Generator"
+) -> "torch.Tensor":
+    """A weight of one axis: as the class fills it, but for how fast a linear layer forgets."""
+    import numpy as np
+    import torch
+
+    # A token's state fades by exp(-exp(A_log) * softplus(a + dt_bias)), where `a` is near 0: by
+    # these, the state of some heads outlives a thousand tokens, and that of others ten.
+    ranges = {"A_log": (math.log(0.01), 0.0), "dt_bias": (-4.0, 0.0)}
+    given = ranges.get(name.rpartition(".")[2])
+    if given is None:
+        return parameter.detach().clone()
+    return torch.from_numpy(rng.uniform(*given, tuple(parameter.shape)).astype(np.float32))
+
+
+def _draw_next_token_layer(
+    weights: dict[str, "torch.Tensor"], rng: "np.random.Generator"
+) -> dict[str, "torch.Tensor"]:
+    """Weights of the layer that guesses one more token, which published files have.
+
+    transformers ignores them; a check that counts tensors must know them.
+    """
+    import numpy as np
+    import torch
+
+    prefix = "model.language_model.layers.1."
+    layer = {f"mtp.layers.0.{n[len(prefix) :]}": w for n, w in weights.items() if prefix in n}
+    width = weights["model.language_model.norm.weight"].shape[0]
+    norms = ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
+    found = {name: w.clone() for name, w in layer.items()}
+    found |= {f"mtp.{name}.weight": torch.zeros(width) for name in norms}
+    joined = rng.standard_normal((width, 2 * width), dtype=np.float32)
+    return found | {"mtp.fc.weight": torch.from_numpy(joined / np.float32(math.sqrt(2 * width)))}
+
+
+def _split_ngrams(weights: dict[str, "torch.Tensor"], num_parts: int) -> None:
+    """Replace each table of n-grams in `weights` by the parts that published files have."""
+    for name in [n for n in weights if n.endswith("ngram_embedding.weight")]:
+        parts = weights.pop(name).chunk(num_parts)
+        stem = name.removesuffix("weight")
+        weights |= {f"{stem}shard_{k}.weight": part.clone() for k, part in enumerate(parts)}
 
 
 def _num_adding(name: str, size: Size) -> int | None:
@@ -252,9 +192,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
-    parser.add_argument("--moe", action="store_true", help="mixture of experts")
+    parser.add_argument("--model-type", choices=MODEL_TYPES, default="qwen3_vl")
     args = parser.parse_args()
-    print(write_tiny_checkpoint(args.folder, seed=args.seed, moe=args.moe, size=args.size))
+    print(
+        write_tiny_checkpoint(
+            args.folder, seed=args.seed, size=args.size, model_type=args.model_type
+        )
+    )
 
 
 if __name__ == "__main__":

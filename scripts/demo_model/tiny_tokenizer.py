@@ -13,6 +13,12 @@ PRETOKENIZE_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+HYBRID_REGEX = PRETOKENIZE_REGEX.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(
+    r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{M}\p{N}]+"
+)
+"""The split of Qwen3.5: marks, such as the vowels of Hindi, stay with their letters.
+
+Source: transformers, models/qwen3_5/tokenization_qwen3_5.py."""
 
 
 # In the published order, which is the order of their ids, right after the byte-pair vocabulary.
@@ -73,6 +79,20 @@ CHAT_TEMPLATE = r"""
 {{- '<|im_start|>assistant\n' if add_generation_prompt else '' -}}
 """.strip()
 
+SWITCHED_TEMPLATE = (
+    CHAT_TEMPLATE
+    + r"""
+{%- if add_generation_prompt -%}
+  {%- if enable_thinking is defined and not enable_thinking -%}
+    {{- '<think>\n\n</think>\n\n' -}}
+  {%- else -%}
+    {{- '<think>\n' -}}
+  {%- endif -%}
+{%- endif -%}
+"""
+).strip()
+"""The template of Qwen3.5, reduced: it opens the reasoning, or closes it, by its switch."""
+
 TRAINING_TEXT = """\
 Describe this image in detail. Describe the video, then list its events in order.
 Read all the text in the image. Report bbox coordinates in JSON format. Report points.
@@ -84,15 +104,24 @@ It appears at the start of the clip and disappears at the end. What is shown? Wh
 """
 
 
-def write_tokenizer(folder: Path, vocab_size: int, *, knows_demo: bool) -> dict[str, int]:
+MARKED_TEXT = "हिन्दी में क्या लिखा है\n" * 12
+"""So that tokens hold marks, and a text that is split in the wrong way has other tokens."""
+
+
+def write_tokenizer(
+    folder: Path, vocab_size: int, *, knows_demo: bool, is_hybrid: bool = False
+) -> dict[str, int]:
     """Train the byte-level BPE, write its four files, and return the ids of the added tokens.
 
     vocab_size: 256 bytes and the merges. knows_demo: also train it on the demo model's answers.
+    is_hybrid: split text, and open answers, as Qwen3.5 does.
     """
     from tokenizers import AddedToken
 
     text = TRAINING_TEXT + _demo_text() if knows_demo else TRAINING_TEXT
-    tokenizer = _train_tokenizer(text, vocab_size)
+    if is_hybrid:
+        text += MARKED_TEXT
+    tokenizer = _train_tokenizer(text, vocab_size, HYBRID_REGEX if is_hybrid else PRETOKENIZE_REGEX)
     tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t in PLAIN_ADDED_TOKENS])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -115,7 +144,7 @@ def write_tokenizer(folder: Path, vocab_size: int, *, knows_demo: bool) -> dict[
         "added_tokens_decoder": added_tokens,
         "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
         "bos_token": None,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": SWITCHED_TEMPLATE if is_hybrid else CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
         "eos_token": "<|im_end|>",
         "errors": "replace",
@@ -161,13 +190,13 @@ def _demo_text() -> str:
     return "\n".join([*prompts * 8, *captions])
 
 
-def _train_tokenizer(text: str, vocab_size: int) -> "Tokenizer":
+def _train_tokenizer(text: str, vocab_size: int, regex: str) -> "Tokenizer":
     import tokenizers
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.normalizer = tokenizers.normalizers.NFC()
-    split = Split(tokenizers.Regex(PRETOKENIZE_REGEX), behavior="isolated", invert=False)
+    split = Split(tokenizers.Regex(regex), behavior="isolated", invert=False)
     byte_level = ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = Sequence([split, byte_level])
     tokenizer.decoder = tokenizers.decoders.ByteLevel()

@@ -12,9 +12,18 @@ from rich.console import Console
 
 from jobs.cli.main import main
 from jobs.cost.calibration import Calibration, read_calibration, write_calibration
-from jobs.cost.estimate import MEDIA, check_cost, default_rates, estimate, money, print_estimate
-from jobs.cost.rates import FEATURES, Rates
+from jobs.cost.estimate import (
+    AGAIN,
+    MEDIA,
+    check_cost,
+    default_rates,
+    estimate,
+    money,
+    print_estimate,
+)
+from jobs.cost.rates import FEATURES, Rates, Work, features
 from jobs.plan.runs import open_run
+from pipeline.engines.vllm.prefix import KeptPrefix
 from pipeline.storage.storage import Storage
 from schemas.errors import CostError, ErrorType, JobFileError, UnitError
 from schemas.job.job import Job, check_job
@@ -74,6 +83,33 @@ def test_media_cost_once_and_each_task_its_own_text_and_answer():
     assert found.seconds == pytest.approx(sum(seconds.values()))
     assert [share.num_read for share in found.shares] == [360, 15, 21]
     assert found.unmeasured == ()
+
+
+@pytest.mark.parametrize(("block", "again"), [(1, 0), (50, 20), (119, 1), (500, 120), (None, 120)])
+def test_what_the_engine_does_not_keep_each_further_task_reads_again(block, again):
+    """Media of 100 vision tokens in a beginning of 120 tokens, and two tasks."""
+    tasks = ("caption", "ocr")
+    kept = KeptPrefix(block_tokens=block)
+    found = estimate(planned(10, tasks), job(), RATES, kept)
+    everything = estimate(planned(10, tasks), job(), RATES)
+    shares = {share.name: share for share in found.shares}
+    assert (AGAIN in shares) == (again > 0)
+    if again:
+        assert shares[AGAIN].num_read == 10 * again
+    assert found.seconds == pytest.approx(everything.seconds + 10 * again * 0.002)
+    assert Work(planned(10, tasks), RATES, kept).total_cost == pytest.approx(found.seconds)
+    vision, text, _ = features(planned(1, tasks), {}, kept)[0]
+    assert (vision, text) == (100, 20 + 5 + 7 + again), "encoded once, whatever is kept"
+    (alone,) = features(planned(1, ("caption",)), {}, kept)[:, 1]
+    assert alone == 20 + 5, "one task reads all once"
+
+
+def test_the_page_says_what_is_read_again_and_by_which_rule():
+    shown = io.StringIO()
+    kept = KeptPrefix(block_tokens=528)
+    print_estimate(estimate(planned(), job(), RATES, kept), job(), Console(file=shown, width=200))
+    assert "media, read again by further tasks" in shown.getvalue()
+    assert "prefix cache in blocks of 528 tokens" in shown.getvalue()
 
 
 def test_what_cannot_be_done_costs_nothing_and_nothing_is_no_error():

@@ -176,11 +176,14 @@ def test_a_seed_draws_the_same_answers_in_any_company(both, archive):
     assert rows(both.vllm.generate(units, other)) != together
 
 
-def test_the_engine_says_which_model_runner_vllm_chose(both):
-    """Never compared on a GPU, where vLLM chooses V2."""
+def test_the_engine_says_what_vllm_chose(both):
+    """Never compared on a GPU, where vLLM chooses V2, and smaller blocks."""
     config = both.vllm.async_llm.vllm_config
     runner = "V2" if config.use_v2_model_runner else "V1"
-    assert both.vllm.name == f"vLLM {vllm.__version__}, model runner {runner}"
+    block = config.cache_config.block_size
+    assert both.vllm.name == (
+        f"vLLM {vllm.__version__}, model runner {runner}, prefix cache in blocks of {block} tokens"
+    )
     assert runner == "V1" or torch.cuda.is_available()
 
 
@@ -198,11 +201,13 @@ def test_media_are_encoded_once_for_all_tasks(both, archive):
     unit = of_files(engine_job(MODEL), archive, ["clips/h265.mp4"])[0]
     both.vllm.async_llm.generate = watched
     try:
-        both.vllm.generate([unit])
+        (first,) = both.vllm.generate([unit])
         both.vllm.generate([unit])
     finally:
         both.vllm.async_llm.generate = original
     assert all(cached > 0.5 * fed for fed, cached in seen[4:]), seen
+    read = sum(fed - cached for fed, cached in seen[: len(unit.prompts)])
+    assert first.num_fed_tokens == max(read, unit.num_fed_tokens), "what was read is counted"
 
 
 def test_what_is_broken_is_an_error_row_and_no_other_unit_notices(both, archive):

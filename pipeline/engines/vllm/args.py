@@ -13,13 +13,17 @@ from typing import Any
 
 from pipeline.engines.largest import LargestMedia
 from pipeline.engines.vllm.adapter import adapter_args
-from pipeline.model.checkpoint import extend_context
+from pipeline.engines.vllm.pooling import vector_args
+from pipeline.engines.vllm.prefix import prefix_caching
+from pipeline.model.checkpoint import extend_context, load_config
+from pipeline.model.family import Family, family_of
 from pipeline.model.frame_size import TOKEN_PIXELS
 from pipeline.model.vllm_memory import given_num_seqs
 from schemas.errors import ModelError
 from schemas.extras import install_command
 from schemas.job.engines import Vllm
 from schemas.job.job import Job
+from schemas.job.model import Model
 from schemas.job.sampling import Budget
 
 logger = logging.getLogger(__name__)
@@ -101,13 +105,16 @@ def engine_args(job: Job, largest: LargestMedia | None, *, has_reasoning: bool) 
 
     Raises:
         ModelError: ``model.vllm.engine_args`` names an argument that vLLM does not have, or vLLM
-            cannot load the adapter.
+            cannot load the adapter, or does not compute this model on a CPU.
     """
     import torch
     from vllm import AsyncEngineArgs
     from vllm.config import StructuredOutputsConfig
 
     model, own = job.model, job.model.vllm
+    family = family_of(load_config(model.source, model.revision, None).to_dict())
+    if not torch.cuda.is_available():
+        _check_on_cpu(model, family)
     args: dict[str, Any] = {
         "model": model.source,
         "revision": model.revision,
@@ -123,7 +130,7 @@ def engine_args(job: Job, largest: LargestMedia | None, *, has_reasoning: bool) 
         # With images alone None: vLLM's default, 1,024 on GPUs from 70 GiB except the A100.
         "max_num_seqs": given_num_seqs(own, has_videos=not largest or largest.video_tokens > 0),
         "quantization": own.quantization,
-        "enable_prefix_caching": True,
+        "enable_prefix_caching": _prefix_caching(own, family),
         "mm_device_do_normalize": True,  # the patches are uint8
         "structured_outputs_config": StructuredOutputsConfig(backend="guidance"),
         "mm_processor_kwargs": _sizes(
@@ -132,6 +139,8 @@ def engine_args(job: Job, largest: LargestMedia | None, *, has_reasoning: bool) 
         "enable_shm_tensor_arena": _has_arena(own),
         "disable_log_stats": True,
     }
+    if any(question.is_vector for question in job.questions()):
+        args |= vector_args()
     if has_reasoning:
         args["reasoning_parser"] = "qwen3"
     if model.yarn is not None:
@@ -144,6 +153,28 @@ def engine_args(job: Job, largest: LargestMedia | None, *, has_reasoning: bool) 
         return AsyncEngineArgs(**args | own.engine_args)
     except TypeError as error:
         raise ModelError(f"model.vllm.engine_args: {error}") from None
+
+
+def _check_on_cpu(model: Model, family: Family) -> None:
+    """Check that vLLM's CPU build computes the model: else its process ends at the first unit."""
+    instead = "set model.engine to transformers, or run vLLM on a GPU"
+    if family.is_hybrid and model.dtype not in ("auto", "bfloat16"):
+        raise ModelError(
+            f"model.dtype is {model.dtype}, and vLLM computes the linear layers of "
+            f"{family.model_type} on a CPU in bfloat16 alone: set model.dtype to bfloat16; or "
+            f"{instead}"
+        )
+
+
+def _prefix_caching(own: Vllm, family: Family) -> bool | None:
+    found = prefix_caching(own, family)
+    if found is False and "enable_prefix_caching" not in own.engine_args:
+        logger.warning(
+            "model.vllm.engine_args.speculative_config: vLLM starts without its prefix cache, "
+            "which had wrong states of linear layers with it; each task of a unit reads its media "
+            "again"
+        )
+    return found
 
 
 def _has_arena(own: Vllm) -> bool:

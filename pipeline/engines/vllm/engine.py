@@ -9,9 +9,9 @@ import dataclasses
 import itertools
 import logging
 import threading
-import time
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vllm.sampling_params import RequestOutputKind
@@ -23,8 +23,17 @@ from pipeline.engines.answer_schema import grammar_of
 from pipeline.engines.largest import LargestMedia
 from pipeline.engines.token_sampling import loop_end
 from pipeline.engines.vllm.adapter import adapter_request
+from pipeline.engines.vllm.admission import Admission, num_cache_tokens
 from pipeline.engines.vllm.args import engine_args, send_no_usage_data, vllm_version
-from pipeline.engines.vllm.inputs import Medium, engine_input, media_of, sampling_params
+from pipeline.engines.vllm.inputs import (
+    Medium,
+    check_read,
+    engine_input,
+    media_of,
+    sampling_params,
+)
+from pipeline.engines.vllm.pooling import read_vector, vector_params
+from pipeline.engines.vllm.prefix import kept_by
 from pipeline.model.prompter import Prompter
 from schemas.errors import ErrorType, ModelError, UnitError
 from schemas.job.generation import Generation
@@ -48,10 +57,32 @@ class EngineDied(Exception):
     """vLLM's process ended: the actor must be replaced, and its units must be answered again."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Reply:
+    """What vLLM answers to a request: token ids, why they end, prompt tokens of its cache.
+
+    vector: in place of token ids, as an answer's text; None if text was generated.
+    """
+
+    ids: list[int]
+    reason: str
+    num_cached_tokens: int
+    vector: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """A prompt's answer, and the prompt tokens that vLLM read for it."""
+
+    raw: RawAnswer
+    num_read_tokens: int
+
+
 class VllmEngine:
     """Answers units with vLLM, on the GPUs of its actor.
 
-    async_llm: vLLM's ``AsyncLLM``. name: its version and model runner.
+    async_llm: vLLM's ``AsyncLLM``. kept: what it keeps of a unit's shared beginning. name: its
+    version, model runner and prefix cache, as it reports them.
     """
 
     def __init__(self, job: Job, largest: LargestMedia | None = None) -> None:
@@ -90,10 +121,11 @@ class VllmEngine:
         config = self.async_llm.vllm_config
         # vLLM chooses by platform and model; VLLM_USE_V2_MODEL_RUNNER=0 is the way back.
         runner = "V2" if config.use_v2_model_runner else "V1"
-        self.name = f"vLLM {vllm_version()}, model runner {runner}"
-        self._max_model_len = int(config.model_config.max_model_len)
         cache = config.cache_config
-        self._admission = _Admission(
+        self.kept = kept_by(cache)
+        self.name = f"vLLM {vllm_version()}, model runner {runner}, {self.kept}"
+        self._max_model_len = int(config.model_config.max_model_len)
+        self._admission = Admission(
             int(_QUEUE_FACTOR * (cache.num_gpu_blocks or 0) * cache.block_size)
         )
 
@@ -123,15 +155,19 @@ class VllmEngine:
         """Answer one unit; a failure becomes its error."""
         if unit.status == UnitStatus.FAILED:
             return AnsweredUnit.of(unit)
-        tokens = _num_tokens(unit)
+        tokens = num_cache_tokens(unit, self.kept)
         await self._admission.enter(tokens)
         started = self._admission.read_clock()
         try:
             self._check_context(unit)
             # In a thread: cutting and hashing patches would block the other units.
             media = await asyncio.to_thread(media_of, unit)
-            answers = await _all_or_none(
-                self._answer_prompt(unit, prompt, media, generation) for prompt in unit.prompts
+            # All at once: vLLM encodes their media once, and has the next prompt wait for a state
+            # that this step computes. The shortest first: the end of its last whole block, where a
+            # state is kept, is the most likely one to lie in what all of them share.
+            order = sorted(unit.prompts, key=lambda prompt: prompt.num_prompt_tokens)
+            found = await _all_or_none(
+                self._answer_prompt(unit, prompt, media, generation) for prompt in order
             )
         except EngineDeadError:
             raise EngineDied("vLLM's process ended") from None
@@ -143,8 +179,14 @@ class VllmEngine:
             problem = UnitError(ErrorType.ENGINE_FAILED, f"{type(cause).__name__}: {cause}")
         else:
             seconds = self._admission.read_clock() - started
-            done = AnsweredUnit.of(unit, answers)
-            return dataclasses.replace(done, engine_seconds=seconds, engine=self.name)
+            answers = {one.raw.task: one.raw for one in found}
+            num_read = sum(one.num_read_tokens for one in found)
+            return dataclasses.replace(
+                AnsweredUnit.of(unit, tuple(answers[prompt.task] for prompt in unit.prompts)),
+                engine_seconds=seconds,
+                num_read_again=max(0, num_read - unit.num_fed_tokens),
+                engine=self.name,
+            )
         finally:
             await self._admission.leave(tokens)
         return AnsweredUnit.of(unit.failed(ErrorRecord.from_error("engine", problem)))
@@ -168,11 +210,15 @@ class VllmEngine:
         prompt: Prompt,
         media: Sequence[Medium],
         generation: Generation,
-    ) -> RawAnswer:
+    ) -> "_Answer":
         question = self._questions[prompt.task]
         row = f"{unit.unit_id}/{prompt.task}"
         grammar = self._grammars.get(prompt.task)
-        params = sampling_params(generation, question, row, grammar)
+        params: Any
+        if question.is_vector:
+            ask, params = self._pool, vector_params()
+        else:
+            ask, params = self._request, sampling_params(generation, question, row, grammar)
         for attempt in range(_ATTEMPTS):
             request = engine_input(prompt, media, self._prompter.pad_ids)
             if request["type"] == "multimodal" and attempt == 0:
@@ -180,34 +226,39 @@ class VllmEngine:
                 # has them no more, the second attempt sends them, whatever the cache here says.
                 inject = self.async_llm.input_processor.inject_into_mm_cache
                 inject(request["mm_hashes"], request["mm_kwargs"])
-            ids, reason = await self._request(request, params, f"{row}/{next(self._numbers)}")
-            if reason != "error":
+            found = await ask(request, params, f"{row}/{next(self._numbers)}")
+            if found.reason != "error":
                 break
-        if reason not in ("stop", "length", "loop"):
-            raise UnitError(ErrorType.ENGINE_FAILED, f"{prompt.task}: vLLM aborted: {reason}")
-        return RawAnswer(
+        if found.reason not in ("stop", "length", "loop"):
+            raise UnitError(ErrorType.ENGINE_FAILED, f"{prompt.task}: vLLM aborted: {found.reason}")
+        num_prompt_tokens = len(request["prompt_token_ids"])
+        raw = RawAnswer(
             task=prompt.task,
-            raw_text=self._prompter.decode(ids),
-            finish_reason=reason,
-            num_prompt_tokens=len(request["prompt_token_ids"]),
-            num_output_tokens=len(ids),
+            raw_text=self._prompter.decode(found.ids) if found.vector is None else found.vector,
+            finish_reason=found.reason,
+            num_prompt_tokens=num_prompt_tokens,
+            num_output_tokens=len(found.ids),
             opens_reasoning=self._opens_reasoning,
         )
+        return _Answer(raw=raw, num_read_tokens=num_prompt_tokens - found.num_cached_tokens)
 
-    async def _request(self, request: Any, params: Any, request_id: str) -> tuple[list[int], str]:
-        """Send a request, and end it at a loop; returns the answer's ids and why it ended."""
+    async def _pool(self, request: Any, params: Any, request_id: str) -> "_Reply":
+        """Send a request for a vector."""
+        stream = self.async_llm.encode(request, params, request_id, lora_request=self._adapter)
+        vector, num_cached = await read_vector(stream, request)
+        reason = "error" if vector is None else "stop"
+        return _Reply(ids=[], reason=reason, num_cached_tokens=num_cached, vector=vector)
+
+    async def _request(self, request: Any, params: Any, request_id: str) -> "_Reply":
+        """Send a request, and end it at a loop."""
         stop_loops = params.output_kind != RequestOutputKind.FINAL_ONLY
         ids: list[int] = []
-        num_checked, reason = 0, "error"
+        num_checked, num_cached, reason = 0, 0, "error"
         stream = self.async_llm.generate(request, params, request_id, lora_request=self._adapter)
         async with aclosing(stream):  # leaving it early cancels the request
             async for output in stream:
-                if list(output.prompt_token_ids or ()) != request["prompt_token_ids"]:
-                    raise UnitError(
-                        ErrorType.TOKEN_MISMATCH,
-                        f"vLLM read {len(output.prompt_token_ids or ())} prompt tokens, not the "
-                        f"{len(request['prompt_token_ids'])} that were prepared",
-                    )
+                check_read(output.prompt_token_ids or (), request)
+                num_cached = output.num_cached_tokens or num_cached
                 (completion,) = output.outputs
                 ids, reason = list(completion.token_ids), completion.finish_reason
                 if stop_loops:
@@ -215,8 +266,9 @@ class VllmEngine:
                     lengths = range(num_checked + 1, len(ids) + (reason != "stop"))
                     num_checked = len(ids)
                     if (end := _first_loop(ids, lengths)) is not None:
-                        return ids[:end], "loop"
-        return ids, reason
+                        ids, reason = ids[:end], "loop"
+                        break
+        return _Reply(ids=ids, reason=reason, num_cached_tokens=num_cached)
 
 
 async def _all_or_none(work: Iterable[Coroutine[Any, Any, ResultT]]) -> tuple[ResultT, ...]:
@@ -228,51 +280,6 @@ async def _all_or_none(work: Iterable[Coroutine[Any, Any, ResultT]]) -> tuple[Re
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class _Admission:
-    """Admits units in order up to a limit of prompt tokens, and gives each its share of time.
-
-    limit: prompt tokens.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._num_tokens, self._num_units = limit, 0, 0
-        self._changed = asyncio.Condition()
-        self._clock, self._read_at = 0.0, time.perf_counter()
-
-    async def enter(self, num_tokens: int) -> None:
-        """Wait until the unit fits; a unit that exceeds the limit is admitted alone."""
-        async with self._changed:
-            await self._changed.wait_for(
-                lambda: not self._num_units or self._num_tokens + num_tokens <= self._limit
-            )
-            self.read_clock()
-            self._num_tokens, self._num_units = self._num_tokens + num_tokens, self._num_units + 1
-
-    async def leave(self, num_tokens: int) -> None:
-        """Release the unit's tokens."""
-        async with self._changed:
-            self.read_clock()
-            self._num_tokens, self._num_units = self._num_tokens - num_tokens, self._num_units - 1
-            self._changed.notify_all()
-
-    def read_clock(self) -> float:
-        """Read a clock in seconds that runs n times slower while n units are admitted.
-
-        The difference of two readings is a unit's share of the engine's time between them.
-        """
-        now = time.perf_counter()
-        if self._num_units:
-            self._clock += (now - self._read_at) / self._num_units
-        self._read_at = now
-        return self._clock
-
-
-def _num_tokens(unit: PreparedUnit) -> int:
-    """Prompt tokens of a unit in the cache: vision tokens once, the text of each task."""
-    vision = sum(part.sampling.num_vision_tokens for part in unit.seen)
-    return vision + sum(len(p.input_ids or ()) - vision for p in unit.prompts)
 
 
 def _first_loop(ids: Sequence[int], lengths: range) -> int | None:

@@ -1,0 +1,116 @@
+"""How much of the beginning that a unit's prompts share vLLM computes only once.
+
+vLLM keeps keys and values of a prompt in blocks, and a later prompt that begins with the same
+blocks does not read them again: its prefix cache. With attention alone a block has 16 tokens. A
+linear layer has one state for all tokens before, so it can only be continued where that state was
+kept: vLLM keeps it at the end of the last whole block of a prompt, and makes the blocks so long
+that one holds as many bytes as a state, 500 to 2,000 tokens. What is shorter is read for each
+task. Importing this module does not import vLLM.
+
+Source: ``_align_hybrid_block_size`` and ``MambaManager`` of vLLM 0.32.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pipeline.model.checkpoint import load_config
+from pipeline.model.family import Family, family_of
+from schemas.job.engines import Vllm
+from schemas.job.model import Model
+
+TokensT = TypeVar("TokensT", int, Any)
+"""A number of tokens, or an array of them."""
+
+_KERNEL_TOKENS = 16
+"""Blocks are a multiple of this on a GPU: what vLLM's attention kernels take there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptPrefix:
+    """What an engine keeps of the beginning that the prompts of a unit share.
+
+    block_tokens: it is kept in whole blocks of so many tokens, 1: all of it; None: nothing is.
+    """
+
+    block_tokens: int | None = 1
+
+    def num_read_again(self, prefix_tokens: TokensT) -> TokensT:
+        """Tokens of a shared beginning that each prompt after the first one reads again."""
+        if self.block_tokens is None:
+            return prefix_tokens
+        return prefix_tokens % self.block_tokens
+
+    def __str__(self) -> str:
+        if self.block_tokens is None:
+            return "no prefix cache"
+        return f"prefix cache in blocks of {self.block_tokens:,} tokens"
+
+
+def kept_by(cache_config: Any) -> KeptPrefix:
+    """What an engine that runs keeps, by its own configuration.
+
+    cache_config: vLLM's ``CacheConfig`` after the start, when its blocks have their final size.
+    """
+    is_on = bool(cache_config.enable_prefix_caching)
+    return KeptPrefix(block_tokens=int(cache_config.block_size) if is_on else None)
+
+
+def prefix_caching(own: Vllm, family: Family) -> bool | None:
+    """Whether vLLM is started with its prefix cache; None: as vLLM decides for the model.
+
+    With attention alone it is on. With linear layers vLLM's own default counts: it was off in
+    versions where it had faults. With speculative decoding it is off for them, because the states
+    that were kept were wrong (vllm#53912). The job's ``engine_args`` come first.
+    """
+    args = own.engine_args
+    if args.get("enable_prefix_caching") is not None:
+        return bool(args["enable_prefix_caching"])
+    if not family.is_hybrid:
+        return True
+    return False if args.get("speculative_config") else None
+
+
+def planned_prefix(model: Model) -> KeptPrefix:
+    """What the job's engine will keep, before it runs.
+
+    For vLLM with linear layers, by the arithmetic with which vLLM sizes its blocks, and if its
+    default is that of 0.32, where the cache is on. What runs may differ: its ``engine`` says it.
+
+    Raises:
+        OSError, ValueError: there is no such checkpoint.
+    """
+    if model.engine != "vllm":
+        return KeptPrefix()
+    config = load_config(model.source, model.revision, model.yarn).to_dict()
+    family = family_of(config)
+    if prefix_caching(model.vllm, family) is False:
+        return KeptPrefix(block_tokens=None)
+    if not family.is_hybrid:
+        return KeptPrefix()  # all but 15 tokens
+    return KeptPrefix(block_tokens=block_tokens(model, config["text_config"]))
+
+
+def block_tokens(model: Model, text: Mapping[str, Any]) -> int:
+    """Tokens of a block of vLLM's cache on a GPU, for a model with linear layers.
+
+    text: the configuration of its language model.
+
+    The bytes of a full layer's keys and values for these tokens are at least those of a linear
+    layer's state: the last inputs of its convolution, and a matrix for each value head.
+    """
+    own, args = model.vllm, model.vllm.engine_args
+    speculated = (args.get("speculative_config") or {}).get("num_speculative_tokens") or 0
+    value_bytes = 4 if model.dtype == "float32" else 2
+    state_type = args.get("mamba_ssm_cache_dtype") or text.get("mamba_ssm_dtype")
+    state_bytes = 4 if state_type == "float32" else value_bytes
+    cache_bytes = 1 if str(args.get("kv_cache_dtype", "")).startswith("fp8") else value_bytes
+    keys = text["linear_num_key_heads"] * text["linear_key_head_dim"]
+    values = text["linear_num_value_heads"] * text["linear_value_head_dim"]
+    num_inputs = text["linear_conv_kernel_dim"] - 1 + speculated
+    inputs = num_inputs * (2 * keys + values) * value_bytes
+    state = values * text["linear_key_head_dim"] * state_bytes
+    heads = max(1, text["num_key_value_heads"] // own.tensor_parallel_size)
+    of_token = 2 * heads * text["head_dim"] * cache_bytes
+    step = max(_KERNEL_TOKENS, int(args.get("block_size") or 0))
+    return step * -(-((inputs + state) // own.tensor_parallel_size) // (step * of_token))
