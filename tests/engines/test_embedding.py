@@ -117,8 +117,12 @@ def test_another_number_of_tokens_than_planned_is_the_units_error(engine, units,
 
 
 def test_a_small_memory_forms_more_batches_and_the_same_vectors(engine, embedder: Path, units):
-    tight = embedding_job(embedder, resources={"max_batch_tokens": 100})
-    found = vectors(TransformersEngine(tight, num_threads=1).generate(units))
+    small = embedding_job(embedder, resources={"max_batch_tokens": 256})
+    tight = TransformersEngine(small, num_threads=1)
+    prefill, sizes = tight.generator.prefill, []
+    tight.generator.prefill = lambda roots: sizes.append(len(roots)) or prefill(roots)
+    found = vectors(tight.generate(units))
+    assert len(sizes) > 1
     for key, vector in vectors(engine.generate(units)).items():
         np.testing.assert_allclose(found[key], vector, atol=1e-5, rtol=0)
 

@@ -251,8 +251,8 @@ def test_show_report_evaluate_and_exports(output: Path, tmp_path: Path):
     page = (tmp_path / "report.html").read_text()
     assert '["embedding", "vector of 64 numbers: ' in page
     (tmp_path / "gold.jsonl").write_text('{"media_id": "images/tiny.png", "caption": "x"}\n')
-    judged = command("evaluate", output, tmp_path / "gold.jsonl")
-    assert "embedding" not in judged
+    judged = CliRunner().invoke(main, ["evaluate", str(output), str(tmp_path / "gold.jsonl")])
+    assert judged.exit_code == 2 and "the rows have answers of none of them" in judged.output
     command("export", output, "huggingface", "--output", tmp_path / "hf")
     table = pq.read_table(tmp_path / "hf" / "train" / "metadata.parquet")
     assert table.schema.field("embedding").type == pa.list_(pa.float16(), 64)
