@@ -179,6 +179,8 @@ def test_a_name_that_is_gone_is_noticed(tmp_path: Path):
     )
     lost = [name for name in missing(tmp_path / "vllm") if "async_llm" in name]
     assert [name.rpartition(".")[2] for name in lost] == [
+        "encode(lora_request)",
+        "encode(pooling_params)",
         "from_engine_args(engine_args)",
         "from_engine_args(usage_context)",
         "generate(lora_request)",
