@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.model.embedding import Embedding, read_embedding
+from pipeline.model.family import MODEL_TYPES, PUBLISHED_NAMES, quantised
 from pipeline.model.memory import ModelMemory
-from pipeline.model.quantised import quantised
 from schemas.errors import ModelError
 from schemas.job.job import Job
 from schemas.job.model import Model, Yarn
@@ -20,8 +20,6 @@ GENERATION_KEYS = ("temperature", "top_p", "top_k", "repetition_penalty")
 THINKING_TOKENS = 8192
 """Default ``max_new_tokens`` of a Thinking checkpoint. Its authors recommend up to 40,960, which
 is too long for most contexts."""
-
-MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
 
 _NUM_SAMPLES, _SAMPLE_BYTES = 1024, 1 << 16
 """A weight file over 64 MB is hashed by this many evenly spaced pieces, to cover all layers."""
@@ -52,7 +50,7 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
     """Read a checkpoint's configuration from a folder or the hub (if offline, from its cache).
 
     Raises:
-        ModelError: there is no such checkpoint, it is not a Qwen3-VL model, its weights are
+        ModelError: there is no such checkpoint, Reelscribe does not run its type, its weights are
             missing, or it or this machine cannot do what the job requests.
     """
     folder = Path(model.source)
@@ -78,7 +76,7 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
     if model_type not in MODEL_TYPES:
         raise ModelError(
             f"model.source {model.source!r} is a {model_type!r} model; Reelscribe runs "
-            f"Qwen3-VL ({', '.join(MODEL_TYPES)})"
+            f"{PUBLISHED_NAMES} (model_type {', '.join(MODEL_TYPES)})"
         )
     context = _context(config, model)
     if model.max_model_len is not None and model.max_model_len > context:

@@ -1,6 +1,6 @@
-"""Facts that differ between the model types that Reelscribe runs, read from a configuration.
+"""Facts that differ between checkpoints, read from a configuration: model type and quantisation.
 
-The types share Qwen3-VL's processors: patches, sizes, prompts and positions do not differ.
+The model types share Qwen3-VL's processors: patches, sizes, prompts and positions do not differ.
 """
 
 from collections.abc import Mapping
@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 LayerKind = Literal["full", "linear"]
+
+_GROUP_SIZE = 128
+_SCALE_BITS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,7 @@ class Family:
     layer_kinds: of each text layer. "full" attends to all tokens before, and keeps the keys and
         values of each. "linear" (gated delta net) keeps one state of a fixed size instead. A mask
         cannot keep branches apart in it.
+    is_gated: attention has a gate, and experts one that all tokens use: all types but Qwen3-VL.
     is_indexed: full layers choose the tokens that they attend to, by one more key of each.
     context: tokens that it is made for; None: the configuration does not say.
     """
@@ -57,6 +61,7 @@ class Family:
     is_moe: bool
     deepstack: int
     layer_kinds: tuple[LayerKind, ...]
+    is_gated: bool
     is_indexed: bool
     context: int | None
 
@@ -85,6 +90,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
         is_moe=defaults.is_moe,
         deepstack=deepstack,
         layer_kinds=_layer_kinds(text, defaults.full_interval),
+        is_gated=defaults.full_interval > 1,
         is_indexed=defaults.is_indexed,
         context=text.get("max_position_embeddings"),
     )
@@ -92,10 +98,61 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 def _layer_kinds(text: Mapping[str, Any], default_interval: int) -> tuple[LayerKind, ...]:
     if default_interval == 1:
-        return ("full",) * int(text["num_hidden_layers"])
+        return (_kind(False),) * int(text["num_hidden_layers"])
     listed = text.get("layer_types")
-    if listed is not None:
-        return tuple("linear" if kind == "linear_attention" else "full" for kind in listed)
-    interval = text.get("full_attention_interval") or default_interval
-    layers = range(1, int(text["num_hidden_layers"]) + 1)
-    return tuple("linear" if k % interval else "full" for k in layers)
+    if listed is None:
+        interval = text.get("full_attention_interval") or default_interval
+        layers = range(1, int(text["num_hidden_layers"]) + 1)
+        return tuple(_kind(k % interval != 0) for k in layers)
+    return tuple(_kind(name == "linear_attention") for name in listed)
+
+
+def _kind(is_linear: bool) -> LayerKind:
+    return "linear" if is_linear else "full"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantised:
+    """How the projections of the language model are quantised.
+
+    bits: of a weight, with its share of the scale and the zero of its group; None: not known.
+    """
+
+    method: str
+    bits: float | None = None
+
+
+def quantised(config: Mapping[str, Any]) -> Quantised | None:
+    """Read how a checkpoint's weights are quantised; None: they are not.
+
+    config: of its ``config.json``.
+    """
+    places = (config, config.get("text_config") or {})
+    for key in ("quantization_config", "compression_config"):
+        for found in (place.get(key) for place in places):
+            if isinstance(found, Mapping):
+                method = str(found.get("quant_method") or "a method that is not named")
+                return Quantised(method=method, bits=_bits(found, method))
+    return None
+
+
+def _bits(config: Mapping[str, Any], method: str) -> float | None:
+    if method == "compressed-tensors":
+        # Parts of a model with different widths: the widest counts.
+        groups = (config.get("config_groups") or {}).values()
+        weights = [group.get("weights") or {} for group in groups if isinstance(group, Mapping)]
+        found = [_with_scale(some.get("num_bits"), some.get("group_size") or 0) for some in weights]
+        known = [bits for bits in found if bits is not None]
+        return max(known) if known and len(known) == len(found) else None
+    if method in ("awq", "gptq"):
+        bits = config.get("bits") or config.get("w_bit")
+        return _with_scale(bits, config.get("group_size") or config.get("q_group_size"))
+    return None
+
+
+def _with_scale(bits: Any, group_size: Any) -> float | None:
+    """group_size: weights with a scale and a zero in common; 0 or -1: a row, which counts not."""
+    if not isinstance(bits, int) or bits < 1:
+        return None
+    size = group_size if isinstance(group_size, int) else _GROUP_SIZE
+    return bits + ((_SCALE_BITS + bits) / size if size > 0 else 0.0)

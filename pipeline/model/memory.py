@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.model.family import quantised
 from pipeline.model.frame_size import MERGE_SIZE
-from pipeline.model.quantised import quantised
 from pipeline.model.sizes import PATCH_VALUES, Gpu, ModelSize
 from schemas.job.model import Model
 
@@ -158,6 +158,16 @@ class ModelMemory:
         """Bytes of keys and values of a token in the cache."""
         return self.size.text.cached_values * self.value_bytes
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a sequence's state, however long it is; 0 of a model without linear layers."""
+        return self.size.text.state_bytes(self.value_bytes)
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether some layers are linear: each branch then has a copy of its root's prefix."""
+        return self.size.text.num_linear > 0
+
     def feature_bytes(self, num_patches: int) -> int:
         """Bytes of what the vision tower makes of patches, kept until their tokens are read."""
         of_token = (1 + self.size.vision.num_deepstack) * self.size.text.width * self.value_bytes
@@ -208,13 +218,13 @@ class ModelMemory:
         seen = shape.prefix_tokens + shape.num_branches * shape.suffix_tokens
         mask = min(num_tokens * seen * self._groups, _MAX_MASK)
         suffixes = self.activation_bytes(num_tokens) + mask * (1 + self.value_bytes)
-        layer = shape.cache_room * self.token_bytes // text.layers
+        layer = shape.cache_room * self.token_bytes // max(1, text.num_full)
         return max(suffixes, num_slots * text.vocabulary * _LOGIT_BYTES + layer)
 
     def batch_bytes(self, shape: BatchShape) -> int:
         """Bytes that a batch needs beside the weights."""
         cache = shape.cache_room * self.token_bytes
-        return max(self.encoding_bytes(shape), cache + self._beside_cache(shape))
+        return max(self.encoding_bytes(shape), cache + self._beside_tokens(shape))
 
     def max_cached_tokens(self, shape: BatchShape, free_bytes: int) -> int:
         """Tokens that the cache of a batch may hold in the memory that is free.
@@ -223,10 +233,15 @@ class ModelMemory:
         """
         if self.encoding_bytes(shape) > free_bytes:
             return 0
-        tokens = (free_bytes - self._beside_cache(shape)) // self.token_bytes
+        tokens = (free_bytes - self._beside_tokens(shape)) // self.token_bytes
         growth = shape.num_roots * shape.num_branches * CACHE_STEPS
         times = (tokens - shape.prompt_tokens) // growth
         return max(0, shape.prompt_tokens + times * growth)
+
+    def _beside_tokens(self, shape: BatchShape) -> int:
+        """Bytes beside what the cache holds for each token."""
+        states = shape.num_roots * shape.num_branches * self.state_bytes
+        return states + self._beside_cache(shape)
 
     def _beside_cache(self, shape: BatchShape) -> int:
         found = max(self.prefill_bytes(shape), self.branch_bytes(shape))

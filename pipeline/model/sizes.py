@@ -1,4 +1,4 @@
-"""Count the parameters of a Qwen3-VL checkpoint from its configuration; sizes of models and GPUs.
+"""Count the parameters of a checkpoint from its configuration; sizes of models and GPUs.
 
 No weights are needed, and no torch: a configuration is the mapping in ``config.json``.
 """
@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.model.family import family_of
 from pipeline.model.frame_size import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
+from pipeline.model.hybrid_sizes import LinearSize, StreamSize
 
 PATCH_VALUES = 3 * TEMPORAL_PATCH_SIZE * PATCH_SIZE**2
 """Colour values of a patch: 1,536."""
@@ -48,7 +50,11 @@ class TextSize:
 
     width: of the hidden states. mlp_width: of a layer without experts.
     experts: in a layer; 0 in a dense model. expert_width: inner width of an expert.
+    shared_width: of the expert that all tokens use; 0: none.
     num_dense: layers without experts. is_tied: input and output embedding are one tensor.
+    num_linear: layers of the size ``linear`` in place of attention.
+    is_gated: queries bring a gate of the output.
+    streams: of a model with several residual streams.
     """
 
     layers: int
@@ -64,6 +70,16 @@ class TextSize:
     num_dense: int = 0
     is_tied: bool = False
     has_bias: bool = False
+    shared_width: int = 0
+    num_linear: int = 0
+    linear: LinearSize | None = None
+    is_gated: bool = False
+    streams: StreamSize | None = None
+
+    @property
+    def num_full(self) -> int:
+        """Layers that attend to all tokens, and keep keys and values of each."""
+        return self.layers - self.num_linear
 
     @property
     def linear_parameters(self) -> int:
@@ -78,7 +94,8 @@ class TextSize:
     @property
     def active_parameters(self) -> int:
         """Parameters that are used for one token; all of a dense model."""
-        return self._projections(self.active_experts) + self._others
+        table = self.streams.table if self.streams else 0
+        return self._projections(self.active_experts) + self._others - table
 
     @property
     def query_width(self) -> int:
@@ -92,29 +109,49 @@ class TextSize:
 
     @property
     def cached_values(self) -> int:
-        """Values in the cache of one token: keys and values of all layers."""
-        return 2 * self.layers * self.key_width
+        """Values in the cache of one token: keys and values of all full layers."""
+        index_width = self.streams.index_width if self.streams else 0
+        return self.num_full * (2 * self.key_width + index_width)
+
+    def state_bytes(self, value_bytes: int) -> int:
+        """Bytes of a sequence's state, however long it is: of linear layers.
+
+        value_bytes: of a value in the cache.
+        """
+        linear = self.linear.state_bytes(value_bytes) if self.linear else 0
+        return self.num_linear * linear + (
+            self.streams.state_bytes(value_bytes) if self.streams else 0
+        )
 
     def _projections(self, num_experts: int) -> int:
-        attention = 2 * self.width * (self.query_width + self.key_width)
-        with_experts = (self.layers - self.num_dense) if self.experts else 0
-        dense = self.layers - with_experts
-        mlps = with_experts * num_experts * self.expert_width + dense * self.mlp_width
-        return self.layers * attention + 3 * self.width * mlps
+        queries = (3 if self.is_gated else 2) * self.query_width
+        attention = self.width * (queries + 2 * self.key_width)
+        linear = self.num_linear * self.linear.projections if self.linear else 0
+        dense = self.layers - self._with_experts
+        mlps = self._with_experts * (num_experts * self.expert_width + self.shared_width)
+        mlps += dense * self.mlp_width
+        return self.num_full * attention + linear + 3 * self.width * mlps
+
+    @property
+    def _with_experts(self) -> int:
+        return (self.layers - self.num_dense) if self.experts else 0
 
     @property
     def _others(self) -> int:
         embeddings = self.vocabulary * self.width * (1 if self.is_tied else 2)
-        bias = self.query_width + 2 * self.key_width + self.width if self.has_bias else 0
-        norms = 2 * self.width + 2 * self.head_width
-        with_experts = (self.layers - self.num_dense) if self.experts else 0
-        routers = with_experts * self.experts * self.width
-        return embeddings + self.layers * (norms + bias) + routers + self.width
+        queries = (2 if self.is_gated else 1) * self.query_width
+        bias = queries + 2 * self.key_width + self.width if self.has_bias else 0
+        full = self.num_full * (2 * self.head_width + bias)
+        linear = self.num_linear * self.linear.other_parameters if self.linear else 0
+        routed = self.experts + (1 if self.shared_width else 0)
+        routers = self._with_experts * routed * self.width
+        norms = self.streams.parameters if self.streams else (2 * self.layers + 1) * self.width
+        return embeddings + full + linear + routers + norms
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
-    """Size of a Qwen3-VL checkpoint, dense or MoE."""
+    """Size of a checkpoint, dense or MoE."""
 
     vision: VisionSize
     text: TextSize
@@ -126,13 +163,15 @@ class ModelSize:
         Raises:
             KeyError: a size is missing, which transformers' configuration class fills in.
         """
-        text, vision = config["text_config"], config["vision_config"]
+        family, text, vision = family_of(config), config["text_config"], config["vision_config"]
         layers = text["num_hidden_layers"]
         # transformers 5 writes the second name.
         experts = text.get("num_experts") or text.get("num_local_experts") or 0
         every = text.get("decoder_sparse_step") or 1
         without = set(text.get("mlp_only_layers") or ())
         sparse = [k for k in range(layers) if k not in without and (k + 1) % every == 0]
+        is_shared = bool(experts) and family.is_gated
+        num_full = family.layer_kinds.count("full")
         return cls(
             vision=VisionSize(
                 depth=vision["depth"],
@@ -140,7 +179,7 @@ class ModelSize:
                 mlp_width=vision["intermediate_size"],
                 out_width=vision["out_hidden_size"],
                 num_positions=vision["num_position_embeddings"],
-                num_deepstack=len(vision["deepstack_visual_indexes"]),
+                num_deepstack=family.deepstack,
             ),
             text=TextSize(
                 layers=layers,
@@ -149,7 +188,7 @@ class ModelSize:
                 key_heads=text["num_key_value_heads"],
                 head_width=text.get("head_dim")
                 or text["hidden_size"] // text["num_attention_heads"],
-                mlp_width=text["intermediate_size"],
+                mlp_width=0 if family.is_hybrid and experts else text["intermediate_size"],
                 vocabulary=text["vocab_size"],
                 experts=experts,
                 active_experts=text["num_experts_per_tok"] if experts else 0,
@@ -157,6 +196,11 @@ class ModelSize:
                 num_dense=layers - len(sparse) if experts else 0,
                 is_tied=bool(config.get("tie_word_embeddings", False)),
                 has_bias=bool(text.get("attention_bias", False)),
+                shared_width=text["shared_expert_intermediate_size"] if is_shared else 0,
+                num_linear=family.layer_kinds.count("linear"),
+                linear=LinearSize.of(text) if family.is_hybrid else None,
+                is_gated=family.is_gated,
+                streams=StreamSize.of(text, num_full) if family.is_indexed else None,
             ),
         )
 

@@ -16,6 +16,7 @@ from schemas.job.task_spec import DEFAULT_INSTRUCTION
 from schemas.tables.unit import AnsweredUnit, PreparedUnit
 from scripts.demo_model.tiny_checkpoint import write_tiny_checkpoint
 from tests.support.embedding import expected_ids, last_state, load, make_embedding
+from tests.support.family import HYBRIDS, family_checkpoint
 from tests.support.job_files import TINY_BUDGET, make_job
 from tests.support.messages import SYSTEM, image, read, text, user
 from tests.support.prepared import media_items, prepare_units
@@ -207,6 +208,21 @@ def test_a_checkpoint_may_lack_the_output_embedding(archive: Path, tmp_path: Pat
         np.testing.assert_array_equal(found[key], vector)
     with pytest.raises(ModelError, match="lm_head"):
         TransformersEngine(make_job(source), num_threads=1)
+
+
+@pytest.mark.parametrize("model_type", HYBRIDS)
+def test_states_of_linear_layers_are_of_no_padding(
+    archive: Path, tmp_path: Path, tmp_path_factory, model_type: str
+):
+    """A checkpoint of a later family may embed, too."""
+    source = make_embedding(family_checkpoint(tmp_path_factory, model_type), tmp_path / "e")
+    job = embedding_job(source)
+    units = prepare_units(job, media_items(archive, FILES))
+    found = vectors(TransformersEngine(job, num_threads=1).generate(units))
+    model = load(source)
+    for unit in units:
+        expected = last_state(model, unit, expected_ids(source, unit, DEFAULT_INSTRUCTION))
+        np.testing.assert_allclose(found[unit.unit_id, "embedding"], expected, atol=1e-5, rtol=0)
 
 
 def test_a_failed_unit_does_not_end_the_others(engine, units):

@@ -7,11 +7,17 @@ prompts about it, and a decoding step reads them once. Finished answers leave th
 A step asks the device for nothing but the tokens: what is counted or indexed is known on the CPU,
 or stays on the device. So the CPU can prepare a step while the device still works on the last.
 
+Linear layers have one state for all that came before, which no mask divides. There, and with
+FlashAttention, which takes no mask, each branch gets a copy of its root; branches whose suffixes
+are equally long are read together, because padding would change their states.
+
 Source: tree attention with a shared prefix, as in Hydragen (arXiv 2402.05099) and SpecInfer (arXiv
 2305.09781).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -21,14 +27,29 @@ from pipeline.engines.transformers.prefix import Prefix
 from pipeline.model.memory import CACHE_STEPS, PREFILL_CHUNK_TOKENS
 
 
-def spare_tokens(suffixes: Sequence[Sequence[Sequence[int]]]) -> int:
+def spare_tokens(
+    suffixes: Sequence[Sequence[Sequence[int]]], *, copies_prefix: bool = False
+) -> int:
     """Tokens that the first steps of ``Branches`` append to each root.
 
     suffixes: for each root, the token ids of each branch.
+    copies_prefix: each branch gets a copy of its root.
     """
-    width = max(len(some) for some in suffixes)
+    width = 1 if copies_prefix else max(len(some) for some in suffixes)
     longest = max(len(ids) for some in suffixes for ids in some)
     return width * (longest + CACHE_STEPS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """Suffixes that go through the model together: of these rows of the cache, these branches.
+
+    num_tokens: of each branch, the last.
+    """
+
+    rows: slice
+    branches: slice
+    num_tokens: int
 
 
 class Branches:
@@ -58,17 +79,19 @@ class Branches:
         """
         self._model, self._attn, self._cache = model, attn_implementation, prefix.cache
         self._max_cached_tokens = max_cached_tokens
-        self._groups = prefix.groups
+        self._masks = prefix.masks
         seen, nexts = prefix.mask, prefix.next_positions
         device = seen.device
-        if attn_implementation == "flash_attention_2":
-            # It takes no mask: copy the root for each branch.
-            index = torch.tensor([k for k, some in enumerate(suffixes) for _ in some]).to(device)
-            self._cache.resize(self._cache.room, rows=index)
-            seen, nexts = seen[index], nexts[index]
-            suffixes = [[ids] for some in suffixes for ids in some]
         width = max(len(some) for some in suffixes)
         slots = [k * width + b for k, some in enumerate(suffixes) for b in range(len(some))]
+        if attn_implementation == "flash_attention_2" or self._cache.is_hybrid:
+            rows = [(k, ids) for k, some in enumerate(suffixes) for ids in some]
+            order = sorted(range(len(rows)), key=lambda row: len(rows[row][1]))
+            index = torch.tensor([rows[row][0] for row in order]).to(device)
+            self._cache.resize(self._cache.room, rows=index)
+            seen, nexts = seen[index], nexts[index]
+            suffixes = [[rows[row][1]] for row in order]
+            width, slots = 1, [order.index(row) for row in range(len(rows))]
         self._set_slots(slots, device)
         tokens, real = (each.to(device) for each in _padded(suffixes, width))
         num_suffix = real.sum(dim=-1)
@@ -77,7 +100,8 @@ class Branches:
         self._num_keys = seen.shape[1] + width * tokens.shape[2]
         self._make_room(width)
         positions = nexts[:, None, None] + (real.cumsum(dim=-1) - 1).clamp(min=0)
-        self._run_suffixes(tokens, real, positions, seen)
+        passes = self._passes(suffixes, width)
+        self._run_suffixes(passes, (tokens, real, positions), seen)
         last = torch.eye(width, dtype=torch.bool, device=device)[:, :, None] & real[:, None]
         root = seen[:, None].expand(-1, width, -1)
         self._set_bias(torch.cat([root, last.flatten(2)], dim=-1))
@@ -108,7 +132,8 @@ class Branches:
         mask = self.bias[:, None, :, : self._num_keys]
         if self._attn == "flash_attention_2":
             mask = (mask[:, 0, 0] == 0).long()
-        logits = self._run(fed.view(roots, width), self.next_positions, mask, 0)
+        fed = fed.view(roots, width)
+        logits = self._run(fed, self.next_positions, self._masks.of(mask), 0)
         self.logits = logits.flatten(0, 1).index_select(0, self._slots).to(torch.float32)
         self.next_positions = self.next_positions + 1
 
@@ -168,53 +193,65 @@ class Branches:
         own = torch.eye(width, dtype=torch.bool, device=seen.device)
         ahead = own.repeat(1, -(-(room - keys) // width))[:, : room - keys]
         mask = torch.cat([seen, ahead.expand(roots, -1, -1)], dim=-1)
-        self.bias = bias(mask, self._model.dtype, self._groups)[:, 0]
+        self.bias = bias(mask, self._model.dtype, self._masks.groups)[:, 0]
         self._cache.set_window(slice(None), 0, keys)
 
     def _run_suffixes(
         self,
-        tokens: torch.Tensor,
-        real: torch.Tensor,
-        positions: torch.Tensor,
+        passes: Iterable["_Pass"],
+        suffixes: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         seen: torch.Tensor,
     ) -> None:
         """Run the suffixes, in passes of bounded memory, and set the logits of their last tokens.
 
-        tokens, real, positions: [roots, width, longest], see ``_padded``.
+        suffixes: token ids, which are real, and positions: [roots, width, longest].
         seen: bool [roots, L], the real tokens of each root.
         """
-        roots, width, longest = tokens.shape
-        length = seen.shape[1]
+        tokens, real, positions = suffixes
+        length, longest = seen.shape[1], tokens.shape[2]
         logits: dict[int, list[torch.Tensor]] = {}
-        for rows, some in self._passes(roots, width, longest):
-            end = length + some.start * longest
-            self._cache.set_window(rows, 0, end)
+        for each in passes:
+            rows, some, num = each.rows, each.branches, each.num_tokens
+            begin = longest - num  # before it, all is padding
+            self._cache.set_window(rows, 0, length + some.start * longest + begin)
             mask = _suffix_mask(seen[rows], real[rows], some)
+            if begin > 0:
+                mask = mask[:, begin:]  # of a single branch
             if self._attn == "flash_attention_2":
                 found = mask[:, -1].long()
             else:
-                found = bias(mask, self._model.dtype, self._groups)
-            ends = torch.arange(1, some.stop - some.start + 1, device=tokens.device) * longest - 1
-            fed, at = (each[rows, some].flatten(1) for each in (tokens, positions))
-            logits.setdefault(rows.start, []).append(self._run(fed, at, found, ends))
+                found = bias(mask, self._model.dtype, self._masks.groups)
+            ends = torch.arange(1, some.stop - some.start + 1, device=tokens.device) * num - 1
+            fed, at = (of[rows, some, begin:].flatten(1) for of in (tokens, positions))
+            logits.setdefault(rows.start, []).append(
+                self._run(fed, at, self._masks.of(found), ends)
+            )
         joined = torch.cat([torch.cat(of_rows, dim=1) for of_rows in logits.values()])
         self.logits = joined.flatten(0, 1).index_select(0, self._slots).to(torch.float32)
 
-    def _passes(self, roots: int, width: int, longest: int) -> Iterator[tuple[slice, slice]]:
+    def _passes(self, suffixes: Sequence[Sequence[Sequence[int]]], width: int) -> Iterator["_Pass"]:
         """Which branches of which roots go through the model together."""
-        keys = self._num_keys
-        num_tokens = min(PREFILL_CHUNK_TOKENS, MAX_BIAS // (self._groups * keys))
-        num_branches = min(max(num_tokens // longest, 1), width)
-        num_roots = max(num_tokens // (width * longest), 1)
-        for root in range(0, roots, num_roots):
-            for branch in range(0, width, num_branches):
-                yield (
-                    slice(root, min(root + num_roots, roots)),
-                    slice(branch, min(branch + num_branches, width)),
-                )
+        longest = max(len(ids) for some in suffixes for ids in some)
+        num_tokens = min(PREFILL_CHUNK_TOKENS, MAX_BIAS // (self._masks.groups * self._num_keys))
+        lengths = [longest] * len(suffixes)
+        if self._cache.is_hybrid:  # sorted by length, each with one branch
+            lengths = [len(ids) for (ids,) in suffixes]
+        begin = 0
+        for length, group in groupby(lengths):
+            end = begin + len(list(group))
+            num_branches = min(max(num_tokens // length, 1), width)
+            num_roots = max(num_tokens // (width * length), 1)
+            for root in range(begin, end, num_roots):
+                for branch in range(0, width, num_branches):
+                    yield _Pass(
+                        rows=slice(root, min(root + num_roots, end)),
+                        branches=slice(branch, min(branch + num_branches, width)),
+                        num_tokens=length,
+                    )
+            begin = end
 
     def _run(
-        self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, ends: Any
+        self, tokens: torch.Tensor, positions: torch.Tensor, mask: Any, ends: Any
     ) -> torch.Tensor:
         """Feed tokens, int64 [roots, L]; returns logits, float [roots, L of ends, vocabulary].
 

@@ -25,7 +25,7 @@ from schemas.tables.unit import RawAnswer
 class Generator:
     """Answers batches of units with one model on one device.
 
-    model: transformers' ``Qwen3VLForConditionalGeneration`` or its MoE variant.
+    model: of transformers' class for its type, such as ``Qwen3VLForConditionalGeneration``.
     end_ids: token ids that end an answer.
     attn_implementation: of the language model, as in the job.
     limit: what fits into a batch.
@@ -107,7 +107,7 @@ class Generator:
     def _embed_prompts(self, roots: Sequence[Root]) -> list[RawAnswer]:
         """Embed a batch of whole prompts, each a root with one empty branch."""
         prefix = self.prefill(roots)
-        states = torch.cat(prefix.last_states).float().cpu().numpy()
+        states = torch.cat(prefix.last_hidden).float().cpu().numpy()
         answers = []
         for root, num_fed, state in zip(roots, prefix.num_tokens, states, strict=True):
             prompt = root.branches[0].prompt
@@ -142,7 +142,7 @@ class Generator:
             self.model,
             [RootTokens.of(r.prefix, pad_ids, of) for r, of in zip(roots, grids, strict=True)],
             self.attn_implementation,
-            spare_tokens(_suffixes(roots)),
+            spare_tokens(_suffixes(roots), copies_prefix=self.limit.copies_prefix),
         )
         encoded: dict[str, Encoded | None] = {}
         for rows in prefix.passes():

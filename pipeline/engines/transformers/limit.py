@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from pipeline.engines.transformers.batches import Root
+from pipeline.model.family import family_of
 from pipeline.model.frame_size import MERGE_SIZE
 from pipeline.model.memory import (
     CPU_BATCH_TOKENS,
@@ -65,7 +66,8 @@ class BatchLimit:
     memory: of the model. answers: how long they will be.
     max_tokens: in the cache, padding included; None: as many as memory holds.
     free_bytes: of the device, for batches; None: only ``max_tokens`` counts.
-    copies_prefix: each branch has a copy of its root's prefix in the cache (FlashAttention).
+    copies_prefix: each branch has a copy of its root's prefix in the cache (FlashAttention, and
+        models with linear layers).
     """
 
     memory: ModelMemory
@@ -113,9 +115,8 @@ class BatchLimit:
 
 def batch_limit(model: Any, job: Job, answers: AnswerLengths) -> BatchLimit:
     """The limit of batches of a loaded model, by ``resources.max_batch_tokens``."""
-    memory = ModelMemory(
-        size=ModelSize.of(model.config.to_dict()), value_bytes=model.dtype.itemsize
-    )
+    config = model.config.to_dict()
+    memory = ModelMemory(size=ModelSize.of(config), value_bytes=model.dtype.itemsize)
     resources = job.resources
     given: int | Literal["auto"] = resources.max_batch_tokens
     max_tokens: int | None = None if given == "auto" else given
@@ -129,7 +130,7 @@ def batch_limit(model: Any, job: Job, answers: AnswerLengths) -> BatchLimit:
         answers=answers,
         max_tokens=max_tokens,
         free_bytes=free,
-        copies_prefix=copies_prefix(job.model),
+        copies_prefix=copies_prefix(job.model) or family_of(config).is_hybrid,
     )
 
 

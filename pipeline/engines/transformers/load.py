@@ -1,4 +1,4 @@
-"""Load a Qwen3-VL checkpoint with transformers, to answer or to train."""
+"""Load a checkpoint with transformers, to answer or to train."""
 
 import importlib.util
 import logging
@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipeline.engines.transformers.attention import FRAMES, GROUPED
 from pipeline.model.checkpoint import load_config, quantization, quantized_problem
+from pipeline.model.family import family_of
 from pipeline.model.prompter import Prompter
 from schemas.errors import ModelError
 from schemas.extras import install_command
@@ -121,7 +122,9 @@ def load_model(model: Model, device: torch.device, *, needs_head: bool = True) -
     """
     attn: str | dict[str, str] = model.attn_implementation
     if attn == "sdpa":
-        attn = {"": "sdpa", "text_config": GROUPED, "vision_config": FRAMES}
+        # Layers that choose their keys read a mask with a row for each token.
+        text = "sdpa" if _is_indexed(model) else GROUPED
+        attn = {"": "sdpa", "text_config": text, "vision_config": FRAMES}
     at = device if device.type != "cpu" else None
     loaded = load_weights(model, attn, at, needs_head=needs_head)
     if model.adapter is not None:
@@ -135,6 +138,14 @@ def load_model(model: Model, device: torch.device, *, needs_head: bool = True) -
             model.source,
         )
     return loaded
+
+
+def _is_indexed(model: Model) -> bool:
+    """Whether layers of the checkpoint choose their keys; False if nothing can be read of it."""
+    try:
+        return family_of(load_config(model.source, model.revision, None).to_dict()).is_indexed
+    except (OSError, ValueError, KeyError):
+        return False  # loading it says what is wrong
 
 
 def _merge_adapter(loaded: torch.nn.Module, adapter: str) -> torch.nn.Module:

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 
 from pipeline.engines.transformers.attention import MAX_BIAS, bias, takes_causal_flag
-from pipeline.engines.transformers.cache import PreallocatedCache
+from pipeline.engines.transformers.cache import (
+    INDEXED,
+    LINEAR,
+    PreallocatedCache,
+    States,
+    layer_types,
+)
 from pipeline.engines.transformers.vision import Encoded
 from pipeline.model.memory import PREFILL_CHUNK_TOKENS
 from pipeline.model.positions import TEXT, Grid, mrope_positions, token_types
@@ -44,13 +50,50 @@ class RootTokens:
         )
 
 
+class LayerMasks:
+    """The masks of a forward pass, in the form that a language model takes.
+
+    groups: query heads of a key head in the rows of ``bias``; 1 for transformers' own attention.
+    takes_none: attention without a mask is causal.
+    takes_flag: attention without a mask is causal in a later chunk of a prompt, too.
+    """
+
+    def __init__(self, model: Any, attn_implementation: str) -> None:
+        """attn_implementation: of the language model, as in the job."""
+        config = model.config.get_text_config()
+        types = set(layer_types(config))
+        # Layers that choose their keys read the mask, with a row for each token.
+        is_indexed = INDEXED in types
+        self._types = types if LINEAR in types else set()
+        self.groups = 1
+        if attn_implementation == "sdpa" and not is_indexed:
+            self.groups = config.num_attention_heads // config.num_key_value_heads
+        # Where there are no linear layers, transformers makes the mask that eager attention needs.
+        is_made = not self._types or attn_implementation != "eager"
+        self.takes_none = is_made and not is_indexed
+        self.takes_flag = self.takes_none and takes_causal_flag(
+            attn_implementation, model.device, model.dtype
+        )
+
+    def of(self, attention: torch.Tensor | None, real: torch.Tensor | None = None) -> Any:
+        """Give each kind of layer its mask.
+
+        attention: for full layers, see ``bias``; None: causal.
+        real: for linear layers, bool [rows, L], which tokens of the pass are no padding; None: all.
+            In a row, padding may only be before all real tokens: it decays a state.
+        """
+        if not self._types:
+            return attention
+        return {kind: real if kind == LINEAR else attention for kind in self._types}
+
+
 class Prefix:
-    """Cached keys and values of a batch of roots, padded on the left.
+    """Cached keys and values of a batch of roots, padded on the left; or states of linear layers.
 
     mask: bool [roots, L], false for padding.
     next_positions: int64 [roots], position id of the token after each root.
     cache: has room for what the roots' branches will append, if it was computed right.
-    last_states: of the passes so far, the hidden states of each root's last token, after the final
+    last_hidden: of the passes so far, the hidden states of each root's last token, after the final
         norm, float [roots of the pass, hidden]: the vectors of an embedding.
     """
 
@@ -62,20 +105,20 @@ class Prefix:
         spare: tokens that will be appended to each root.
         """
         self._model, self._roots, self._attn = model, roots, attn_implementation
-        config = model.config.get_text_config()
-        self.groups = 1
-        if attn_implementation == "sdpa":
-            self.groups = config.num_attention_heads // config.num_key_value_heads
-        self._takes_flag = takes_causal_flag(attn_implementation, model.device, model.dtype)
+        self.masks = LayerMasks(model, attn_implementation)
         self._lengths = [len(root.ids) for root in roots]
         self._longest = max(self._lengths)
-        self.cache = PreallocatedCache(config.num_hidden_layers, len(roots), self._longest + spare)
+        config = model.config.get_text_config()
+        self.cache = PreallocatedCache(config, len(roots), self._longest + spare)
+        self._states: list[States] = []
+        # Some layers make embeddings of tokens of their own, from ids.
+        self._takes_ids = bool(getattr(config, "ple_layer_ids", None))
         columns = torch.arange(self._longest)
         begins = torch.tensor([self._longest - length for length in self._lengths])
         self.mask = (columns >= begins[:, None]).to(model.device)
         nexts = [int(root.positions.max()) + 1 for root in roots]
         self.next_positions = torch.tensor(nexts, device=model.device)
-        self.last_states: list[torch.Tensor] = []
+        self.last_hidden: list[torch.Tensor] = []
 
     @property
     def num_tokens(self) -> list[int]:
@@ -91,6 +134,7 @@ class Prefix:
         assert len(self._roots) == 1, "of several roots, one may have left the cache"
         if self.cache.num_rows > 1:
             self.cache.resize(self.cache.room, rows=self.mask.new_zeros(1).long())
+        self.cache.replace_states(self._states)
 
     def passes(self) -> Iterator[slice]:
         """Roots that go through the model together: neighbours, unless they are too long."""
@@ -116,19 +160,21 @@ class Prefix:
         for columns in self._chunks(longest):
             seen = self.mask[rows, first : first + columns.stop]
             chunk = _Chunk.of(roots, encoded, longest, columns)
-            is_causal = not padded and (columns.start == 0 or self._takes_flag)
-            states = self._forward(
-                chunk, None if is_causal else self._attention_mask(seen, columns)
-            )
-        self.last_states.append(states[:, -1].clone())  # padding is on the left
+            takes_none = self.masks.takes_none if columns.start == 0 else self.masks.takes_flag
+            mask = None if takes_none and not padded else self._attention_mask(seen, columns)
+            masks = self.masks.of(mask, seen[:, columns] if padded else None)
+            states = self._forward(chunk, masks)
+        self.last_hidden.append(states[:, -1].clone())  # padding is on the left
+        if len(self._roots) == 1:
+            self._states = self.cache.states()
 
     def _chunks(self, length: int) -> Iterator[slice]:
         """Cut the tokens of a pass; also so that no bias is too large."""
         begin = 0
         while begin < length:
             end = min(begin + PREFILL_CHUNK_TOKENS, length)
-            if begin > 0 and not self._takes_flag:
-                end = min(end, begin + max(MAX_BIAS // (self.groups * end), 1))
+            if begin > 0 and not self.masks.takes_flag:
+                end = min(end, begin + max(MAX_BIAS // (self.masks.groups * end), 1))
             yield slice(begin, end)
             begin = end
 
@@ -141,29 +187,32 @@ class Prefix:
             return seen.long()
         length = columns.stop - columns.start
         causal = torch.ones(length, columns.stop, dtype=torch.bool, device=seen.device)
-        return bias(causal.tril(columns.start) & seen[:, None], self._model.dtype, self.groups)
+        return bias(
+            causal.tril(columns.start) & seen[:, None], self._model.dtype, self.masks.groups
+        )
 
-    def _forward(self, chunk: "_Chunk", attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def _forward(self, chunk: "_Chunk", attention_mask: Any) -> torch.Tensor:
         """Run a chunk; returns its hidden states after the final norm, float [rows, L, hidden]."""
         device = self._model.device
         embeddings = self._model.get_input_embeddings()(chunk.ids.to(device))
-        seen = {}
+        given: dict[str, Any] = {}
+        if self._takes_ids:
+            given["ple_input_ids"] = chunk.ids.to(device)
         if chunk.features:
             places = chunk.is_vision.flatten().nonzero().flatten().to(device)
             features = chunk.features[0].to(embeddings.dtype)
             embeddings = embeddings.flatten(0, 1).index_copy(0, places, features)
             embeddings = embeddings.view(*chunk.ids.shape, -1)
-            seen = {
-                "visual_pos_masks": chunk.is_vision.to(device),
-                "deepstack_visual_embeds": chunk.features[1:],
-            }
+            if deepstack := chunk.features[1:]:
+                given["visual_pos_masks"] = chunk.is_vision.to(device)
+                given["deepstack_visual_embeds"] = deepstack
         states: torch.Tensor = self._model.model.language_model(
             inputs_embeds=embeddings,
             position_ids=chunk.positions.to(device),
             attention_mask=attention_mask,
             past_key_values=self.cache,
             use_cache=True,
-            **seen,
+            **given,
         ).last_hidden_state
         return states
 

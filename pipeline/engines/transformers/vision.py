@@ -24,7 +24,7 @@ class Encoded:
     """Features of the images and videos of a unit, in the order of their tokens.
 
     embeddings: float [N, hidden].
-    deepstack: float [N, hidden] for each DeepStack layer.
+    deepstack: float [N, hidden] for each DeepStack layer; some families have none.
     """
 
     embeddings: torch.Tensor
@@ -112,7 +112,7 @@ class VisionEncoder:
             **self._lengths(grids, device),
         )
         counts = [t * h * w // MERGE_SIZE**2 for t, h, w in grids]
-        layers = [output.pooler_output, *output.deepstack_features]
+        layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
         return [list(of) for of in zip(*(layer.split(counts) for layer in layers), strict=True)]
 
     def _positions_of_a_frame(
