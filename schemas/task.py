@@ -13,6 +13,9 @@ from schemas.tables.manifest import Intrinsics
 EMBEDDING = "embedding"
 """The task whose answer is a vector: its checkpoints answer nothing else."""
 
+REASONING_BEGINS, REASONING_ENDS = "<think>", "</think>"
+"""The tags around a model's reasoning; each is one token of the checkpoints."""
+
 
 class AnswerStatus(StrEnum):
     """Result of reading one answer."""

@@ -12,10 +12,11 @@ from jobs.console.output_path import absolute_uri
 from jobs.doctor.finding import Finding, State, Warn, checked, finding
 from jobs.doctor.judge import gib
 from jobs.doctor.machine import Facts
+from jobs.plan.embedding import with_embedding
 from pipeline.model.checkpoint import Checkpoint, check_engine, inspect_checkpoint
-from pipeline.model.embedding import with_embedding
 from pipeline.model.memory import CPU_BATCH_TOKENS, gpu_share, usable_bytes
 from pipeline.model.prompter import Prompter
+from pipeline.model.reasoning import with_reasoning
 from schemas.errors import ModelError
 from schemas.extras import install_command
 from schemas.job.job import Job
@@ -60,13 +61,15 @@ def model_findings(job: Job) -> tuple[list[Finding], Found | None]:
         )
         found = inspect_checkpoint(here)
         check_engine(found, model)
-        with_embedding(job, found.embedding)
+        with_embedding(job, found, folders[0])
         checkpoints.append(found)
         size = gib(found.memory.weight_bytes)
         return f"{found.model_type}, context of {found.max_model_len:,} tokens, {size} of weights"
 
     def tokenize() -> str:
-        prompters.append(Prompter(str(folders[0]), None))
+        prompter = Prompter(str(folders[0]), None, job.generation.reasoning)
+        with_reasoning(job, prompter.template_reasoning)
+        prompters.append(prompter)
         return "tokenizer and chat template load"
 
     found = [checked("model", "found", locate)]

@@ -11,6 +11,7 @@ from jobs.run.on_finish import check_on_finish
 from pipeline.engines.answer_schema import check_grammars
 from pipeline.media.shots import check_shots
 from pipeline.model.checkpoint import with_generation_defaults
+from pipeline.model.reasoning import with_reasoning
 from pipeline.output.rows import schema_of_questions
 from pipeline.output.table import check_columns
 from pipeline.stages.graph import Pools
@@ -94,7 +95,9 @@ def _of_machines(job: Job, pools: Pools) -> Iterator[tuple[str, Any]]:
 
 def _of_generation(job: Job, found: Found) -> Iterator[tuple[str, Any]]:
     filled = with_generation_defaults(
-        job, found.checkpoint, is_thinking=found.prompter.opens_reasoning
+        with_reasoning(job, found.prompter.template_reasoning),
+        found.checkpoint,
+        is_thinking=found.prompter.expects_reasoning,
     )
     given = job.generation.model_dump()
     for name, value in filled.generation.model_dump().items():

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from jobs.console.output_path import absolute_uri
 from jobs.console.waiting import waiting_for
+from jobs.plan.embedding import with_embedding
 from jobs.plan.job_engine import job_with_engine, planned_again
 from jobs.plan.runs import Run, all_runs, open_run
 from pipeline.engines.answer_schema import check_grammars
@@ -16,8 +17,8 @@ from pipeline.manifest.existing import ExistingMedia
 from pipeline.manifest.select import select
 from pipeline.media.shots import check_shots
 from pipeline.model.checkpoint import Checkpoint, inspect_checkpoint, with_generation_defaults
-from pipeline.model.embedding import with_embedding
 from pipeline.model.prompter import Prompter
+from pipeline.model.reasoning import with_reasoning
 from pipeline.output.rows import schema_of_questions
 from pipeline.output.table import check_columns
 from pipeline.plan.recipe import recipe, recipe_ids
@@ -35,6 +36,7 @@ class JobContext:
     job: with its engine chosen.
     num_known: media that ``only_new`` left out, since the table has them.
     changes: how the run's recipe and manifest differ from the latest run of the same job name.
+    expects_reasoning: answers begin with reasoning.
     left_out: what the listing of a folder left out, a line for each reason.
     listing: LISTING rows that say what the listing changed without a new answer.
     """
@@ -45,6 +47,7 @@ class JobContext:
     num_known: int
     run: Run
     changes: list[str]
+    expects_reasoning: bool = False
     left_out: tuple[str, ...] = ()
     listing: pa.Table = field(default_factory=LISTING.empty_table)
 
@@ -67,9 +70,10 @@ def open_job(job: Job, *, only_plan: bool = False) -> tuple[JobContext, list[Med
     with waiting_for("the checkpoint", hub):
         checkpoint = inspect_checkpoint(job.model)
         # Raises too if the tokenizer or the chat template is missing.
-        prompter = Prompter(job.model.source, job.model.revision)
-    job = with_generation_defaults(job, checkpoint, is_thinking=prompter.opens_reasoning)
-    job = with_embedding(job, checkpoint.embedding)
+        prompter = Prompter.of(job)
+    job = with_reasoning(job, prompter.template_reasoning)
+    job = with_generation_defaults(job, checkpoint, is_thinking=prompter.expects_reasoning)
+    job = with_embedding(job, checkpoint)
     check_grammars(job)
     if job.sampling.segmentation.kind == "shots":
         check_shots()
@@ -99,6 +103,7 @@ def open_job(job: Job, *, only_plan: bool = False) -> tuple[JobContext, list[Med
         left_out=selection.left_out,
         run=run,
         changes=changes,
+        expects_reasoning=prompter.expects_reasoning,
         listing=selection.listing,
     )
     return context, selection.items

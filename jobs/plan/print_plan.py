@@ -53,6 +53,10 @@ def print_plan(
         where = "" if dry_run else ", in the plan's `error` column"
         console.print(f"  ... and {more:,} more{where}")
     console.print(Text(one_line(f"the engine is {context.run.engine}")), soft_wrap=True)
+    if context.expects_reasoning:
+        is_on = context.job.generation.reasoning == "on"
+        why = "generation.reasoning is on" if is_on else "the checkpoint always does so"
+        console.print(Text(f"answers begin with reasoning: {why}"), soft_wrap=True)
     if way := _way(context.job, table.num_rows):
         console.print(Text(one_line(f"annotate runs {way}")), soft_wrap=True)
     if not dry_run:

@@ -4,6 +4,7 @@ llguidance turns a schema into a grammar and computes after each token which tok
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,24 +14,43 @@ from llguidance.hf import from_tokenizer
 
 from pipeline.engines.answer_schema import grammar_of
 from pipeline.engines.token_sampling import RowProcessor
-from schemas.task import Question
+from schemas.task import REASONING_BEGINS, REASONING_ENDS, Question
 
-END_OF_REASONING = "</think>"
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningIds:
+    """The token ids around the reasoning of an answer.
+
+    is_opened: the prompt has ``begin`` already.
+    """
+
+    begin: int
+    end: int
+    is_opened: bool
 
 
 class Grammars:
     """The grammars of a job's tasks, compiled for a tokenizer."""
 
     def __init__(
-        self, questions: Sequence[Question], tokenizer: Any, vocab_size: int, *, has_reasoning: bool
+        self,
+        questions: Sequence[Question],
+        tokenizer: Any,
+        vocab_size: int,
+        *,
+        has_reasoning: bool,
+        is_opened: bool = True,
     ) -> None:
         """Compile; takes about a second with a vocabulary of 150,000 tokens.
 
         vocab_size: number of scores that the model gives for the next token.
-        has_reasoning: answers begin inside ``<think>``; the grammar applies after its end.
+        has_reasoning: answers begin with reasoning; the grammar applies after its end.
+        is_opened: the prompt opened the reasoning; else an answer may open it, or begin at once.
         """
-        end_of_reasoning = tokenizer.convert_tokens_to_ids(END_OF_REASONING)
-        self._end_of_reasoning = int(end_of_reasoning) if has_reasoning else None
+        self._reasoning: ReasoningIds | None = None
+        if has_reasoning:
+            begin, end = tokenizer.convert_tokens_to_ids([REASONING_BEGINS, REASONING_ENDS])
+            self._reasoning = ReasoningIds(begin=begin, end=end, is_opened=is_opened)
         optional = {question.name: grammar_of(question) for question in questions}
         grammars = {task: grammar for task, grammar in optional.items() if grammar is not None}
         self._end_id = int(tokenizer.eos_token_id)
@@ -49,7 +69,7 @@ class Grammars:
             return []
         rows = [self._matchers.get(task) for task in tasks]
         matchers = [matcher.deep_copy() if matcher else None for matcher in rows]
-        return [RowGrammars(matchers, self._end_id, self._end_of_reasoning, device)]
+        return [RowGrammars(matchers, self._end_id, self._reasoning, device)]
 
 
 class RowGrammars(RowProcessor):
@@ -59,19 +79,21 @@ class RowGrammars(RowProcessor):
         self,
         matchers: Sequence[LLMatcher | None],
         end_id: int,
-        end_of_reasoning: int | None,
+        reasoning: ReasoningIds | None,
         device: torch.device,
     ) -> None:
         """Take the grammars of a batch.
 
         matchers: of each row; None for a row without a grammar.
         end_id: token id that ends an answer.
-        end_of_reasoning: token id after which the grammar applies; None: from the first token on.
+        reasoning: after which the grammar applies; None: from the first token on.
         device: of the scores.
         """
         self._matchers, self._end_id = matchers, end_id
-        self._end_of_reasoning = end_of_reasoning
-        self._begun = [end_of_reasoning is None] * len(matchers)
+        self._reasoning = reasoning
+        self._begun = [reasoning is None or not reasoning.is_opened] * len(matchers)
+        # Before the first token, an answer may open its reasoning.
+        self._openers = () if reasoning is None or reasoning.is_opened else (reasoning.begin,)
         self._bits_of_a_byte = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8).to(
             device
         )
@@ -93,6 +115,8 @@ class RowGrammars(RowProcessor):
                 allowed[row, self._end_id // 8] = 1 << self._end_id % 8
             else:
                 allowed[row] = np.frombuffer(matcher.compute_bitmask(), np.uint8)[:num_bytes]
+                for opener in self._openers:
+                    allowed[row, opener // 8] |= 1 << opener % 8
         received = sent.to(scores.device, non_blocking=True)
         bits = (received[:, :, None] & self._bits_of_a_byte).flatten(1)[:, :vocab_size]
         return scores.masked_fill(bits == 0, float("-inf"))
@@ -102,10 +126,13 @@ class RowGrammars(RowProcessor):
         for row, (matcher, token) in enumerate(zip(self._matchers, ids, strict=True)):
             if matcher is None:
                 continue
-            if not self._begun[row]:
-                self._begun[row] = token == self._end_of_reasoning
+            if token in self._openers:
+                self._begun[row] = False
+            elif not self._begun[row]:
+                self._begun[row] = self._reasoning is not None and token == self._reasoning.end
             elif not matcher.is_stopped():
                 matcher.consume_token(token)
+        self._openers = ()
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only these rows."""

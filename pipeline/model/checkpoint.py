@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.model.embedding import Embedding, read_embedding
 from pipeline.model.family import MODEL_TYPES, PUBLISHED_NAMES, quantised
 from pipeline.model.memory import ModelMemory
 from schemas.errors import ModelError
@@ -34,7 +33,6 @@ class Checkpoint:
     generation: the GENERATION_KEYS that its ``generation_config.json`` sets.
     quantization: how the weights are quantised, as ``quantization`` returns it.
     memory: what its model takes.
-    embedding: of a checkpoint that embeds and generates no text; else None.
     """
 
     model_type: str
@@ -43,7 +41,6 @@ class Checkpoint:
     generation: dict[str, Any]
     quantization: str | None
     memory: ModelMemory
-    embedding: Embedding | None = None
 
 
 def inspect_checkpoint(model: Model) -> Checkpoint:
@@ -92,15 +89,13 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
         identity = f"{model.source}@{commit or model.revision or 'main'}"
     if model.adapter is not None:
         identity += f"+{_adapter_identity(model.adapter)}"
-    memory = _memory(config, model)
     return Checkpoint(
         model_type=model_type,
         max_model_len=model.max_model_len or context,
         identity=identity,
         generation=_recommended_generation(model),
         quantization=quantization(config),
-        memory=memory,
-        embedding=read_embedding(model.source, model.revision, memory.size.text.width),
+        memory=_memory(config, model),
     )
 
 

@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.media.timestamps import pair_seconds
+from pipeline.model.reasoning import SWITCHES, Setting, TemplateReasoning, continued, is_open
 from schemas.conversation import Turn
 from schemas.errors import ModelError
+from schemas.job.job import Job
 from schemas.tables.media import Sampling
+from schemas.task import REASONING_ENDS
 
 IMAGE_SLOT = "<|vision_start|><|image_pad|><|vision_end|>"
 VIDEO_SLOT = "<|vision_start|><|video_pad|><|vision_end|>"
@@ -68,10 +71,22 @@ class PromptLength(NamedTuple):
 
 
 class Prompter:
-    """Builds prompts with a checkpoint's tokenizer and chat template."""
+    """Builds prompts with a checkpoint's tokenizer and chat template.
 
-    def __init__(self, source: str, revision: str | None = None) -> None:
+    reasoning: the setting for which prompts are rendered.
+    embeds: prompts are for vectors, which a checkpoint may take from a token that its tokenizer
+        adds by itself.
+    """
+
+    embeds: bool = False
+
+    def __init__(
+        self, source: str, revision: str | None = None, reasoning: Setting = "off"
+    ) -> None:
         """Load the tokenizer of a checkpoint folder or hub id.
+
+        reasoning: as ``generation.reasoning``: whether the template's switch is off or on; auto:
+            the template gets no switch.
 
         Raises:
             ModelError: there is no tokenizer, or it lacks vision tokens or a chat template.
@@ -79,6 +94,7 @@ class Prompter:
         # AutoTokenizer returns this class too, but imports torch, in each decoder.
         from transformers import Qwen2Tokenizer
 
+        self.reasoning: Setting = reasoning
         try:
             self.tokenizer: Any = Qwen2Tokenizer.from_pretrained(source, revision=revision)
         except (OSError, ValueError) as error:
@@ -95,13 +111,34 @@ class Prompter:
             "video": self._special("<|video_pad|>", source),
         }
 
+    @classmethod
+    def of(cls, job: Job) -> "Prompter":
+        """The prompter of a job's checkpoint and setting of reasoning.
+
+        Raises:
+            ModelError: see ``Prompter``.
+        """
+        embeds = any(question.is_vector for question in job.questions())
+        setting = "auto" if embeds else job.generation.reasoning
+        prompter = cls(job.model.source, job.model.revision, setting)
+        prompter.embeds = embeds
+        return prompter
+
+    @property
+    def template_reasoning(self) -> TemplateReasoning:
+        """What the template does about reasoning."""
+        question = [_message(Turn(role="user", parts=("?",)), [])]
+        return TemplateReasoning.of(lambda setting: self._render(question, reasoning=setting))
+
     @property
     def opens_reasoning(self) -> bool:
-        """Whether the template opens ``<think>``, so that answers begin with reasoning."""
-        prompt: str = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": ""}], tokenize=False, add_generation_prompt=True
-        )
-        return _is_open_reasoning(prompt)
+        """Whether prompts end inside ``<think>``, so that answers begin with reasoning."""
+        return is_open(self.template_reasoning.prompts[self.reasoning])
+
+    @property
+    def expects_reasoning(self) -> bool:
+        """Whether answers begin with reasoning, in a ``<think>`` of the prompt or their own."""
+        return self.template_reasoning.may_come(self.reasoning)
 
     def _special(self, token: str, source: str) -> int:
         ids = self.tokenizer.encode(token, add_special_tokens=False)
@@ -126,35 +163,23 @@ class Prompter:
         return self._length(self._render_question(vision, text, tools), [vision])
 
     def chat_ids(
-        self,
-        messages: str,
-        visions: Sequence[Vision],
-        *,
-        add_vision_id: bool = False,
-        is_vector: bool = False,
+        self, messages: str, visions: Sequence[Vision], *, add_vision_id: bool = False
     ) -> list[int]:
         """Token ids of a conversation, up to the answer to its last turn.
 
         messages: JSON list of turns for the chat template.
         visions: the images and videos in them, in order.
         add_vision_id: let the template number them: "Picture 1: ", "Video 1: ".
-        is_vector: for an embedding; with the tokens that the tokenizer adds by itself, since a
-            checkpoint may take the vector from one of them.
         """
         prompt = self._render(json.loads(_escape(messages)), add_vision_id=add_vision_id)
-        return self._expand(self._slot_ids(prompt, visions, is_vector), visions)
+        return self._expand(self._slot_ids(prompt, visions), visions)
 
     def chat_length(
-        self,
-        messages: str,
-        visions: Sequence[Vision],
-        *,
-        add_vision_id: bool = False,
-        is_vector: bool = False,
+        self, messages: str, visions: Sequence[Vision], *, add_vision_id: bool = False
     ) -> PromptLength:
         """Length of ``chat_ids``, without building them."""
         prompt = self._render(json.loads(_escape(messages)), add_vision_id=add_vision_id)
-        return self._length(prompt, visions, is_vector)
+        return self._length(prompt, visions)
 
     def conversation_ids(
         self, turns: Sequence[Turn], visions: Sequence[Vision]
@@ -162,8 +187,9 @@ class Prompter:
         """Token ids of a whole conversation, and whether each of them is learnt.
 
         The assistant's turns are learnt, with the token that ends them. A question is tokenised up
-        to the answer, as in ``input_ids``, and the answer separately, as it is generated. Where the
-        template opens ``<think>``, an answer without reasoning learns to close it at once.
+        to the answer, as in ``input_ids``, and the answer separately, as it is generated. An answer
+        with reasoning is learnt after the prompt for which reasoning is on. Where the template
+        opens ``<think>``, an answer without reasoning learns to close it at once.
 
         Raises:
             ValueError: the template rewrites earlier turns (Thinking checkpoints drop reasoning),
@@ -176,7 +202,9 @@ class Prompter:
         for k, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
-            prompt = self._render(messages[:k])
+            answer = "".join(_escape(part) for part in turn.parts if isinstance(part, str))
+            setting: Setting = "on" if REASONING_ENDS in answer else self.reasoning
+            prompt = self._render(messages[:k], reasoning=setting)
             if not prompt.startswith(before):
                 raise ValueError(
                     "the chat template rewrites earlier turns: give each conversation one answer"
@@ -184,9 +212,8 @@ class Prompter:
             added = prompt[len(before) :]
             question = self._expand(self._slot_ids(added, unused), unused)
             unused = unused[len(_SLOT.findall(added)) :]
-            answer = "".join(_escape(part) for part in turn.parts if isinstance(part, str))
-            if _is_open_reasoning(prompt):
-                answer = _continue_reasoning(answer)
+            if is_open(prompt):
+                answer = continued(answer)
             answer_ids = self.tokenizer.encode(answer + _END_OF_TURN, add_special_tokens=False)
             ids += question + answer_ids
             learnt += [False] * len(question) + [True] * len(answer_ids)
@@ -206,6 +233,7 @@ class Prompter:
         tools: list[dict[str, Any]] | None = None,
         *,
         add_vision_id: bool = False,
+        reasoning: Setting | None = None,
     ) -> str:
         prompt: str = self.tokenizer.apply_chat_template(
             messages,
@@ -213,10 +241,11 @@ class Prompter:
             tokenize=False,
             add_generation_prompt=True,
             add_vision_id=add_vision_id,
+            **SWITCHES[reasoning or self.reasoning],
         )
         return prompt
 
-    def _slot_ids(self, prompt: str, visions: Sequence[Vision], adds: bool = False) -> list[int]:
+    def _slot_ids(self, prompt: str, visions: Sequence[Vision]) -> list[int]:
         """Token ids with a single pad for each image or frame pair."""
         remaining = iter(visions)
 
@@ -227,7 +256,8 @@ class Prompter:
             seconds = pair_seconds(vision.pts_seconds)
             return "".join(PAIR_LAYOUT.format(seconds=t) for t in seconds)
 
-        ids: list[int] = self.tokenizer.encode(_SLOT.sub(layout, prompt), add_special_tokens=adds)
+        text = _SLOT.sub(layout, prompt)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=self.embeds)
         return ids
 
     def _expand(self, ids: Sequence[int], visions: Sequence[Vision]) -> list[int]:
@@ -239,8 +269,8 @@ class Prompter:
             expanded += [token] * (next(counts) if token in pads else 1)
         return expanded
 
-    def _length(self, prompt: str, visions: Sequence[Vision], adds: bool = False) -> PromptLength:
-        ids = self._slot_ids(prompt, visions, adds)
+    def _length(self, prompt: str, visions: Sequence[Vision]) -> PromptLength:
+        ids = self._slot_ids(prompt, visions)
         num_repeated = sum(v.num_slots * (v.tokens_per_slot - 1) for v in visions)
         pads = set(self.pad_ids.values())
         own = next((k for k, token in enumerate(reversed(ids)) if token in pads), 1)
@@ -263,20 +293,6 @@ def _message(turn: Turn, visions: Sequence[Vision]) -> dict[str, Any]:
     if turn.role == "user":
         return {"role": turn.role, "content": content}
     return {"role": turn.role, "content": "".join(part["text"] for part in content)}
-
-
-def _is_open_reasoning(prompt: str) -> bool:
-    return prompt.rstrip().endswith("<think>")
-
-
-def _continue_reasoning(answer: str) -> str:
-    """Continue an answer after the template's ``<think>`` and line break.
-
-    An answer without reasoning closes it at once; otherwise the parser would read it as reasoning.
-    """
-    if "</think>" in answer:
-        return answer.removeprefix("<think>").removeprefix("\n")
-    return f"\n</think>\n\n{answer}"
 
 
 def _escape(text: str) -> str:

@@ -85,7 +85,7 @@ class Planner:
         # Finding shots may decode the whole video, whose duration is not known yet.
         times = 10 if job.sampling.segmentation.kind == "shots" else 1
         self._limits = ChildLimits.of(job.resources, times=times)
-        self._prompter = Prompter(job.model.source, job.model.revision)
+        self._prompter = Prompter.of(job)
 
     def plan(self, items: Sequence[MediaItem]) -> list[Unit]:
         """Plan items, in order. Each gives one or more units; a failed unit has its error."""
@@ -223,10 +223,7 @@ class Planner:
             messages = messages_of(question, unit.messages, kind)
             if messages is not None:
                 length = self._prompter.chat_length(
-                    messages,
-                    visions,
-                    add_vision_id=question.add_vision_id,
-                    is_vector=question.is_vector,
+                    messages, visions, add_vision_id=question.add_vision_id
                 )
             else:
                 text = TASKS[question.task].prompt(question, kind)

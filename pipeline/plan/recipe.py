@@ -76,6 +76,8 @@ def _unused_sampling(job: Job) -> set[str]:
 def _unused_generation(job: Job) -> set[str]:
     """Settings of ``generation`` that do not apply: those of sampling tokens, if it is greedy."""
     unused = {"defaults"}  # their values are in the other settings
+    if job.generation.reasoning != "on":  # the prompt is as it was before there was the setting
+        unused.add("reasoning")
     if job.generation.temperature > 0:
         return unused
     retry = job.generation.retry

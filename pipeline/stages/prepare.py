@@ -56,7 +56,7 @@ class Prepare:
         )
         self._decoder_name = job.sampling.decoder
         self._questions = {question.name: question for question in job.questions()}
-        self._prompter = Prompter(job.model.source, job.model.revision)
+        self._prompter = Prompter.of(job)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Decode unit by unit; yields small units together, large ones alone."""
@@ -128,12 +128,7 @@ class Prepare:
         kind = visions[0].media_type if unit.messages is None else "messages"
         messages = messages_of(question, unit.messages, kind)
         if messages is not None:
-            ids = self._prompter.chat_ids(
-                messages,
-                visions,
-                add_vision_id=question.add_vision_id,
-                is_vector=question.is_vector,
-            )
+            ids = self._prompter.chat_ids(messages, visions, add_vision_id=question.add_vision_id)
         else:
             text = TASKS[question.task].prompt(question, kind)
             ids = self._prompter.input_ids(visions[0], text, question.tools)

@@ -38,7 +38,7 @@ class Summarise:
         self._generate = Generate(summary, deaths, code, cpus, LargestMedia())  # text alone
         self._summariser = Summariser(
             summary.questions()[0],
-            Prompter(job.model.source, job.model.revision),
+            Prompter.of(job),
             max_model_len,
             lambda units: from_table(self._generate(to_table(units, PREPARED)), AnsweredUnit),
         )

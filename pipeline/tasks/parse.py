@@ -17,7 +17,15 @@ from pipeline.tasks.answers.read_json import clean_text
 from pipeline.tasks.columns import column_of
 from pipeline.tasks.registry import TASKS
 from schemas.tables.unit import RawAnswer, Unit
-from schemas.task import AnswerStatus, Parsed, Question, View
+from schemas.task import (
+    REASONING_BEGINS,
+    REASONING_ENDS,
+    AnswerStatus,
+    Parsed,
+    Question,
+    Task,
+    View,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +50,7 @@ class Answer:
 
     value: fits the task's column; None if nothing could be read.
     note: what was repaired, left out or cut; None for a clean answer.
-    reasoning: the text of a Thinking model before ``</think>``; None if there is none.
+    reasoning: what the model wrote as reasoning, apart from its answer; None if there is none.
     """
 
     value: Any
@@ -64,29 +72,18 @@ def parse_answer(
     finish_reason: ``"length"`` if the answer was cut at ``max_new_tokens``: it is `truncated`;
         ``"loop"`` if it was stopped because it repeated itself: it is `looped`. Both keep the
         complete elements that could be read.
-    thinking: the model is a Thinking variant. Its chat template opens the reasoning, so a text
-        without ``</think>`` is all reasoning, cut before the answer began.
+    thinking: the prompt opened the reasoning, so a text without ``</think>`` is all reasoning, cut
+        before the answer began.
 
     Raises:
         KeyError: there is no such task.
     """
     task = TASKS[question.task]
-    reasoning, text = _split_reasoning(_strip_special_tokens(raw_text), thinking)
-    try:
-        if len(text) > MAX_ANSWER_CHARS:
-            raise AnswerTooLongError(f"it has {len(text):,} characters")
-        with deadline(MAX_SECONDS):
-            parsed = task.parse(text, question, view)
-        # One value that does not fit its column would fail the whole batch later on.
-        pa.array([parsed.value], column_of(question).type)
-    except AnswerTooLongError as error:
-        parsed = _unread(f"the answer is too long to be read: {error}")
-    except RecursionError:
-        parsed = _unread("the answer nests too deeply to be read")
-    except Exception as error:  # the isolation boundary of this stage
-        logger.warning("the %s parser failed on one answer", question.name, exc_info=True)
-        what = clean_text(str(error))[:200]
-        parsed = _unread(f"the parser failed: {type(error).__name__}: {what}")
+    reasoning, text = split_reasoning(_strip_special_tokens(raw_text), is_open=thinking)
+    if text is None:
+        parsed = _unread("the reasoning was not closed: there is no answer")
+    else:
+        parsed = _parsed(task, text, question, view)
     status, note = parsed.status, parsed.note
     if finish_reason == "length":
         status = AnswerStatus.TRUNCATED
@@ -97,6 +94,26 @@ def parse_answer(
         cut = "stopped where it repeated itself; the copies are left out"
         note = f"{cut}; {note}" if note else cut
     return Answer(value=parsed.value, status=status, note=note, reasoning=reasoning)
+
+
+def _parsed(task: Task, text: str, question: Question, view: View) -> Parsed:
+    """Parse an answer; what goes wrong is in the note."""
+    try:
+        if len(text) > MAX_ANSWER_CHARS:
+            raise AnswerTooLongError(f"it has {len(text):,} characters")
+        with deadline(MAX_SECONDS):
+            parsed = task.parse(text, question, view)
+        # One value that does not fit its column would fail the whole batch later on.
+        pa.array([parsed.value], column_of(question).type)
+    except AnswerTooLongError as error:
+        return _unread(f"the answer is too long to be read: {error}")
+    except RecursionError:
+        return _unread("the answer nests too deeply to be read")
+    except Exception as error:  # the isolation boundary of this stage
+        logger.warning("the %s parser failed on one answer", question.name, exc_info=True)
+        what = clean_text(str(error))[:200]
+        return _unread(f"the parser failed: {type(error).__name__}: {what}")
+    return parsed
 
 
 def _unread(note: str) -> Parsed:
@@ -148,13 +165,26 @@ def _shifted(value: Any, seconds: float) -> Any:
     }
 
 
-def _split_reasoning(text: str, thinking: bool) -> tuple[str | None, str]:
-    """Split at the LAST ``</think>``: the reasoning may quote the tag."""
-    reasoning, tag, answer = text.rpartition("</think>")
-    if not tag and (thinking or text.startswith("<think>")):
-        reasoning, answer = text, ""
-    reasoning = clean_text(reasoning).strip().removeprefix("<think>").strip()
-    return reasoning or None, answer.strip()
+def split_reasoning(text: str, *, is_open: bool) -> tuple[str | None, str | None]:
+    """Split an answer from reasoning: it is what follows the LAST tag, if that ends reasoning.
+
+    What comes before may quote tags, or be an answer that was thought over. So text before the last
+    ``</think>`` is never in the answer, and there is no answer while a ``<think>`` is open.
+
+    is_open: the prompt opened the reasoning.
+
+    Returns reasoning and answer, None for either that is not there; without a tag all is answer.
+    """
+    end = text.rfind(REASONING_ENDS)
+    begin = text.rfind(REASONING_BEGINS)
+    if begin > end or (is_open and end < 0):
+        reasoning, answer = text, None
+    elif end < 0:
+        reasoning, answer = "", text.strip()
+    else:
+        reasoning, answer = text[:end], text[end + len(REASONING_ENDS) :].strip()
+    reasoning = clean_text(reasoning).strip().removeprefix(REASONING_BEGINS).strip()
+    return reasoning or None, answer
 
 
 def _strip_special_tokens(text: str) -> str:

@@ -1,12 +1,15 @@
 """Tool calls: the next action of an agent, such as in screen recordings.
 
-The checkpoint's chat template writes the job's tools into the system turn. The answer is
-``<tool_call>{"name": .., "arguments": {..}}</tool_call>``, any number of times.
+The checkpoint's chat template writes the job's tools into the system turn, and says how a call is
+written: ``<tool_call>{"name": .., "arguments": {..}}</tool_call>`` (Qwen3-VL), or
+``<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`` (Qwen3.5); any
+number of times.
 """
 
 import json
 import re
 from collections import Counter
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -22,6 +25,13 @@ from schemas.tables.columns import described
 from schemas.task import AnswerStatus, Drawing, Parsed, Question, Task, View, point_type
 
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
+# A name is bounded, and no text is scanned twice: each match ends where the next one may begin.
+_FUNCTION = re.compile(
+    r"<function=([^<>\n]{1,200})>(.*?)(?:</function>|(?=<function=)|\Z)", re.DOTALL
+)
+_PARAMETER = re.compile(
+    r"<parameter=([^<>\n]{1,200})>(.*?)(</parameter>|(?=<parameter=)|\Z)", re.DOTALL
+)
 _POINT_KEYS = ("coordinate", "point_2d", "point")
 
 
@@ -39,7 +49,8 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
     elif "</tool_call>" not in answer[answer.rindex("<tool_call>") :]:
         notes["the last call was not closed"] += 1
     decoder = JsonDecoder()
-    calls = [call for text in texts for call in _calls(text, view, notes, decoder)]
+    as_text = _text_arguments(question.tools)
+    calls = [call for text in texts for call in _calls(text, view, notes, decoder, as_text)]
     if len(calls) > MAX_TOOL_CALLS:
         notes[f"left out: calls after the first {MAX_TOOL_CALLS}"] += len(calls) - MAX_TOOL_CALLS
         del calls[MAX_TOOL_CALLS:]
@@ -50,14 +61,60 @@ def _parse(answer: str, question: Question, view: View) -> Parsed:
     return Parsed(value=calls, status=status, note=note)
 
 
+def _text_arguments(tools: str | None) -> set[tuple[str, str]]:
+    """The arguments that are text, as names of tool and argument."""
+    found = set()
+    for tool in json.loads(tools or "[]"):
+        function = _object(tool, "function") or tool
+        properties = _object(_object(function, "parameters"), "properties")
+        for key in properties:
+            if _object(properties, key).get("type") == "string":
+                found.add((str(function.get("name")), key))
+    return found
+
+
+def _object(value: dict[str, Any], key: str) -> dict[str, Any]:
+    """The object at a key; the job's tools are not checked, so there may be anything."""
+    found = value.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _tagged_calls(
+    text: str, decoder: JsonDecoder, texts: set[tuple[str, str]], notes: Counter[str]
+) -> list[dict[str, Any]]:
+    """Read calls whose arguments are tags; a value is JSON unless the tool takes text there."""
+    calls = []
+    for function in _FUNCTION.finditer(text):
+        check_deadline()
+        name = function[1].strip()
+        arguments: dict[str, Any] = {}
+        for parameter in _PARAMETER.finditer(function[2]):
+            if not parameter[3] and parameter.end() == len(function[2]):
+                notes["the last argument was not closed, and is left out"] += 1
+                break
+            key, value = parameter[1].strip(), parameter[2].removeprefix("\n").removesuffix("\n")
+            arguments[key] = value
+            if (name, key) not in texts:
+                with suppress(ValueError, RecursionError):  # text has no quotes in these calls
+                    arguments[key] = decoder.decode(value.strip())
+        calls.append({"name": name, "arguments": arguments})
+    return calls
+
+
 def _calls(
-    text: str, view: View, notes: Counter[str], decoder: JsonDecoder
+    text: str,
+    view: View,
+    notes: Counter[str],
+    decoder: JsonDecoder,
+    text_arguments: set[tuple[str, str]],
 ) -> list[dict[str, Any]]:
     check_deadline()
-    reading = read_json(text, decoder)
-    if reading.note:
-        notes[reading.note] += 1
-    items = reading.value if isinstance(reading.value, list) else [reading.value]
+    items: list[Any] = _tagged_calls(text, decoder, text_arguments, notes)
+    if not items:
+        reading = read_json(text, decoder)
+        if reading.note:
+            notes[reading.note] += 1
+        items = reading.value if isinstance(reading.value, list) else [reading.value]
     calls = []
     for item in items:
         name = text_of(item.get("name")) if isinstance(item, dict) else None

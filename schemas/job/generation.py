@@ -1,10 +1,15 @@
 """The sections ``generation`` and ``summary`` of a job file."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from schemas.job.section import Section
+
+
+def _on_or_off(value: Any) -> Any:
+    """Read YAML's ``on`` and ``off``, which are booleans there, as the words."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 class Retry(Section):
@@ -28,8 +33,16 @@ class Generation(Section):
         "auto",
         description="Defaults of the other settings. greedy: as listed here. checkpoint: "
         "temperature, top_p, top_k and repetition_penalty of its `generation_config.json`. auto: "
-        "checkpoint for Thinking models, which repeat themselves when greedy, with 8,192 new "
-        "tokens; greedy for others.",
+        "checkpoint for answers with reasoning, in which models repeat themselves when greedy, "
+        "with 8,192 new tokens; greedy for others.",
+    )
+    reasoning: Annotated[Literal["off", "on", "auto"], BeforeValidator(_on_or_off)] = Field(
+        "off",
+        description="Whether the model reasons before it answers, by the switch of the "
+        "checkpoint's chat template. auto: what the template does without the switch. A "
+        "checkpoint that only reasons does so by default; `off` in the job file is then an error, "
+        "and so is `on` for one that has no reasoning. Reasoning is never part of an answer: it "
+        "is in `responses[].reasoning`.",
     )
     max_new_tokens: int = Field(
         512, ge=1, le=65536, description="Maximum length of an answer, in tokens."

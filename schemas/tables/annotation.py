@@ -26,7 +26,7 @@ RESPONSE = pa.struct(
             pa.string(),
             "the model's answer, unchanged except for removed loop copies; null for a vector",
         ),
-        described("reasoning", pa.string(), "what a Thinking model wrote before its answer"),
+        described("reasoning", pa.string(), "what the model reasoned before its answer"),
         described(
             "finish_reason",
             pa.string(),

@@ -101,6 +101,26 @@ def test_reasoning_is_free_and_what_comes_after_it_is_not(checkpoint):
             assert allowed and all("red".startswith(t) or "green".startswith(t) for t in allowed)
 
 
+def test_reasoning_that_the_prompt_does_not_open_may_come_first(checkpoint):
+    """The answer begins with ``<think>`` or at once; one of either kind in a batch."""
+    tokenizer = Prompter(str(checkpoint)).tokenizer
+    question = Question(task="custom", json_schema=json.dumps(SCHEMA))
+    grammars = Grammars([question], tokenizer, 512, has_reasoning=True, is_opened=False)
+    (held,) = grammars.processors(["custom", "custom"], torch.device("cpu"))
+    thinks = tokenizer.encode('<think>Hm.</think>{"color": "', add_special_tokens=False)
+    direct = tokenizer.encode('{"color": "red", "count": 7, "sizes', add_special_tokens=False)
+    begin, end = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    finite = torch.isfinite(held(torch.zeros(2, 512)))
+    allowed = [{int(t) for t in row.nonzero().flatten()} for row in finite]
+    assert allowed[0] == allowed[1] and begin in allowed[0] and len(allowed[0]) < 20
+    for step in range(min(len(thinks), len(direct))):
+        tokens = [thinks[step], direct[step]]
+        held.accept(torch.tensor(tokens), tokens)
+        free, first = torch.isfinite(held(torch.zeros(2, 512)))
+        assert free.all() == (end not in thinks[: step + 1])
+        assert not first.all() and not first[begin]
+
+
 def test_a_presence_penalty_counts_a_token_of_the_answer_once():
     penalty = PresencePenalty(0.5, torch.zeros((2, 0), dtype=torch.long), vocab_size=5)
     for tokens in ([2, 0], [3, 0], [3, 2]):

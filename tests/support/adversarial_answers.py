@@ -224,6 +224,10 @@ _PARTS = {
     "calls": Pattern("", '<tool_call>{"name": "a", "arguments": {}}</tool_call>'),
     "calls not closed": Pattern("", "<tool_call>"),
     "broken calls": Pattern("", '<tool_call>{"name": "a" "arguments": "{x: [1 2}"}'),
+    "tagged calls": Pattern("<tool_call>", "<function=a><parameter=b>1</parameter></function>"),
+    "tagged calls not closed": Pattern("<tool_call>", "<function=a><parameter=b>"),
+    "functions not ended": Pattern("<tool_call>", "<function="),
+    "parameters not ended": Pattern("<tool_call><function=a>", "<parameter="),
     "calls with text": Pattern("", '<tool_call>{"name": "a", "arguments": "[{x} {y"}</tool_call>'),
 }
 

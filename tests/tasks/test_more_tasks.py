@@ -341,6 +341,35 @@ def test_tool_calls():
     assert written("tool_calls", found.value) == answer
 
 
+def test_tool_calls_with_tagged_arguments():
+    """As the templates of Qwen3.5 ask for them; text stays text where the tool says so."""
+    tools = json.dumps(
+        [
+            {"type": "function", "function": {"name": "type", "parameters": {"properties": {}}}},
+            {"name": "type", "parameters": {"properties": {"text": {"type": "string"}}}},
+        ]
+    )
+    answer = (
+        "<tool_call>\n<function=click>\n<parameter=coordinate>\n[500, 250]\n</parameter>\n"
+        "<parameter=button>\nleft\n</parameter>\n</function>\n</tool_call>\n"
+        "<tool_call>\n<function=type>\n<parameter=text>\n12\n 3\n</parameter>\n"
+        "<parameter=times>\n2\n</parameter>\n</function>\n</tool_call>"
+    )
+    found = read("tool_calls", answer, tools=tools)
+    assert (found.status, found.note) == ("ok", None)
+    assert found.value == [
+        {
+            "name": "click",
+            "arguments": '{"coordinate": [500, 250], "button": "left"}',
+            "point": {"x": 320.0, "y": 120.0},
+        },
+        {"name": "type", "arguments": '{"text": "12\\n 3", "times": 2}', "point": None},
+    ]
+    cut = read("tool_calls", answer[: answer.index("left") + 2], tools=tools)
+    assert json.loads(cut.value[0]["arguments"]) == {"coordinate": [500, 250]}
+    assert "the last argument was not closed" in cut.note
+
+
 def test_tool_calls_odd_and_broken():
     said = 'I will click.\n<tool_call>\n{"name": "click", "arguments": "{\\"n\\": 1}"}'
     found = read("tool_calls", said)

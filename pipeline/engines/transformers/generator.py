@@ -37,7 +37,7 @@ class Generator:
         Raises:
             ModelError: the weights cannot be loaded.
         """
-        self.prompter = Prompter(job.model.source, job.model.revision)
+        self.prompter = Prompter.of(job)
         self._embeds = any(question.is_vector for question in job.questions())
         self._opens_reasoning = self.prompter.opens_reasoning
         self._device = choose_device(job.model)
@@ -52,7 +52,8 @@ class Generator:
             job.questions() if job.generation.constrained else (),
             self.prompter.tokenizer,
             self._vocab_size,
-            has_reasoning=self._opens_reasoning,
+            has_reasoning=self.prompter.expects_reasoning,
+            is_opened=self._opens_reasoning,
         )
 
     @torch.inference_mode()

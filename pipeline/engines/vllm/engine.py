@@ -95,7 +95,7 @@ class VllmEngine:
         """
         self._generation = job.generation
         self._questions: dict[str, Question] = {q.name: q for q in job.questions()}
-        self._prompter = Prompter(job.model.source, job.model.revision)
+        self._prompter = Prompter.of(job)
         self._opens_reasoning = self._prompter.opens_reasoning
         constrained = job.questions() if job.generation.constrained else ()
         self._grammars = {question.name: grammar_of(question) for question in constrained}
@@ -104,7 +104,7 @@ class VllmEngine:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
         send_no_usage_data()
-        args = engine_args(job, largest, has_reasoning=self._opens_reasoning)
+        args = engine_args(job, largest, has_reasoning=self._prompter.expects_reasoning)
 
         async def start() -> Any:
             # The usage context decides vLLM's default batch: that of its class for offline work.

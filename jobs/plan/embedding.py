@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.model.checkpoint import Checkpoint
 from schemas.errors import ModelError
 from schemas.job.job import Job
 from schemas.task import EMBEDDING
@@ -64,8 +65,25 @@ def read_embedding(source: str, revision: str | None, size: int) -> Embedding | 
     return Embedding(size=size, instruction=_default_instruction(source, revision))
 
 
-def with_embedding(job: Job, embedding: Embedding | None) -> Job:
+def with_embedding(job: Job, checkpoint: Checkpoint, folder: Path | None = None) -> Job:
     """Return the job with what its embeddings take from the checkpoint: size, instruction.
+
+    folder: has the checkpoint's files; None: where ``model.source`` says.
+
+    Raises:
+        ModelError: the checkpoint does not fit the job's tasks, or embeds in a way that is not
+            computed here.
+    """
+    source, revision = job.model.source, job.model.revision
+    if folder is not None:
+        source, revision = str(folder), None
+    return filled_in(job, read_embedding(source, revision, checkpoint.memory.size.text.width))
+
+
+def filled_in(job: Job, embedding: Embedding | None) -> Job:
+    """Return the job with the size and the instruction of a checkpoint's vectors.
+
+    embedding: None: the checkpoint generates.
 
     Raises:
         ModelError: the checkpoint embeds and a task needs text, or the other way round, or the

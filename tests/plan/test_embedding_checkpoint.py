@@ -5,17 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.model.checkpoint import inspect_checkpoint
-from pipeline.model.embedding import Embedding, with_embedding
+from jobs.plan.embedding import Embedding, filled_in, read_embedding
 from schemas.errors import ModelError
-from schemas.job.model import Model
 from schemas.job.task_spec import DEFAULT_INSTRUCTION
 from tests.support.embedding import make_embedding
 from tests.support.job_files import make_job
 
 
 def found(folder: Path) -> Embedding | None:
-    return inspect_checkpoint(Model(source=str(folder))).embedding
+    return read_embedding(str(folder), None, 64)
 
 
 def test_a_checkpoint_that_generates_does_not_embed(checkpoint: Path, tmp_path: Path):
@@ -43,9 +41,9 @@ def test_the_default_instruction_is_that_of_the_files(checkpoint: Path, tmp_path
     folder = make_embedding(checkpoint, tmp_path / "e", prompts=prompts)
     assert found(folder) == Embedding(size=64, instruction="Find it.")
     tasks = ["embedding", {"other": {"task": "embedding", "instruction": "Look"}}]
-    job = with_embedding(make_job(folder, tasks=tasks), found(folder))
+    job = filled_in(make_job(folder, tasks=tasks), found(folder))
     assert [q.instruction for q in job.questions()] == ["Find it.", "Look."]
-    none = with_embedding(make_job(folder, tasks=tasks), Embedding(size=64))
+    none = filled_in(make_job(folder, tasks=tasks), Embedding(size=64))
     assert [q.instruction for q in none.questions()] == [DEFAULT_INSTRUCTION, "Look."]
     prompts["default_prompt_name"] = None
     assert found(make_embedding(checkpoint, folder, prompts=prompts)) == Embedding(size=64)
@@ -84,16 +82,16 @@ def test_no_file_outside_the_checkpoint_is_read(checkpoint: Path, tmp_path: Path
 def test_task_and_checkpoint_must_fit(checkpoint: Path):
     embeds = Embedding(size=64)
     with pytest.raises(ModelError, match="needs a checkpoint for embeddings"):
-        with_embedding(make_job(checkpoint, tasks=["embedding"]), None)
+        filled_in(make_job(checkpoint, tasks=["embedding"]), None)
     with pytest.raises(ModelError, match="asks for caption: set `tasks: .embedding.`"):
-        with_embedding(make_job(checkpoint), embeds)
+        filled_in(make_job(checkpoint), embeds)
     large = [{"embedding": {"dimensions": 65}}]
     with pytest.raises(ModelError, match="dimensions is 65, and the vectors of .* have 64"):
-        with_embedding(make_job(checkpoint, tasks=large), embeds)
-    assert with_embedding(make_job(checkpoint), None) == make_job(checkpoint)
+        filled_in(make_job(checkpoint, tasks=large), embeds)
+    assert filled_in(make_job(checkpoint), None) == make_job(checkpoint)
 
 
 def test_dimensions_are_filled_in(checkpoint: Path):
     tasks = ["embedding", {"short": {"task": "embedding", "dimensions": 16}}]
-    job = with_embedding(make_job(checkpoint, tasks=tasks), Embedding(size=64))
+    job = filled_in(make_job(checkpoint, tasks=tasks), Embedding(size=64))
     assert [q.dimensions for q in job.questions()] == [64, 16]
