@@ -47,19 +47,20 @@ def messages_of(question: Question, messages: str | None, kind: str) -> str | No
 
 
 def _prompt(question: Question, media_type: str) -> str:
-    return ""
+    return question.prompt or ""
 
 
 def _parse(answer: str, question: Question, view: View) -> Parsed:
     """Read the vector: its first ``dimensions`` numbers, scaled to length 1, as float16."""
     try:
-        state = np.frombuffer(base64.b64decode(answer, validate=True), "<f4").astype(np.float64)
+        state = np.frombuffer(base64.b64decode(answer, validate=True), "<f4")
     except (binascii.Error, ValueError):
         return _unparsed("the engine's answer is no vector")
     size = question.dimensions or len(state)
     if len(state) < size or not size:
         return _unparsed(f"the vector has {len(state):,} numbers, not {size:,}")
-    kept = state[:size]
+    with np.errstate(invalid="ignore"):  # some of them may be no numbers
+        kept = state[:size].astype(np.float64)
     length = float(np.linalg.norm(kept))
     if not np.isfinite(length) or length == 0:
         return _unparsed(f"the vector has length {length}")

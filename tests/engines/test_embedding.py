@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from pipeline.engines.transformers.engine import TransformersEngine
 from schemas.errors import ModelError
@@ -15,6 +16,7 @@ from schemas.job.job import Job
 from schemas.job.task_spec import DEFAULT_INSTRUCTION
 from schemas.tables.unit import AnsweredUnit, PreparedUnit
 from scripts.demo_model.tiny_checkpoint import write_tiny_checkpoint
+from tests.support.chat_templates import MODEL_OPENS, with_template
 from tests.support.embedding import expected_ids, last_state, load, make_embedding
 from tests.support.family import HYBRIDS, family_checkpoint
 from tests.support.job_files import TINY_BUDGET, make_job
@@ -192,6 +194,17 @@ def test_the_token_that_a_tokenizer_adds_is_the_last_one(
         assert (ids[-1] == end) == (last == end)
         if last:
             assert ids == expected_ids(adds, unit, DEFAULT_INSTRUCTION)
+
+
+def test_a_template_gets_no_switch_of_reasoning(embedder: Path, archive: Path, tmp_path: Path):
+    """The makers' code gives it none, and the checkpoint was trained with what it writes then."""
+    source = with_template(make_embedding(embedder, tmp_path / "e"), MODEL_OPENS)
+    (unit,) = prepare_units(embedding_job(source), media_items(archive, FILES[:1]))
+    assert list(unit.prompts[0].input_ids) == expected_ids(source, unit, DEFAULT_INSTRUCTION)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    assert "<think>" not in tokenizer.decode(unit.prompts[0].input_ids)
+    (other,) = prepare_units(embedding_job(source, ["caption"]), media_items(archive, FILES[:1]))
+    assert "<think>" in tokenizer.decode(other.prompts[0].input_ids)
 
 
 @pytest.mark.parametrize("moe", [False, True])

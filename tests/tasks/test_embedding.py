@@ -84,6 +84,7 @@ def test_dimensions_are_the_first_numbers_with_length_one_again():
         (vector_text(np.zeros(4)), "has length 0.0"),
         (vector_text(np.array([1, np.nan, 0, 0])), "has length nan"),
         (vector_text(np.array([1, np.inf, 0, 0])), "has length inf"),
+        (vector_text(np.full(4, 0x7FA00000, "<u4").view("<f4")), "has length nan"),
         (vector_text(np.ones(3)), "has 3 numbers, not 4"),
         ("", "has 0 numbers, not 4"),
         ("AAAA", "is no vector"),
