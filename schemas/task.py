@@ -10,6 +10,9 @@ import pyarrow as pa
 
 from schemas.tables.manifest import Intrinsics
 
+EMBEDDING = "embedding"
+"""The task whose answer is a vector: its checkpoints answer nothing else."""
+
 REASONING_BEGINS, REASONING_ENDS = "<think>", "</think>"
 """The tags around a model's reasoning; each is one token of the checkpoints."""
 
@@ -32,6 +35,8 @@ class Question:
     name: of the question's column and answers; that of the task, unless the job file gives another.
     json_schema, tools: JSON text.
     add_vision_id: number the media as the chat template does: "Picture 1: ".
+    instruction: of an embedding, the system turn before the media; None for other tasks.
+    dimensions: of an embedding, how many numbers of the vector are kept; None: all.
     """
 
     task: str
@@ -44,6 +49,8 @@ class Question:
     json_schema: str | None = None
     tools: str | None = None
     add_vision_id: bool = False
+    instruction: str | None = None
+    dimensions: int | None = None
     prompt: str | None = None
     max_new_tokens: int = 512
 
@@ -56,6 +63,11 @@ class Question:
     def has_own_name(self) -> bool:
         """Whether the job file gives the question a name, and so a column, of its own."""
         return self.name != self.task
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the answer is a vector, and no text is generated."""
+        return self.task == EMBEDDING
 
 
 @dataclass(frozen=True, kw_only=True)

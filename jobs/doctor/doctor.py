@@ -26,6 +26,7 @@ from jobs.doctor.secret_values import without_secrets
 from jobs.doctor.settings import assumed, job_findings
 from jobs.doctor.storage import input_findings, output_findings
 from jobs.doctor.vllm import vllm_findings
+from jobs.plan.embedding import with_embedding
 from pipeline.storage.storage import Storage
 from schemas.errors import UserError
 from schemas.job.job import Job
@@ -193,6 +194,7 @@ def _of_job(
     if checkpoint is not None:
         found += memory_findings(job, checkpoint, engines)
         found += vllm_findings(job, checkpoint)
+        job = with_embedding(job, checkpoint.checkpoint, checkpoint.folder)
     checks, pools = job_findings(job, storage, has_machines=bool(engines))
     return [*found, *choice, *checks, *assumed(job, checkpoint, pools)]
 

@@ -12,6 +12,7 @@ from jobs.console.output_path import absolute_uri
 from jobs.doctor.finding import Finding, State, Warn, checked, finding
 from jobs.doctor.judge import gib
 from jobs.doctor.machine import Facts
+from jobs.plan.embedding import with_embedding
 from pipeline.model.checkpoint import Checkpoint, check_engine, inspect_checkpoint
 from pipeline.model.memory import CPU_BATCH_TOKENS, gpu_share, usable_bytes
 from pipeline.model.prompter import Prompter
@@ -60,6 +61,7 @@ def model_findings(job: Job) -> tuple[list[Finding], Found | None]:
         )
         found = inspect_checkpoint(here)
         check_engine(found, model)
+        with_embedding(job, found, folders[0])
         checkpoints.append(found)
         size = gib(found.memory.weight_bytes)
         return f"{found.model_type}, context of {found.max_model_len:,} tokens, {size} of weights"

@@ -50,6 +50,9 @@ def conversations(source: Source) -> Files:
                 if (question := questions.get(answer["task"])) is None:
                     source.skipped.append((row["uri"], f"{answer['task']} is no known task"))
                     continue
+                if question.is_vector:
+                    source.skipped.append((row["uri"], f"{answer['task']} is a vector"))
+                    continue
                 written = _conversation(row, answer, question)
                 lines.append(json_text(written))
     if lines:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from jobs.console.output_path import absolute_uri
 from jobs.console.waiting import waiting_for
+from jobs.plan.embedding import with_embedding
 from jobs.plan.job_engine import job_with_engine, planned_again
 from jobs.plan.runs import Run, all_runs, open_run
 from pipeline.engines.answer_schema import check_grammars
@@ -72,6 +73,7 @@ def open_job(job: Job, *, only_plan: bool = False) -> tuple[JobContext, list[Med
         prompter = Prompter.of(job)
     job = with_reasoning(job, prompter.template_reasoning)
     job = with_generation_defaults(job, checkpoint, is_thinking=prompter.expects_reasoning)
+    job = with_embedding(job, checkpoint)
     check_grammars(job)
     if job.sampling.segmentation.kind == "shots":
         check_shots()

@@ -18,9 +18,11 @@ from jobs.results.frames import decode_again, planned_sources, run_decoder, seen
 from jobs.results.read import Row, Selection, read_annotations
 from pipeline.media.frames import Pixels
 from pipeline.storage.storage import Storage, join
+from pipeline.tasks.registry import TASKS
 from schemas.errors import UnitError, UserError
 from schemas.shown import one_line, printable, redact_uri
 from schemas.tables.manifest import default_media_id
+from schemas.task import EMBEDDING
 
 _MAX_NAMES = 5
 _GAP = 8
@@ -146,6 +148,8 @@ def _print_block(console: Console, title: str, text: str | None) -> None:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], float):
+        return TASKS[EMBEDDING].draw(value).text or ""
     if isinstance(value, list):
         return "\n".join(json.dumps(each, ensure_ascii=False) for each in value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -74,7 +74,11 @@ class Prompter:
     """Builds prompts with a checkpoint's tokenizer and chat template.
 
     reasoning: the setting for which prompts are rendered.
+    embeds: prompts are for vectors, which a checkpoint may take from a token that its tokenizer
+        adds by itself.
     """
+
+    embeds: bool = False
 
     def __init__(
         self, source: str, revision: str | None = None, reasoning: Setting = "off"
@@ -114,7 +118,11 @@ class Prompter:
         Raises:
             ModelError: see ``Prompter``.
         """
-        return cls(job.model.source, job.model.revision, job.generation.reasoning)
+        embeds = any(question.is_vector for question in job.questions())
+        setting = "auto" if embeds else job.generation.reasoning
+        prompter = cls(job.model.source, job.model.revision, setting)
+        prompter.embeds = embeds
+        return prompter
 
     @property
     def template_reasoning(self) -> TemplateReasoning:
@@ -249,7 +257,8 @@ class Prompter:
             seconds = pair_seconds(vision.pts_seconds)
             return "".join(PAIR_LAYOUT.format(seconds=t) for t in seconds)
 
-        ids: list[int] = self.tokenizer.encode(_SLOT.sub(layout, prompt), add_special_tokens=False)
+        text = _SLOT.sub(layout, prompt)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=self.embeds)
         return ids
 
     def _expand(self, ids: Sequence[int], visions: Sequence[Vision]) -> list[int]:

@@ -15,12 +15,16 @@ from schemas.tables.annotation import RecipeIds, annotation_schema
 from schemas.tables.columns import to_row
 from schemas.tables.item import item_schema
 from schemas.tables.unit import AnsweredUnit, RawAnswer, UnitStatus
-from schemas.task import AnswerStatus, Question
+from schemas.task import EMBEDDING, AnswerStatus, Question
 
 
 def table_schema(named: "Iterable[pa.Field[Any]]" = ()) -> pa.Schema:
-    """Return the schema of the output table. named: the columns of questions with their names."""
-    return annotation_schema([*(task.column for task in TASKS.values()), *named])
+    """Return the schema of the output table.
+
+    named: the columns that not all tables have, see ``named_columns``.
+    """
+    columns = [task.column for name, task in TASKS.items() if name != EMBEDDING]
+    return annotation_schema([*columns, *named])
 
 
 ANNOTATION = table_schema()
@@ -46,7 +50,9 @@ class RunKey:
 
 def schema_of_questions(questions: Iterable[Question]) -> pa.Schema:
     """Return the schema of a job's rows: one for all jobs, and the columns of named questions."""
-    return table_schema(column_of(question) for question in questions if question.has_own_name)
+    return table_schema(
+        column_of(question) for question in questions if question.has_own_name or question.is_vector
+    )
 
 
 def annotation_row(
@@ -127,7 +133,8 @@ def _responses(
     return [
         response(raw.task)
         | {
-            "raw_text": raw.raw_text,
+            # A vector is in its column; its text would take five times the space.
+            "raw_text": None if questions[raw.task].is_vector else raw.raw_text,
             "reasoning": answer.reasoning,
             "finish_reason": raw.finish_reason,
             "num_prompt_tokens": raw.num_prompt_tokens,

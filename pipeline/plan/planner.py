@@ -17,6 +17,7 @@ from pipeline.plan.sampler import FrameSampler, SampledMedia
 from pipeline.plan.segment import part_sampling
 from pipeline.storage.ids import digest
 from pipeline.storage.storage import Storage
+from pipeline.tasks.embedding import messages_of
 from pipeline.tasks.registry import TASKS
 from pipeline.workers.child_limits import ChildLimits
 from pipeline.workers.child_process import Isolated
@@ -219,9 +220,10 @@ class Planner:
         prompts, cost = [], 0.0
         shared: dict[tuple[object, ...], int] = {}
         for question in questions:
-            if unit.messages is not None:
+            messages = messages_of(question, unit.messages, kind)
+            if messages is not None:
                 length = self._prompter.chat_length(
-                    unit.messages, visions, add_vision_id=question.add_vision_id
+                    messages, visions, add_vision_id=question.add_vision_id
                 )
             else:
                 text = TASKS[question.task].prompt(question, kind)
@@ -233,8 +235,8 @@ class Planner:
                     num_own_tokens=length.num_own_tokens,
                 )
             )
-            # Only these two change the prompt before the media.
-            begin = (question.tools, question.add_vision_id)
+            # Only these three change the prompt before the media.
+            begin = (question.tools, question.add_vision_id, question.instruction)
             shared[begin] = length.num_tokens - length.num_own_tokens
             cost += length.num_own_tokens + question.max_new_tokens
         num_shared_tokens = sum(shared.values())

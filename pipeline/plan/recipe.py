@@ -42,6 +42,8 @@ def recipe(job: Job, model_identity: str) -> dict[str, Any]:
                 **({"strict_labels": True} if question.strict_labels else {}),
                 **({"add_vision_id": True} if question.add_vision_id else {}),
                 **({"json_schema": question.json_schema} if question.json_schema else {}),
+                **({"instruction": question.instruction} if question.is_vector else {}),
+                **({"dimensions": question.dimensions} if question.is_vector else {}),
             }
             for question in job.questions()
         },

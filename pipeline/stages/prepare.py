@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.model.prompter import Prompter, Vision
 from pipeline.storage.storage import Storage
+from pipeline.tasks.embedding import messages_of
 from pipeline.tasks.registry import TASKS
 from pipeline.workers.code_version import check_code
 from pipeline.workers.isolated_decoder import IsolatedDecoder
@@ -124,11 +125,11 @@ class Prepare:
     def _prompt(self, unit: Unit, prompt: Prompt, visions: list[Vision]) -> Prompt:
         """Add the token ids to a prompt; the engine compares their number with the plan."""
         question = self._questions[prompt.task]
-        if unit.messages is not None:
-            ids = self._prompter.chat_ids(
-                unit.messages, visions, add_vision_id=question.add_vision_id
-            )
+        kind = visions[0].media_type if unit.messages is None else "messages"
+        messages = messages_of(question, unit.messages, kind)
+        if messages is not None:
+            ids = self._prompter.chat_ids(messages, visions, add_vision_id=question.add_vision_id)
         else:
-            text = TASKS[question.task].prompt(question, visions[0].media_type)
+            text = TASKS[question.task].prompt(question, kind)
             ids = self._prompter.input_ids(visions[0], text, question.tools)
         return dataclasses.replace(prompt, input_ids=tuple(ids))

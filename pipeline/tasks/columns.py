@@ -22,6 +22,11 @@ _NAMED_TASKS = [name.encode() for name in NAMED_TASKS]
 def column_of(question: Question) -> "pa.Field[Any]":
     """Return the column of a question's answers."""
     column = TASKS[question.task].column
+    if question.is_vector:
+        what = f"vector of length 1; the instruction was: {question.instruction}"
+        metadata = {"description": what, "task": question.task}
+        size = question.dimensions or -1  # -1: a list of any size
+        return pa.field(question.name, pa.list_(pa.float16(), size), metadata=metadata)
     if not question.has_own_name:
         return column
     schema = question.json_schema
@@ -35,7 +40,10 @@ def column_of(question: Question) -> "pa.Field[Any]":
 
 
 def named_columns(schema: pa.Schema) -> "list[pa.Field[Any]]":
-    """Return the columns of a table's schema that questions with their own names have."""
+    """Return the columns of a table's schema that not all tables have.
+
+    Those of questions with their own names, and those of vectors, whose size the checkpoint gives.
+    """
     return [field for field in schema if (field.metadata or {}).get(b"task") in _NAMED_TASKS]
 
 

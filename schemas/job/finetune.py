@@ -12,6 +12,7 @@ from schemas.job.resources import DecodeLimits
 from schemas.job.sampling import Budget, SamplingSpec
 from schemas.job.section import Section
 from schemas.job.task_spec import TaskSpec, as_task, check_distinct
+from schemas.task import EMBEDDING
 
 
 class TrainedModel(Section):
@@ -73,6 +74,8 @@ class DataSpec(Section):
         if self.conversations is not None and (self.tasks or self.where):
             raise ValueError("`tasks` and `where` belong to `annotations`")
         check_distinct(self.tasks)
+        if any(task.task == EMBEDDING for task in self.tasks):
+            raise ValueError("embedding cannot be trained: its answers are vectors, not text")
         if any(task.name == "tool_calls" for task in self.tasks):
             raise ValueError("tool_calls are trained with `conversations` that have a system turn")
         return self

@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -11,7 +12,7 @@ from pydantic import Field, model_validator
 from schemas.job.section import Section
 from schemas.tables.annotation import annotation_schema
 from schemas.tables.manifest import MANIFEST
-from schemas.task import Question
+from schemas.task import EMBEDDING, Question
 
 TaskName = Literal[
     "caption",
@@ -28,9 +29,10 @@ TaskName = Literal[
     "tool_calls",
     "custom",
     "chat",
+    "embedding",
 ]
 TASK_NAMES: tuple[str, ...] = get_args(TaskName)
-NAMED_TASKS = ("custom", "fields", "moments")
+NAMED_TASKS = ("custom", "fields", "moments", "embedding")
 """The tasks that a job may have several times, each time with another name."""
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -44,7 +46,10 @@ _OTHER_COLUMNS = frozenset(
     }
 )
 
-# The tasks that use a setting. All tasks use max_new_tokens; all but chat use prompt.
+DEFAULT_INSTRUCTION = "Represent the user's input."
+"""The instruction of an embedding that has none, as its makers' code has it."""
+
+# The tasks that use a setting. All but embedding use max_new_tokens; all but it and chat a prompt.
 _USED_BY = {
     "labels": ("objects", "points", "tracks", "objects_3d"),
     "strict_labels": ("objects", "points", "tracks", "objects_3d"),
@@ -54,6 +59,8 @@ _USED_BY = {
     "json_schema": ("custom",),
     "tools": ("tool_calls",),
     "add_vision_id": ("chat",),
+    "instruction": (EMBEDDING,),
+    "dimensions": (EMBEDDING,),
 }
 # Settings of which a task needs at least one.
 _NEEDED = {
@@ -78,8 +85,8 @@ class TaskSpec(Section):
     task: TaskName = Field(description="Kind of task.")
     name: str = Field(
         "",
-        description="Name of the task and of its column; with it a job has several custom, fields "
-        "or moments: lower-case letters, digits and underscores.",
+        description="Name of the task and of its column; with it a job has several custom, fields, "
+        "moments or embedding: lower-case letters, digits and underscores.",
     )
     labels: tuple[Text, ...] = Field(
         (), description="objects, points, tracks, objects_3d: the categories to look for."
@@ -105,8 +112,21 @@ class TaskSpec(Section):
         description="chat: number the images and videos, `Picture 1: `, `Video 1: `, as the "
         "checkpoint's chat template does.",
     )
+    instruction: Text | None = Field(
+        None,
+        description="embedding: what the vector is for, in a sentence, such as `Retrieve images "
+        "relevant to the user's query.`; default: the checkpoint's, else its makers', `Represent "
+        "the user's input.`",
+    )
+    dimensions: int | None = Field(
+        None,
+        ge=1,
+        description="embedding: keep the first numbers of the vector, which then has length 1 "
+        "again (Matryoshka); its makers go down to 64. Default: all.",
+    )
     prompt: str | None = Field(
-        None, description="Your own question instead of the built-in one; chat has none."
+        None,
+        description="Your own question instead of the built-in one; chat and embedding have none.",
     )
     max_new_tokens: int | None = Field(
         None, ge=1, description="Instead of the value in `generation`."
@@ -134,6 +154,10 @@ class TaskSpec(Section):
                 raise ValueError(f"{self.task} has no {setting}: only {', '.join(tasks)}")
         if self.task == "chat" and self.prompt is not None:
             raise ValueError("chat has no prompt: it answers the `messages` of the manifest")
+        if self.task == EMBEDDING and self.prompt is not None:
+            raise ValueError("embedding has no prompt: set its instruction")
+        if self.task == EMBEDDING and self.max_new_tokens is not None:
+            raise ValueError("embedding has no max_new_tokens: no text is generated")
         needed = _NEEDED.get(self.task, ())
         if needed and not any(getattr(self, setting) for setting in needed):
             raise ValueError(f"{self.task} needs {' or '.join(needed)}")
@@ -161,19 +185,33 @@ def task_questions(tasks: Iterable[TaskSpec], max_new_tokens: int = 512) -> tupl
             json_schema=json.dumps(task.json_schema) if task.json_schema else None,
             tools=json.dumps(task.tools) if task.tools else None,
             add_vision_id=task.add_vision_id,
+            instruction=_instruction(task) if task.task == EMBEDDING else None,
+            dimensions=task.dimensions,
             prompt=task.prompt,
-            max_new_tokens=task.max_new_tokens or max_new_tokens,
+            max_new_tokens=0 if task.task == EMBEDDING else task.max_new_tokens or max_new_tokens,
         )
         for task in tasks
     )
 
 
+def _instruction(task: TaskSpec) -> str:
+    """The instruction as the model reads it: its makers' code ends it with a full stop, too."""
+    text = (task.instruction or "").strip() or DEFAULT_INSTRUCTION
+    return text if unicodedata.category(text[-1]).startswith("P") else f"{text}."
+
+
 def check_distinct(tasks: Sequence[TaskSpec]) -> None:
-    """Check that no two tasks have one name.
+    """Check that no two tasks have one name, and that one checkpoint can answer all.
 
     Raises:
-        ValueError: two have.
+        ValueError: two have, or embedding is beside others.
     """
+    others = [task.name for task in tasks if task.task != EMBEDDING]
+    if 0 < len(others) < len(tasks):
+        raise ValueError(
+            f"embedding cannot be in one job with {', '.join(others)}: the checkpoints that embed "
+            "answer nothing else. Write a second job with an output of its own; unit_id joins them"
+        )
     names = [task.name for task in tasks]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is None:

@@ -28,7 +28,9 @@ RESPONSE = pa.struct(
             nullable=False,
         ),
         described(
-            "raw_text", pa.string(), "the model's answer, unchanged except for removed loop copies"
+            "raw_text",
+            pa.string(),
+            "the model's answer, unchanged except for removed loop copies; null for a vector",
         ),
         described("reasoning", pa.string(), "what the model reasoned before its answer"),
         described(

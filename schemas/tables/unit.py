@@ -164,12 +164,14 @@ class RawAnswer:
     """The text that the engine generated for one task's prompt."""
 
     task: Annotated[str, Column("name of the task")]
-    raw_text: Annotated[str, Column("the generated text")]
+    raw_text: Annotated[
+        str, Column("the generated text; of an embedding the vector, float32 in base64")
+    ]
     finish_reason: Annotated[
         str,
         Column(
-            "stop: end of turn; length: max_new_tokens reached; loop: stopped because it repeated "
-            "itself"
+            "stop: end of turn, or a vector; length: max_new_tokens reached; loop: stopped because "
+            "it repeated itself"
         ),
     ]
     num_prompt_tokens: Annotated[

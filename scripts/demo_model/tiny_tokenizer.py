@@ -168,6 +168,7 @@ def _demo_text() -> str:
     prompts = [
         task.prompt(Question(task=task.name, labels=names), media_type)
         for task in TASKS.values()
+        if task.name != "embedding"  # it has no prompt
         for names in labels
         for media_type in sorted(task.media_types)
     ]

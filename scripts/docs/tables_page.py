@@ -11,7 +11,7 @@ from schemas.tables.item import item_schema
 from schemas.tables.listing import LISTING
 from schemas.tables.manifest import MANIFEST
 from schemas.tables.unit import UNIT, UnitStatus
-from schemas.task import AnswerStatus
+from schemas.task import EMBEDDING, AnswerStatus
 from scripts.docs.markdown import GENERATED, cell
 
 UNIT_STATUS = {
@@ -52,7 +52,8 @@ def output_page() -> str:
     """Return the page of tables: output, plan, manifest, and their closed lists."""
     from pipeline.tasks.registry import TASKS
 
-    output = annotation_schema([task.column for task in TASKS.values()])
+    columns = [task.column for name, task in TASKS.items() if name != EMBEDDING]
+    output = annotation_schema(columns)
     shared = {"media", "sampling", "error"}
     return "\n".join(
         [
@@ -75,6 +76,11 @@ def output_page() -> str:
             *(f"| {schema} | {type_} |" for schema, type_ in JSON_TYPES.items()),
             "\nWhat is left out, because the schema's `properties` do not have it, is in the note; "
             "the raw text has it.\n",
+            "## Vectors\n",
+            "A job with the task `embedding` has a further column of that name, or of the task's "
+            "own, before `responses`: `fixed_size_list<float16>[N]`, a vector of length 1. N is "
+            "`dimensions`, or all numbers of the checkpoint's vectors. The field's metadata have "
+            "`task`, and the instruction in the description. DuckDB reads it as `FLOAT[]`.\n",
             "## Status of a row\n",
             *_meanings(("status", "meaning"), {s: (UNIT_STATUS[s],) for s in UnitStatus}),
             "## Status of an answer\n",

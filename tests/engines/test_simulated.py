@@ -1,5 +1,6 @@
 """The simulated engine: answers that every task can read, in about the time that a model takes."""
 
+import dataclasses
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from schemas.job.job import check_job
 from schemas.tables.media import Media, Sampling
 from schemas.tables.unit import PreparedUnit, Prompt
 from schemas.task import AnswerStatus
+from tests.support.job_files import SIMULATED, make_job
 
 SCHEMA = {
     "type": "object",
@@ -90,7 +92,7 @@ def unit(unit_id: str, kind: str = "video", num_tokens: int = 90) -> PreparedUni
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_every_tasks_parser_reads_its_answers(kind: str):
     spec = job()
-    assert {question.task for question in spec.questions()} == set(TASKS)
+    assert {question.task for question in spec.questions()} == set(TASKS) - {"embedding"}
     questions = {question.task: question for question in spec.questions()}
     units = [unit(f"u{k}", kind) for k in range(20)]
     answered = SimulatedEngine(spec).generate(units)
@@ -101,6 +103,16 @@ def test_every_tasks_parser_reads_its_answers(kind: str):
             answer = parse_raw(found, raw, questions)
             assert (answer.status, answer.note) == (AnswerStatus.OK, None), raw
             assert answer.value
+
+
+def test_a_vector_has_the_tasks_size_and_no_tokens():
+    spec = make_job(model=SIMULATED, tasks=[{"embedding": {"dimensions": 24}}])
+    prompt = Prompt(task="embedding", num_prompt_tokens=90, input_ids=(1,) * 90)
+    seen = dataclasses.replace(unit("u", "image"), prompts=(prompt,))
+    (found,) = SimulatedEngine(spec).generate([seen])
+    (raw,) = found.answers
+    answer = parse_raw(found, raw, {q.name: q for q in spec.questions()})
+    assert (answer.status, len(answer.value), raw.num_output_tokens) == ("ok", 24, 0)
 
 
 def test_answers_follow_from_the_units_id_alone():

@@ -23,9 +23,13 @@ NAMES = {
         "EngineArgs.max_num_batched_tokens",
         "EngineArgs.mm_device_do_normalize",
         "EngineArgs.mm_processor_kwargs",
+        "EngineArgs.convert",
+        "EngineArgs.pooler_config",
         "EngineArgs.reasoning_parser",
+        "EngineArgs.runner",
         "EngineArgs.structured_outputs_config",
     ),
+    "vllm/config/pooler.py": ("PoolerConfig.seq_pooling_type", "PoolerConfig.use_activation"),
     "vllm/config/structured_outputs.py": ("StructuredOutputsConfig.backend",),
     "vllm/config/vllm.py": (
         "VllmConfig.cache_config",
@@ -62,10 +66,16 @@ NAMES = {
     "vllm/outputs.py": (
         "CompletionOutput.finish_reason",
         "CompletionOutput.token_ids",
+        "PoolingOutput.data",
+        "PoolingRequestOutput.error",
+        "PoolingRequestOutput.num_cached_tokens",
+        "PoolingRequestOutput.outputs",
+        "PoolingRequestOutput.prompt_token_ids",
         "RequestOutput.num_cached_tokens",
         "RequestOutput.outputs",
         "RequestOutput.prompt_token_ids",
     ),
+    "vllm/pooling_params.py": ("PoolingParams.task", "PoolingParams.use_activation"),
     "vllm/sampling_params.py": (
         "RequestOutputKind.CUMULATIVE",
         "RequestOutputKind.FINAL_ONLY",
@@ -77,6 +87,8 @@ NAMES = {
     ),
     "vllm/usage/usage_lib.py": ("UsageContext.LLM_CLASS",),
     "vllm/v1/engine/async_llm.py": (
+        "AsyncLLM.encode(lora_request)",
+        "AsyncLLM.encode(pooling_params)",
         "AsyncLLM.from_engine_args(engine_args)",
         "AsyncLLM.from_engine_args(usage_context)",
         "AsyncLLM.generate(lora_request)",
@@ -167,6 +179,8 @@ def test_a_name_that_is_gone_is_noticed(tmp_path: Path):
     )
     lost = [name for name in missing(tmp_path / "vllm") if "async_llm" in name]
     assert [name.rpartition(".")[2] for name in lost] == [
+        "encode(lora_request)",
+        "encode(pooling_params)",
         "from_engine_args(engine_args)",
         "from_engine_args(usage_context)",
         "generate(lora_request)",

@@ -26,6 +26,7 @@ _TYPED = {
 QUESTIONS: dict[str, tuple[Question, View]] = {
     "caption": (Question(task="caption"), IMAGE),
     "chat": (Question(task="chat"), IMAGE),
+    "embedding": (Question(task="embedding", dimensions=4), IMAGE),
     "ocr": (Question(task="ocr"), IMAGE),
     "events": (Question(task="events"), VIDEO),
     "moments": (Question(task="moments", query="a car stops"), VIDEO),

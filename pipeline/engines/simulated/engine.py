@@ -51,5 +51,5 @@ class SimulatedEngine:
             raw_text=TASKS[question.task].simulate(question, model_view(unit), chance),
             finish_reason="stop",
             num_prompt_tokens=len(prompt.input_ids or ()),
-            num_output_tokens=max(1, min(tokens, question.max_new_tokens)),
+            num_output_tokens=min(max(1, tokens), question.max_new_tokens),
         )

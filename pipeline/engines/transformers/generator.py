@@ -1,5 +1,6 @@
 """Run one batch of units through the model: encode media, prefill, generate the answers."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from pipeline.engines.transformers.load import choose_device, end_token_ids, loa
 from pipeline.engines.transformers.prefix import Prefix, RootTokens
 from pipeline.engines.transformers.vision import Encoded, VisionEncoder
 from pipeline.model.prompter import Prompter
+from pipeline.tasks.embedding import vector_text
 from schemas.job.generation import Generation
 from schemas.job.job import Job
 from schemas.tables.unit import RawAnswer
@@ -36,9 +38,10 @@ class Generator:
             ModelError: the weights cannot be loaded.
         """
         self.prompter = Prompter.of(job)
+        self._embeds = any(question.is_vector for question in job.questions())
         self._opens_reasoning = self.prompter.opens_reasoning
         self._device = choose_device(job.model)
-        self.model = load_model(job.model, self._device)
+        self.model = load_model(job.model, self._device, needs_head=not self._embeds)
         answers = AnswerLengths({q.name: q.max_new_tokens for q in job.questions()})
         self.limit = batch_limit(self.model, job, answers)
         self._vision = VisionEncoder(self.model)
@@ -68,6 +71,9 @@ class Generator:
             AnswersTooLong: the answers do not fit into the memory that was reserved for them.
         """
         roots = [root for of_unit in units for root in of_unit]
+        if self._embeds:
+            vectors = iter(self._embed(roots))
+            return [{raw.task: raw for _ in of_unit for raw in next(vectors)} for of_unit in units]
         if not self.limit.fits(roots):  # a unit that is alone, or answers are longer than expected
             return [
                 {
@@ -79,6 +85,45 @@ class Generator:
             ]
         answers = iter(self.answer_branches(roots, self.prefill(roots), generation))
         return [{raw.task: raw for _ in of_unit for raw in next(answers)} for of_unit in units]
+
+    def _embed(self, roots: Sequence[Root]) -> list[list[RawAnswer]]:
+        """Embed each root's branches, in order: their prompts are run, and nothing is generated.
+
+        Raises:
+            UnitError: a prompt was fed with another number of tokens than planned.
+        """
+        whole = [
+            dataclasses.replace(
+                root,
+                prefix=root.prefix + branch.suffix,
+                branches=(dataclasses.replace(branch, suffix=()),),
+            )
+            for root in roots
+            for branch in root.branches
+        ]
+        parts = [whole] if self.limit.fits(whole) else [[root] for root in whole]
+        answers = iter([raw for part in parts for raw in self._embed_prompts(part)])
+        return [[next(answers) for _ in root.branches] for root in roots]
+
+    def _embed_prompts(self, roots: Sequence[Root]) -> list[RawAnswer]:
+        """Embed a batch of whole prompts, each a root with one empty branch."""
+        prefix = self.prefill(roots)
+        states = torch.cat(prefix.last_hidden).float().cpu().numpy()
+        answers = []
+        for root, num_fed, state in zip(roots, prefix.num_tokens, states, strict=True):
+            prompt = root.branches[0].prompt
+            if num_fed != prompt.num_prompt_tokens:
+                raise token_mismatch(prompt, num_fed)
+            answers.append(
+                RawAnswer(
+                    task=prompt.task,
+                    raw_text=vector_text(state),
+                    finish_reason="stop",
+                    num_prompt_tokens=num_fed,
+                    num_output_tokens=0,
+                )
+            )
+        return answers
 
     def _answer_in_pieces(self, root: Root, generation: Generation) -> list[RawAnswer]:
         """Answer a root's branches, as many at a time as fit."""

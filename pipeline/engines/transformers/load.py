@@ -21,6 +21,7 @@ from schemas.job.model import Model
 
 logger = logging.getLogger(__name__)
 
+_HEAD = "lm_head.weight"
 _MAX_NAMES = 3
 """Tensors that a message names."""
 
@@ -42,11 +43,14 @@ def load_weights(
     model: Model | TrainedModel,
     attn_implementation: str | dict[str, str],
     device: torch.device | None = None,
+    *,
+    needs_head: bool = True,
 ) -> torch.nn.Module:
     """Load the checkpoint's weights, with the context that ``model.yarn`` sets.
 
     device: takes each tensor as it is read, so that the host's memory holds a few at a time; this
         needs the package accelerate, without which the weights stay on the CPU. None: the CPU.
+    needs_head: whether the output embedding must be there; a checkpoint that embeds may lack it.
 
     Raises:
         ModelError: the checkpoint cannot be loaded, its weights are quantised, or its tensors are
@@ -81,7 +85,7 @@ def load_weights(
     _check_complete(
         f"the weights of {model.source} are not those of its config.json",
         {
-            "missing": info["missing_keys"],
+            "missing": set(info["missing_keys"]) - (set() if needs_head else {_HEAD}),
             "of another shape": shapes,
             "unknown to the model": info["unexpected_keys"],
         },
@@ -108,8 +112,10 @@ def _check_complete(problem: str, found: dict[str, Collection[str]]) -> None:
         raise ModelError(f"{problem}: {'; '.join(parts)}")
 
 
-def load_model(model: Model, device: torch.device) -> Any:
+def load_model(model: Model, device: torch.device, *, needs_head: bool = True) -> Any:
     """Load the checkpoint for inference on ``device``, its LoRA adapter merged into the weights.
+
+    needs_head: of ``load_weights``.
 
     Raises:
         ModelError: the checkpoint or the adapter cannot be loaded.
@@ -119,7 +125,8 @@ def load_model(model: Model, device: torch.device) -> Any:
         # Layers that choose their keys read a mask with a row for each token.
         text = "sdpa" if _is_indexed(model) else GROUPED
         attn = {"": "sdpa", "text_config": text, "vision_config": FRAMES}
-    loaded = load_weights(model, attn, device if device.type != "cpu" else None)
+    at = device if device.type != "cpu" else None
+    loaded = load_weights(model, attn, at, needs_head=needs_head)
     if model.adapter is not None:
         loaded = _merge_adapter(loaded, model.adapter)
     loaded = loaded.to(device).eval()

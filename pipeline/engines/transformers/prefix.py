@@ -93,6 +93,8 @@ class Prefix:
     mask: bool [roots, L], false for padding.
     next_positions: int64 [roots], position id of the token after each root.
     cache: has room for what the roots' branches will append, if it was computed right.
+    last_hidden: of the passes so far, the hidden states of each root's last token, after the final
+        norm, float [roots of the pass, hidden]: the vectors of an embedding.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Prefix:
         self.mask = (columns >= begins[:, None]).to(model.device)
         nexts = [int(root.positions.max()) + 1 for root in roots]
         self.next_positions = torch.tensor(nexts, device=model.device)
+        self.last_hidden: list[torch.Tensor] = []
 
     @property
     def num_tokens(self) -> list[int]:
@@ -159,7 +162,9 @@ class Prefix:
             chunk = _Chunk.of(roots, encoded, longest, columns)
             takes_none = self.masks.takes_none if columns.start == 0 else self.masks.takes_flag
             mask = None if takes_none and not padded else self._attention_mask(seen, columns)
-            self._forward(chunk, self.masks.of(mask, seen[:, columns] if padded else None))
+            masks = self.masks.of(mask, seen[:, columns] if padded else None)
+            states = self._forward(chunk, masks)
+        self.last_hidden.append(states[:, -1].clone())  # padding is on the left
         if len(self._roots) == 1:
             self._states = self.cache.states()
 
@@ -186,7 +191,8 @@ class Prefix:
             causal.tril(columns.start) & seen[:, None], self._model.dtype, self.masks.groups
         )
 
-    def _forward(self, chunk: "_Chunk", attention_mask: Any) -> None:
+    def _forward(self, chunk: "_Chunk", attention_mask: Any) -> torch.Tensor:
+        """Run a chunk; returns its hidden states after the final norm, float [rows, L, hidden]."""
         device = self._model.device
         embeddings = self._model.get_input_embeddings()(chunk.ids.to(device))
         given: dict[str, Any] = {}
@@ -200,14 +206,15 @@ class Prefix:
             if deepstack := chunk.features[1:]:
                 given["visual_pos_masks"] = chunk.is_vision.to(device)
                 given["deepstack_visual_embeds"] = deepstack
-        self._model.model.language_model(
+        states: torch.Tensor = self._model.model.language_model(
             inputs_embeds=embeddings,
             position_ids=chunk.positions.to(device),
             attention_mask=attention_mask,
             past_key_values=self.cache,
             use_cache=True,
             **given,
-        )
+        ).last_hidden_state
+        return states
 
 
 @dataclass(frozen=True, kw_only=True)

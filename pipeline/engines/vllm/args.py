@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.engines.largest import LargestMedia
 from pipeline.engines.vllm.adapter import adapter_args
+from pipeline.engines.vllm.pooling import vector_args
 from pipeline.engines.vllm.prefix import prefix_caching
 from pipeline.model.checkpoint import extend_context, load_config
 from pipeline.model.family import Family, family_of
@@ -138,6 +139,8 @@ def engine_args(job: Job, largest: LargestMedia | None, *, has_reasoning: bool) 
         "enable_shm_tensor_arena": _has_arena(own),
         "disable_log_stats": True,
     }
+    if any(question.is_vector for question in job.questions()):
+        args |= vector_args()
     if has_reasoning:
         args["reasoning_parser"] = "qwen3"
     if model.yarn is not None:

@@ -25,7 +25,14 @@ from pipeline.engines.token_sampling import loop_end
 from pipeline.engines.vllm.adapter import adapter_request
 from pipeline.engines.vllm.admission import Admission, num_cache_tokens
 from pipeline.engines.vllm.args import engine_args, send_no_usage_data, vllm_version
-from pipeline.engines.vllm.inputs import Medium, engine_input, media_of, sampling_params
+from pipeline.engines.vllm.inputs import (
+    Medium,
+    check_read,
+    engine_input,
+    media_of,
+    sampling_params,
+)
+from pipeline.engines.vllm.pooling import read_vector, vector_params
 from pipeline.engines.vllm.prefix import kept_by
 from pipeline.model.prompter import Prompter
 from schemas.errors import ErrorType, ModelError, UnitError
@@ -52,11 +59,15 @@ class EngineDied(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Reply:
-    """What vLLM answers to a request: token ids, why they end, prompt tokens of its cache."""
+    """What vLLM answers to a request: token ids, why they end, prompt tokens of its cache.
+
+    vector: in place of token ids, as an answer's text; None if text was generated.
+    """
 
     ids: list[int]
     reason: str
     num_cached_tokens: int
+    vector: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +214,11 @@ class VllmEngine:
         question = self._questions[prompt.task]
         row = f"{unit.unit_id}/{prompt.task}"
         grammar = self._grammars.get(prompt.task)
-        params = sampling_params(generation, question, row, grammar)
+        params: Any
+        if question.is_vector:
+            ask, params = self._pool, vector_params()
+        else:
+            ask, params = self._request, sampling_params(generation, question, row, grammar)
         for attempt in range(_ATTEMPTS):
             request = engine_input(prompt, media, self._prompter.pad_ids)
             if request["type"] == "multimodal" and attempt == 0:
@@ -211,7 +226,7 @@ class VllmEngine:
                 # has them no more, the second attempt sends them, whatever the cache here says.
                 inject = self.async_llm.input_processor.inject_into_mm_cache
                 inject(request["mm_hashes"], request["mm_kwargs"])
-            found = await self._request(request, params, f"{row}/{next(self._numbers)}")
+            found = await ask(request, params, f"{row}/{next(self._numbers)}")
             if found.reason != "error":
                 break
         if found.reason not in ("stop", "length", "loop"):
@@ -219,13 +234,20 @@ class VllmEngine:
         num_prompt_tokens = len(request["prompt_token_ids"])
         raw = RawAnswer(
             task=prompt.task,
-            raw_text=self._prompter.decode(found.ids),
+            raw_text=self._prompter.decode(found.ids) if found.vector is None else found.vector,
             finish_reason=found.reason,
             num_prompt_tokens=num_prompt_tokens,
             num_output_tokens=len(found.ids),
             opens_reasoning=self._opens_reasoning,
         )
         return _Answer(raw=raw, num_read_tokens=num_prompt_tokens - found.num_cached_tokens)
+
+    async def _pool(self, request: Any, params: Any, request_id: str) -> "_Reply":
+        """Send a request for a vector."""
+        stream = self.async_llm.encode(request, params, request_id, lora_request=self._adapter)
+        vector, num_cached = await read_vector(stream, request)
+        reason = "error" if vector is None else "stop"
+        return _Reply(ids=[], reason=reason, num_cached_tokens=num_cached, vector=vector)
 
     async def _request(self, request: Any, params: Any, request_id: str) -> "_Reply":
         """Send a request, and end it at a loop."""
@@ -235,12 +257,7 @@ class VllmEngine:
         stream = self.async_llm.generate(request, params, request_id, lora_request=self._adapter)
         async with aclosing(stream):  # leaving it early cancels the request
             async for output in stream:
-                if list(output.prompt_token_ids or ()) != request["prompt_token_ids"]:
-                    raise UnitError(
-                        ErrorType.TOKEN_MISMATCH,
-                        f"vLLM read {len(output.prompt_token_ids or ())} prompt tokens, not the "
-                        f"{len(request['prompt_token_ids'])} that were prepared",
-                    )
+                check_read(output.prompt_token_ids or (), request)
                 num_cached = output.num_cached_tokens or num_cached
                 (completion,) = output.outputs
                 ids, reason = list(completion.token_ids), completion.finish_reason

@@ -106,6 +106,22 @@ def engine_input(prompt: Prompt, media: Sequence[Medium], pad_ids: dict[str, int
     )
 
 
+def check_read(ids: Sequence[int], request: Any) -> None:
+    """Check that vLLM read the prompt of a request.
+
+    ids: that it says it read.
+
+    Raises:
+        UnitError: they are others.
+    """
+    prepared = request["prompt_token_ids"]
+    if list(ids) != prepared:
+        raise UnitError(
+            ErrorType.TOKEN_MISMATCH,
+            f"vLLM read {len(ids)} prompt tokens, not the {len(prepared)} that were prepared",
+        )
+
+
 def _placeholders(
     ids: Sequence[int], media: Sequence[Medium], pad_ids: dict[str, int]
 ) -> list[PlaceholderRange]:
