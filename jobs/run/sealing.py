@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -13,6 +14,7 @@ from pipeline.output.duplicates import settle_files
 from pipeline.output.file_names import piece_files, shard_of
 from pipeline.output.rows import RunKey
 from pipeline.output.seal import seal_shard
+from pipeline.output.table import ids_in
 from pipeline.storage.storage import Storage
 
 _SHARDS_AT_ONCE = 2
@@ -85,7 +87,7 @@ class Sealing:
 def _files_by_shard(units: pa.Table, earlier: pa.Table) -> dict[int, set[str]]:
     """The files that have earlier rows of the units, by the units' shard."""
     again = units.filter(pc.is_in(units["unit_id"], earlier["unit_id"]))
-    shards = dict(zip(again["unit_id"].to_pylist(), again["shard"].to_pylist(), strict=True))
+    shards = dict(zip(ids_in(again, "unit_id"), again["shard"].to_numpy().tolist(), strict=True))
     found: dict[int, set[str]] = defaultdict(set)
     for row in earlier.select(["unit_id", "file"]).to_pylist():
         if row["unit_id"] in shards:
@@ -95,4 +97,5 @@ def _files_by_shard(units: pa.Table, earlier: pa.Table) -> dict[int, set[str]]:
 
 def _counts(rows: pa.Table) -> dict[int, int]:
     """The number of rows of each shard."""
-    return {one["values"]: one["counts"] for one in pc.value_counts(rows["shard"]).to_pylist()}
+    shards, numbers = np.unique(rows["shard"].to_numpy(), return_counts=True)
+    return dict(zip(shards.tolist(), numbers.tolist(), strict=True))

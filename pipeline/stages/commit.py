@@ -27,7 +27,7 @@ _SUMMARY = ("task", "num_prompt_tokens", "num_output_tokens", "attempts", "statu
 COMMITTED = pa.schema(
     [
         pa.field("unit_id", pa.string(), nullable=False),
-        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("shard", pa.int64(), nullable=False),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", ERROR),
         pa.field("predicted_cost", pa.float64(), nullable=False),
