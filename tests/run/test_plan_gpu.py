@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from transformers import AutoConfig
 
 from jobs.cli.main import main
 from jobs.cluster import gpus
@@ -17,7 +18,7 @@ from jobs.cluster.gpus import batch_tokens, gpu_by_name, local_gpu
 from jobs.plan.gpu_memory import fit_plan, print_memory
 from pipeline.model.checkpoint import inspect_checkpoint
 from pipeline.model.memory import CPU_BATCH_TOKENS, ModelMemory
-from pipeline.model.sizes import GPUS, PUBLISHED
+from pipeline.model.sizes import GPUS, PUBLISHED, ModelSize
 from pipeline.model.vllm_memory import VllmSizes, vllm_cache_tokens, vllm_pass_bytes
 from schemas.errors import JobFileError, ResourceError
 from schemas.job.engines import SimulatedGpu, SimulatedSize, Vllm
@@ -74,6 +75,23 @@ def test_twelve_default_windows_with_five_tasks_fit_into_an_h100():
     assert fitting("4B", "h100")["video"] >= 12
     assert fitting("4B", "h100")["image"] > 80
     assert fitting("4B", "80") == fitting("4B", "80GB") == fitting("4B", "H100")
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_units_of_hybrids_have_copies_of_their_prefix_and_states(engine):
+    """By hand: for each of five tasks, 8 full layers with 4 heads, and 24 states."""
+    config = {"model_type": "qwen3_5", "dtype": "bfloat16"}
+    memory = ModelMemory(size=ModelSize.of(AutoConfig.for_model(**config).to_dict()))
+    tokens = 5 * (23_400 + 600 + 60 + 256) * (2 * 8 * 4 * 256 * 2)
+    states = 5 * 24 * (8192 * 4 * 2 + 32 * 128 * 128 * 4)
+    sections = {"model": {"engine": engine}}
+    found = fit_plan(planned(), job(**sections), memory, "h100", GPUS["h100"])
+    (video,) = [kind for kind in found.kinds if kind.name == "video"]
+    assert tokens + states < video.num_bytes < tokens + states + 20e9
+    assert 0 < video.num_fitting <= GPUS["h100"].memory_bytes // (tokens + states)
+    console = Console(file=io.StringIO(), width=120)
+    print_memory(planned(), job(**sections), memory, "h100", console)
+    assert "KB of cache, and an answer 51.9 MB of state" in console.file.getvalue()
 
 
 def test_more_memory_and_smaller_models_fit_more():
