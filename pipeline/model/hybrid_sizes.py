@@ -144,6 +144,15 @@ class StreamSize:
         return self.conv_values * value_bytes + self.ids * _ID_BYTES
 
 
+def in_chunks(num_tokens: int, length: int) -> int:
+    """Tokens that linear layers read for sequences of a length: their last chunks are padded.
+
+    num_tokens: of all sequences together.
+    """
+    length = max(1, length)
+    return num_tokens // length * math.ceil(length / CHUNK_TOKENS) * CHUNK_TOKENS
+
+
 def _num_heads(text: Mapping[str, Any]) -> int:
     return int((text["ngram_size"] - 1) * text["heads_per_ngram"])
 

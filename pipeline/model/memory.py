@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pipeline.model.family import quantised
 from pipeline.model.frame_size import MERGE_SIZE
-from pipeline.model.hybrid_sizes import CHUNK_TOKENS
+from pipeline.model.hybrid_sizes import in_chunks
 from pipeline.model.sizes import PATCH_VALUES, ModelSize
 from schemas.job.model import Model
 
@@ -199,9 +199,8 @@ class ModelMemory:
         experts = (3.4 + 4 * text.active_experts) * text.width if text.experts else 0
         dense = mlp if not text.experts or text.num_dense else 0
         widest = math.ceil(num_tokens * max(attention, dense, experts)) * self.value_bytes
-        if text.linear is None:
-            return widest
-        return max(widest, num_tokens * text.linear.activation_bytes(self.value_bytes))
+        linear = text.linear.activation_bytes(self.value_bytes) if text.linear else 0
+        return max(widest, num_tokens * linear)
 
     def encoding_bytes(self, shape: BatchShape) -> int:
         """Bytes of encoding the media of a pass: of the tower, and features of earlier patches."""
@@ -215,20 +214,18 @@ class ModelMemory:
         features = self.feature_bytes(shape.patches_of_pass) + self.feature_bytes(of_chunk)
         mask = 0
         if shape.roots_of_pass > 1:  # a root that is alone in its pass needs none
-            mask = num_tokens * shape.prefix_tokens * self._groups * (1 + self.value_bytes)
+            mask = num_tokens * shape.prefix_tokens * self.size.text.groups * (1 + self.value_bytes)
         return self.activation_bytes(num_tokens) + features + mask
 
     def branch_bytes(self, shape: BatchShape) -> int:
         """Bytes of reading suffixes; or of a step: logits, and a layer of cache that is moved."""
         text, num_slots = self.size.text, shape.num_roots * shape.num_branches
         num_tokens = min(num_slots * shape.suffix_tokens, PREFILL_CHUNK_TOKENS)
-        of_step = 0
-        if text.linear is not None:
-            own = max(1, shape.suffix_tokens)
-            num_tokens = num_tokens // own * -(-own // CHUNK_TOKENS) * CHUNK_TOKENS
-            of_step = num_slots * text.linear.step_bytes(self.value_bytes)
+        of_step = num_slots * text.linear.step_bytes(self.value_bytes) if text.linear else 0
+        if text.linear:
+            num_tokens = in_chunks(num_tokens, shape.suffix_tokens)
         seen = shape.prefix_tokens + shape.num_branches * shape.suffix_tokens
-        mask = min(num_tokens * seen * self._groups, _MAX_MASK)
+        mask = min(num_tokens * seen * text.groups, _MAX_MASK)
         suffixes = self.activation_bytes(num_tokens) + mask * (1 + self.value_bytes)
         layer = shape.cache_room * self.token_bytes // max(1, text.num_full)
         return max(suffixes, of_step, num_slots * text.vocabulary * _LOGIT_BYTES + layer)
@@ -256,11 +253,6 @@ class ModelMemory:
         if shape.roots_of_pass < shape.num_roots:  # else all is encoded before there is a cache
             found = max(found, self.encoding_bytes(shape))
         return found + shape.num_roots * shape.num_branches * self.state_bytes
-
-    @property
-    def _groups(self) -> int:
-        """Query heads of a key head: a mask has a row for each."""
-        return self.size.text.heads // self.size.text.key_heads
 
 
 def gpu_share(gpus_per_replica: float | Literal["auto"]) -> float:

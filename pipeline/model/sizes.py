@@ -108,6 +108,11 @@ class TextSize:
         return self.key_heads * self.head_width
 
     @property
+    def groups(self) -> int:
+        """Query heads of a key head: a mask has a row for each."""
+        return self.heads // self.key_heads
+
+    @property
     def cached_values(self) -> int:
         """Values in the cache of one token: keys and values of all full layers."""
         index_width = self.streams.index_width if self.streams else 0
