@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 from pipeline.engines.transformers.attention import FRAMES, GROUPED
 from pipeline.engines.transformers.cache import StateLayer
 from pipeline.engines.transformers.load import load_model
-from pipeline.engines.transformers.prefix import Prefix, RootTokens
+from pipeline.engines.transformers.prefix import LayerMasks, Prefix, RootTokens
 from schemas.errors import ModelError
 from tests.support.family import HYBRIDS, family_checkpoint
 from tests.support.job_files import make_job
@@ -63,10 +63,8 @@ def test_attention_of_each_type(tmp_path_factory, model_type):
 PAD_IDS = {"image": 500, "video": 501}
 
 
-@pytest.mark.parametrize("model_type", HYBRIDS)
-def test_states_of_a_padded_batch_are_those_of_each_prompt_alone(tmp_path_factory, model_type):
+def compare_states(source: Path, num_states_expected: int) -> None:
     """Against the model's own cache; one prompt is shorter than the convolutions."""
-    source = family_checkpoint(tmp_path_factory, model_type)
     model = load_model(make_job(source).model, CPU)
     oracle = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
@@ -92,4 +90,17 @@ def test_states_of_a_padded_batch_are_those_of_each_prompt_alone(tmp_path_factor
                         torch.testing.assert_close(
                             state[row], expected[key][0], rtol=1e-3, atol=1e-3
                         )
-            assert num_states == (6 if model_type == "qwen4_exp" else 4)
+            assert num_states == num_states_expected
+
+
+@pytest.mark.parametrize("model_type", HYBRIDS)
+def test_states_of_a_padded_batch_are_those_of_each_prompt_alone(tmp_path_factory, model_type):
+    num_states = 6 if model_type == "qwen4_exp" else 4
+    compare_states(family_checkpoint(tmp_path_factory, model_type), num_states)
+
+
+def test_padding_that_reaches_a_state_would_be_noticed(tmp_path_factory, monkeypatch):
+    original = LayerMasks.of
+    monkeypatch.setattr(LayerMasks, "of", lambda self, mask, real=None: original(self, mask))
+    with pytest.raises(AssertionError, match="not close"):
+        compare_states(family_checkpoint(tmp_path_factory, "qwen3_5"), 4)
