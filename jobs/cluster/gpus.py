@@ -5,7 +5,13 @@ import subprocess
 from collections.abc import Mapping
 
 from jobs.cluster.machines import nodes
-from pipeline.model.memory import CPU_BATCH_TOKENS, ModelMemory, usual_batch_tokens
+from pipeline.model.frame_size import MERGE_SIZE
+from pipeline.model.memory import (
+    CPU_BATCH_TOKENS,
+    VISION_PASS_PATCHES,
+    ModelMemory,
+    usable_bytes,
+)
 from pipeline.model.sizes import GPUS, Gpu
 from schemas.errors import JobFileError
 from schemas.job.job import Job
@@ -60,7 +66,15 @@ def batch_tokens(job: Job, memory: ModelMemory) -> int:
     gpus = [_known(node) for node in nodes() if node.get("GPU")]
     if not gpus or job.model.device == "cpu" or job.model.engine != "transformers":
         return CPU_BATCH_TOKENS
-    return min(usual_batch_tokens(memory, gpu) for gpu in gpus)
+    return min(_usual_batch_tokens(memory, gpu) for gpu in gpus)
+
+
+def _usual_batch_tokens(memory: ModelMemory, gpu: Gpu) -> int:
+    """Tokens of a usual batch on a GPU, to divide work before the engines have started."""
+    left = usable_bytes(gpu.memory_bytes) - memory.weight_bytes
+    left -= memory.vision_bytes(VISION_PASS_PATCHES)
+    of_token = memory.token_bytes + memory.feature_bytes(MERGE_SIZE**2)
+    return max(CPU_BATCH_TOKENS, left // of_token)
 
 
 def _known(node: Mapping[str, float]) -> Gpu:

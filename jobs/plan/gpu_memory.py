@@ -1,6 +1,7 @@
 """How many units of a plan fit into a GPU's memory at a time, before there is a GPU."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -176,22 +177,32 @@ def _in_vllm(
     reserved = vllm_pass_bytes(memory, sizes.step_tokens, item_tokens)
     tokens = vllm_cache_tokens(memory, card[1], settings, reserved)
     of_answers = max(1, sizes.num_seqs // unit.num_branches)
-    num_bytes = settings.gpus * reserved + unit.cached_tokens * memory.token_bytes
-    return num_bytes, max(0, min(tokens // unit.cached_tokens, of_answers))
+    # Whether it keeps a prefix for the next prompt depends on the engine: counted as if it did not.
+    shape = _each_alone(unit) if memory.is_hybrid else unit
+    states = shape.num_roots * shape.num_branches * memory.state_bytes
+    of_unit = shape.cached_tokens + math.ceil(states / memory.token_bytes)
+    num_bytes = settings.gpus * reserved + shape.cached_tokens * memory.token_bytes + states
+    return num_bytes, max(0, min(tokens // of_unit, of_answers))
+
+
+def _each_alone(unit: BatchShape) -> BatchShape:
+    """A unit whose branches have copies of its prefix."""
+    return dataclasses.replace(unit, num_roots=unit.num_branches, num_branches=1)
 
 
 def _in_transformers(unit: BatchShape, job: Job, memory: ModelMemory, gpu: Gpu) -> tuple[int, int]:
     """Bytes that a unit needs beside the weights, and how many are in a batch.
 
     A number of ``resources.max_batch_tokens`` limits a batch, but no unit is too large for it: the
-    engine divides its branches. A unit with copies of its prefix is divided, too.
+    engine divides its branches. A unit with copies of its prefix is divided, too, as of models with
+    linear layers.
     """
     usable = usable_bytes(gpu.memory_bytes, gpu_share(job.resources.gpus_per_replica))
     left = usable - memory.weight_bytes
     limit = job.resources.max_batch_tokens
     shape, smallest = unit, unit
-    if copies_prefix(job.model):
-        shape = dataclasses.replace(unit, num_roots=unit.num_branches, num_branches=1)
+    if copies_prefix(job.model) or memory.is_hybrid:
+        shape = _each_alone(unit)
         smallest = dataclasses.replace(shape, num_roots=1)
     count = num_fitting(memory, shape, left)
     if not count:
@@ -251,9 +262,12 @@ def _print(fit: Fit, job: Job, memory: ModelMemory, console: Console) -> None:
 
 def _remarks(fit: Fit, memory: ModelMemory) -> tuple[str, ...]:
     usable, weights = fit.usable / _GB, fit.weights / _GB
+    of_answer = ""
+    if memory.is_hybrid:
+        of_answer = f", and an answer {memory.state_bytes / 1e6:.1f} MB of state"
     return (
         f"Weights take {weights:.1f} GB; {max(0.0, usable - weights):.1f} of {usable:.1f} GB are "
-        f"left for batches. A token takes {memory.token_bytes / 1000:.1f} KB of cache.",
+        f"left for batches. A token takes {memory.token_bytes / 1000:.1f} KB of cache{of_answer}.",
         f"Answers count with {START_ANSWER_TOKENS} tokens, or their maximum if that is less; the "
         "engine learns their length. By arithmetic, not measured on a GPU.",
     )

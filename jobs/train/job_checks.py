@@ -18,6 +18,9 @@ from schemas.job.finetune import DataSpec, FinetuneJob
 from schemas.job.model import Model
 from schemas.shown import redact_uri
 
+UNTRAINABLE_TYPES = ("qwen4_exp",)
+"""Its n-grams, and keys that it chooses, would reach from sample to sample of a row."""
+
 _WITHOUT_EFFECT = frozenset(
     {"optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon"}
     | {"adafactor", "weight_decay", "label_smoothing_factor"}
@@ -52,7 +55,7 @@ def with_absolute_paths(job: FinetuneJob) -> FinetuneJob:
 
 
 def check_model(job: FinetuneJob) -> None:
-    """Check that the job's model is a Qwen3-VL checkpoint with its tokenizer and context.
+    """Check that the job's model is a checkpoint that can be trained, with its tokenizer.
 
     Raises:
         ModelError: it is not, its weights are quantised, or ``max_model_len`` is over its context.
@@ -63,6 +66,11 @@ def check_model(job: FinetuneJob) -> None:
     checked = Model(source=model.source, revision=model.revision, yarn=model.yarn)
     found = inspect_checkpoint(checked)
     check_engine(found, checked)
+    if found.model_type in UNTRAINABLE_TYPES:
+        raise ModelError(
+            f"model.source {model.source!r} is a {found.model_type!r} model, which Reelscribe runs "
+            "and does not train"
+        )
     if limit is not None and limit > found.max_model_len:
         raise ModelError(
             f"model.max_model_len {limit} is over the checkpoint's context of "

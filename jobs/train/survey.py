@@ -158,7 +158,7 @@ def predict_hours(survey: Survey, gpu: SimulatedGpu) -> float:
     times = EngineTimes.of(Simulated(gpu=gpu), size)
     passes = 2 + job.training.gradient_checkpointing + (job.lora is None)
     # In causal attention a token sees half of its row: as many operations as parameters for each.
-    seen = text.num_hidden_layers * text.num_attention_heads * text.head_dim
+    seen = size.text.num_full * text.num_attention_heads * text.head_dim
     seconds = 0.0
     for sample in survey.good:
         tokens = sample.num_tokens

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from pipeline.model.family import quantised
 from pipeline.model.frame_size import MERGE_SIZE
-from pipeline.model.sizes import PATCH_VALUES, Gpu, ModelSize
+from pipeline.model.hybrid_sizes import in_chunks
+from pipeline.model.sizes import PATCH_VALUES, ModelSize
 from schemas.job.model import Model
 
 PREFILL_CHUNK_TOKENS = 8192
@@ -188,13 +189,18 @@ class ModelMemory:
         return math.ceil(num_patches * (colours + widths))
 
     def activation_bytes(self, num_tokens: int) -> int:
-        """Bytes of a pass of the language model, without its cache: those of its widest step."""
+        """Bytes of a pass of the language model, without its cache: those of its widest step.
+
+        num_tokens: for linear layers, those of each sequence rounded up to whole chunks.
+        """
         text = self.size.text
         attention = 3 * text.width + 4 * text.query_width + text.key_width // 2
         mlp = 4 * text.width + 2 * text.head_width + 3 * text.mlp_width
         experts = (3.4 + 4 * text.active_experts) * text.width if text.experts else 0
         dense = mlp if not text.experts or text.num_dense else 0
-        return math.ceil(num_tokens * max(attention, dense, experts)) * self.value_bytes
+        widest = math.ceil(num_tokens * max(attention, dense, experts)) * self.value_bytes
+        linear = text.linear.activation_bytes(self.value_bytes) if text.linear else 0
+        return max(widest, num_tokens * linear)
 
     def encoding_bytes(self, shape: BatchShape) -> int:
         """Bytes of encoding the media of a pass: of the tower, and features of earlier patches."""
@@ -208,18 +214,21 @@ class ModelMemory:
         features = self.feature_bytes(shape.patches_of_pass) + self.feature_bytes(of_chunk)
         mask = 0
         if shape.roots_of_pass > 1:  # a root that is alone in its pass needs none
-            mask = num_tokens * shape.prefix_tokens * self._groups * (1 + self.value_bytes)
+            mask = num_tokens * shape.prefix_tokens * self.size.text.groups * (1 + self.value_bytes)
         return self.activation_bytes(num_tokens) + features + mask
 
     def branch_bytes(self, shape: BatchShape) -> int:
         """Bytes of reading suffixes; or of a step: logits, and a layer of cache that is moved."""
         text, num_slots = self.size.text, shape.num_roots * shape.num_branches
         num_tokens = min(num_slots * shape.suffix_tokens, PREFILL_CHUNK_TOKENS)
+        of_step = num_slots * text.linear.step_bytes(self.value_bytes) if text.linear else 0
+        if text.linear:
+            num_tokens = in_chunks(num_tokens, shape.suffix_tokens)
         seen = shape.prefix_tokens + shape.num_branches * shape.suffix_tokens
-        mask = min(num_tokens * seen * self._groups, _MAX_MASK)
+        mask = min(num_tokens * seen * text.groups, _MAX_MASK)
         suffixes = self.activation_bytes(num_tokens) + mask * (1 + self.value_bytes)
         layer = shape.cache_room * self.token_bytes // max(1, text.num_full)
-        return max(suffixes, num_slots * text.vocabulary * _LOGIT_BYTES + layer)
+        return max(suffixes, of_step, num_slots * text.vocabulary * _LOGIT_BYTES + layer)
 
     def batch_bytes(self, shape: BatchShape) -> int:
         """Bytes that a batch needs beside the weights."""
@@ -239,20 +248,11 @@ class ModelMemory:
         return max(0, shape.prompt_tokens + times * growth)
 
     def _beside_tokens(self, shape: BatchShape) -> int:
-        """Bytes beside what the cache holds for each token."""
-        states = shape.num_roots * shape.num_branches * self.state_bytes
-        return states + self._beside_cache(shape)
-
-    def _beside_cache(self, shape: BatchShape) -> int:
+        """Bytes beside what the cache holds for each token: states, and those of a pass."""
         found = max(self.prefill_bytes(shape), self.branch_bytes(shape))
-        if shape.roots_of_pass == shape.num_roots:  # all is encoded before there is a cache
-            return found
-        return max(found, self.encoding_bytes(shape))
-
-    @property
-    def _groups(self) -> int:
-        """Query heads of a key head: a mask has a row for each."""
-        return self.size.text.heads // self.size.text.key_heads
+        if shape.roots_of_pass < shape.num_roots:  # else all is encoded before there is a cache
+            found = max(found, self.encoding_bytes(shape))
+        return found + shape.num_roots * shape.num_branches * self.state_bytes
 
 
 def gpu_share(gpus_per_replica: float | Literal["auto"]) -> float:
@@ -298,11 +298,3 @@ def num_fitting(memory: ModelMemory, root: BatchShape, free_bytes: int) -> int:
     while fits(above):
         above *= 2
     return bisect.bisect(range(1, above), False, key=lambda count: not fits(count))
-
-
-def usual_batch_tokens(memory: ModelMemory, gpu: Gpu) -> int:
-    """Tokens of a usual batch on a GPU, to divide work before the engines have started."""
-    left = usable_bytes(gpu.memory_bytes) - memory.weight_bytes
-    left -= memory.vision_bytes(VISION_PASS_PATCHES)
-    of_token = memory.token_bytes + memory.feature_bytes(MERGE_SIZE**2)
-    return max(CPU_BATCH_TOKENS, left // of_token)

@@ -108,6 +108,11 @@ class TextSize:
         return self.key_heads * self.head_width
 
     @property
+    def groups(self) -> int:
+        """Query heads of a key head: a mask has a row for each."""
+        return self.heads // self.key_heads
+
+    @property
     def cached_values(self) -> int:
         """Values in the cache of one token: keys and values of all full layers."""
         index_width = self.streams.index_width if self.streams else 0
@@ -188,7 +193,7 @@ class ModelSize:
                 key_heads=text["num_key_value_heads"],
                 head_width=text.get("head_dim")
                 or text["hidden_size"] // text["num_attention_heads"],
-                mlp_width=0 if family.is_hybrid and experts else text["intermediate_size"],
+                mlp_width=0 if family.is_gated and experts else text["intermediate_size"],
                 vocabulary=text["vocab_size"],
                 experts=experts,
                 active_experts=text["num_experts_per_tok"] if experts else 0,

@@ -53,6 +53,8 @@ def vllm_pass_bytes(memory: ModelMemory, step_tokens: int, item_tokens: int) -> 
 def vllm_cache_tokens(memory: ModelMemory, gpu: Gpu, settings: Vllm, pass_bytes: int) -> int:
     """Tokens of the cache that vLLM has room for, on all GPUs of a replica; negative: none.
 
+    The states of linear layers lie in the same memory: an answer's takes as much as some tokens.
+
     pass_bytes: of ``vllm_pass_bytes``.
 
     Each GPU holds its part of the language model and of its cache; the vision tower counts whole.

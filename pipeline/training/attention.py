@@ -3,9 +3,14 @@
 A row of 24,000 tokens would have a mask of 576 MB, and each layer would compute all of it. Here
 each sample attends by itself: what its branches share is plain causal attention, for which torch
 has kernels without a mask, and only the branches, some hundred tokens, have a mask.
+
+A linear layer has a state and no mask. It reads each conversation by itself: what branches share
+again for each of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,8 +23,8 @@ BRANCHED = "branched_sdpa"
 IMPLEMENTATION = {"": "sdpa", "text_config": BRANCHED, "vision_config": "sdpa"}
 """``attn_implementation`` of a model in training, for each part of its configuration."""
 
-Span = tuple[int, int, int]
-"""A sample's place in the row: where it begins, where its root ends, where it ends."""
+Span = tuple[int, ...]
+"""A sample's place in the row: where it begins, where its root ends, where each branch ends."""
 
 
 def branched_attention(
@@ -45,7 +50,8 @@ def branched_attention(
     """
     common = {"scale": options.get("scaling"), "dropout_p": options.get("dropout", 0.0)}
     parts = []
-    for (begin, root_end, end), mask in zip(options["spans"], options["branch_masks"], strict=True):
+    for span, mask in zip(options["spans"], options["branch_masks"], strict=True):
+        begin, root_end, end = span[0], span[1], span[-1]
         q, k, v = (states[:, :, begin:root_end] for states in (query, key, value))
         is_cast = torch.is_autocast_enabled(query.device.type)
         if query.dtype == torch.float32 and not is_cast:
@@ -84,7 +90,7 @@ def branch_mask(branches: torch.Tensor, span: Span) -> torch.Tensor:
 
     branches: integers [L], the row's branch numbers, on the device where the mask is wanted.
     """
-    begin, root_end, end = span
+    begin, root_end, end = span[0], span[1], span[-1]
     place = torch.arange(begin, end, device=branches.device)
     query, key = branches[root_end:end, None], branches[None, begin:end]
     is_earlier = place[None] <= place[root_end - begin :, None]
@@ -94,6 +100,39 @@ def branch_mask(branches: torch.Tensor, span: Span) -> torch.Tensor:
 def branch_masks(branches: torch.Tensor, spans: Sequence[Span]) -> tuple[torch.Tensor, ...]:
     """The mask of each sample of a row, once for all layers."""
     return tuple(branch_mask(branches, span) for span in spans)
+
+
+def separate_conversations(model: torch.nn.Module) -> None:
+    """Let a model's linear layers read each conversation of a row by itself, from ``spans``."""
+    for module in model.modules():
+        layer = getattr(module, "linear_attn", None)
+        if layer is not None:
+            layer.forward = partial(_each_alone, layer.forward)
+
+
+def _each_alone(
+    forward: Callable[..., torch.Tensor],
+    hidden_states: torch.Tensor,
+    *,
+    spans: Sequence[Span] = (),
+    branch_masks: Any = None,
+    **options: Any,
+) -> torch.Tensor:
+    """Run a linear layer on a row, float [1, L, width]: on each root with each of its branches."""
+    if not spans:
+        return forward(hidden_states, **options)
+    assert options.get("attention_mask") is None, "a row has no padding"
+    options["cache_params"] = None  # it would carry the state from one conversation to the next
+    parts = []
+    for begin, *ends in spans:
+        root = hidden_states[:, begin : ends[0]]
+        branches = [hidden_states[:, a:b] for a, b in pairwise(ends) if a < b]
+        if not branches:
+            parts.append(forward(root, **options))
+        for k, branch in enumerate(branches):
+            found = forward(torch.cat([root, branch], dim=1), **options)
+            parts.append(found[:, root.shape[1] :] if k else found)
+    return torch.cat(parts, dim=1)
 
 
 AttentionInterface.register(BRANCHED, branched_attention)

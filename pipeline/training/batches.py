@@ -150,8 +150,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """
     spans, labels, at = [], [], 0
     for sample in samples:
-        num_root = int((sample.branches == ROOT).sum())
-        spans.append((at, at + num_root, at + sample.num_tokens))
+        spans.append((at, *(at + np.cumsum(np.bincount(sample.branches))).tolist()))
         # The first token would be predicted from the previous sample.
         labels.append(np.concatenate([[IGNORED], sample.labels[1:]]))
         at += sample.num_tokens
@@ -178,7 +177,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def on_device(batch: Batch) -> Batch:
-    """Complete a batch on its device: normalise the patches, and make the masks of the branches."""
+    """Complete a batch on its device: normalise the patches, and make the masks of the branches.
+
+    Nothing is generated, so the model keeps no keys and values.
+    """
     made = batch | {name: normalise(batch[name]) for name in _PIXELS if name in batch}
     branches = made.pop("branches")
-    return made | {"branch_masks": branch_masks(branches, batch["spans"])}
+    masks = branch_masks(branches, batch["spans"])
+    return made | {"branch_masks": masks, "use_cache": False}

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.engines.transformers.load import load_weights
-from pipeline.training.attention import IMPLEMENTATION
+from pipeline.training.attention import IMPLEMENTATION, separate_conversations
 from pipeline.training.optimizer import choose_parameters, with_lora
 from schemas.job.finetune import FinetuneJob, Lora
 
@@ -65,9 +65,12 @@ def load_model(job: FinetuneJob, *, is_bf16: bool = False) -> nn.Module:
 def trainable(model: nn.Module, job: FinetuneJob) -> nn.Module:
     """Make what the job trains trainable, and freeze the rest; with LoRA, the model with adapters.
 
+    Its linear layers then read each conversation of a row by itself.
+
     Raises:
         ModelError: ``lora.target_modules`` names no module.
     """
+    separate_conversations(model)
     if job.lora is not None:
         return with_lora(model, job.lora)
     choose_parameters(model, job.tune)

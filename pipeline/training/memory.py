@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForImageTextToText
 
 from pipeline.model.checkpoint import load_config
+from pipeline.model.family import family_of
 from pipeline.model.frame_size import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
 from pipeline.training.attention import IMPLEMENTATION, branch_masks
 from pipeline.training.load import enable_recompute, trainable, weights_dtype
@@ -75,9 +76,13 @@ def predict_memory(job: FinetuneJob, row: Row, *, is_bf16: bool, num_workers: in
 
     Raises:
         NotImplementedError: a step of this model cannot be counted; mixtures of experts route
-            their tokens by value.
+            their tokens by value, and linear layers take a row in hundreds of chunks, one by one,
+            for each of which fake tensors take as long as for a layer.
     """
     config = load_config(job.model.source, job.model.revision, job.model.yarn)
+    family = family_of(config.to_dict())
+    if family.is_hybrid:
+        raise NotImplementedError("a model with linear layers")
     depth = config.text_config.num_hidden_layers
     counts = _COUNTED_LAYERS if depth > max(_COUNTED_LAYERS) else (depth,)
     counted = [_count_step(job, _with_layers(config, n), row, is_bf16=is_bf16) for n in counts]
@@ -94,7 +99,7 @@ def predict_memory(job: FinetuneJob, row: Row, *, is_bf16: bool, num_workers: in
     buckets = 4 * trained if num_workers > 1 else 0.0
     patches = row.vision_tokens * MERGE_SIZE**2 * 3 * TEMPORAL_PATCH_SIZE * PATCH_SIZE**2
     features = row.vision_tokens * config.text_config.hidden_size
-    levels = 1 + len(config.vision_config.deepstack_visual_indexes)
+    levels = 1 + family.deepstack
     return StepMemory(
         weights=weights,
         optimizer=optimizer,

@@ -16,6 +16,8 @@ _PARTS = {
 }
 # Muon is for the hidden layers' matrices, not for embeddings and the output.
 # Source: its author's description, kellerjordan.github.io/posts/muon.
+_LINEAR_MODULES = ("in_proj_qkv", "in_proj_z", "out_proj")
+"""Projections of a linear layer that do what those of attention do."""
 _NOT_MUON = re.compile(r"embed_tokens|lm_head|pos_embed|patch_embed")
 
 
@@ -38,12 +40,17 @@ def choose_parameters(model: nn.Module, tune: Tune) -> None:
 def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
     """Add LoRA adapters to the language model's layers; everything else is frozen.
 
+    If the job names no modules, a model with linear layers gets adapters there, too.
+
     Raises:
         ModelError: the model has no modules of these names.
     """
     from peft import LoraConfig, get_peft_model
 
-    names = "|".join(re.escape(name) for name in lora.target_modules)
+    modules = lora.target_modules
+    if "target_modules" not in lora.model_fields_set and _has_linear(model):
+        modules += _LINEAR_MODULES
+    names = "|".join(re.escape(name) for name in modules)
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
@@ -54,6 +61,10 @@ def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
         return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"lora.target_modules: {error}") from None
+
+
+def _has_linear(model: nn.Module) -> bool:
+    return any(hasattr(module, "linear_attn") for module in model.modules())
 
 
 def cpu_has_bf16() -> bool:

@@ -111,7 +111,8 @@ class Lora(Section):
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
     target_modules: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj"),
-        description="Modules of the language model's layers.",
+        description="Modules of the language model's layers; by default also in_proj_qkv, "
+        "in_proj_z and out_proj where a model has linear layers.",
     )
     merge: bool = Field(
         True,
@@ -166,7 +167,8 @@ class Training(Section):
     share_media: bool = Field(
         True,
         description="Consecutive conversations about the same media share one vision encode and "
-        "one prefix; each attends to the media and itself.",
+        "one prefix; each attends to the media and itself. Linear layers read the prefix again for "
+        "each.",
     )
     logging_steps: int = Field(10, ge=1, description="Steps between log lines.")
     save_steps: int = Field(200, ge=1, description="Steps between checkpoints.")

@@ -204,7 +204,9 @@ def test_who_sees_whom(preparer, conversations):
     batch = collate([first, second])
     num_root = int((second.branches == 0).sum())
     begin, end = first.num_tokens, first.num_tokens + second.num_tokens
-    assert batch["spans"] == ((0, begin, begin), (begin, begin + num_root, end))
+    num_first = int((second.branches == 1).sum())
+    middle = begin + num_root + num_first
+    assert batch["spans"] == ((0, begin), (begin, begin + num_root, middle, end))
     mask = branch_mask(batch["branches"], batch["spans"][1]).numpy()
     assert mask.shape == (second.num_tokens - num_root, second.num_tokens)
     for k in range(num_root, second.num_tokens):
