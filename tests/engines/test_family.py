@@ -5,41 +5,32 @@ for each of them, and drops rows whose answers have ended. None of it may change
 """
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
 
 from pipeline.engines.token_sampling import row_processors
 from pipeline.engines.transformers import branches as branches_module
-from pipeline.engines.transformers import limit as limits
 from pipeline.engines.transformers import prefix as prefix_module
+from pipeline.engines.transformers.batches import roots_of
 from pipeline.engines.transformers.cache import StateLayer
 from pipeline.engines.transformers.decoding import AnswersTooLong
 from pipeline.engines.transformers.engine import TransformersEngine
 from pipeline.engines.transformers.limit import AnswerLengths
 from pipeline.engines.transformers.prefix import LayerMasks
-from pipeline.model.patches import patches, seen_pixels
-from schemas.job.job import Job
+from pipeline.engines.transformers.vision import VisionEncoder
 from schemas.tables.unit import PreparedUnit
 from tests.support.family import HYBRIDS, family_checkpoint
-from tests.support.job_files import make_job
-from tests.support.messages import image, read, text, user, video
-from tests.support.prepared import media_items, prepare_units
+from tests.support.family_answers import (
+    Answers,
+    Oracle,
+    answers_of,
+    family_units,
+    new_engine,
+    tasks_job,
+)
 
-FILES = ("images/scene-0.jpg", "images/wide.png", "clips/h264-bframes.mp4", "clips/one-frame.mp4")
-TALK = [user(image(FILES[0]), video(FILES[2]), image(FILES[1]), text("What is the same?"))]
-TASKS = [
-    {"caption": {"max_new_tokens": 20}},
-    {"ocr": {"max_new_tokens": 1}},
-    {"objects": {"labels": ["car", "a person"], "max_new_tokens": 9}},
-    {"custom": {"prompt": "What?", "max_new_tokens": 14}},
-    {"chat": {"max_new_tokens": 12}},
-]
-BUDGET = {"image_tokens": [4, 16], "frame_tokens": [4, 16], "unit_tokens": 64}
 DRAWN = {
     "temperature": 0.9,
     "top_k": 40,
@@ -48,74 +39,6 @@ DRAWN = {
     "presence_penalty": 0.7,
     "repetition_penalty": 1.3,
 }
-
-
-def tasks_job(checkpoint: Path, **sections: Any) -> Job:
-    generation = {"retry": None} | sections.pop("generation", {})
-    defaults = {"tasks": TASKS, "budget": BUDGET, "generation": generation}
-    return make_job(checkpoint, **defaults | sections)
-
-
-def new_engine(job: Job) -> TransformersEngine:
-    """An engine whose answers are lists of token ids, in JSON."""
-    engine = TransformersEngine(job, num_threads=1)
-    engine.generator.prompter.decode = json.dumps  # type: ignore[method-assign]
-    return engine
-
-
-Answers = dict[tuple[str, str], list[int]]
-
-
-def answers_of(engine: TransformersEngine, units: list[PreparedUnit]) -> Answers:
-    """Token ids by unit and task; fails if a unit has an error."""
-    answered = engine.generate(units)
-    assert [unit.error for unit in answered] == [None] * len(units)
-    return {
-        (unit.unit_id, raw.task): json.loads(raw.raw_text)
-        for unit in answered
-        for raw in unit.answers
-    }
-
-
-class Oracle:
-    """transformers' own model: one prompt at a time, from pixels."""
-
-    def __init__(self, checkpoint: Path, job: Job) -> None:
-        self.model = AutoModelForImageTextToText.from_pretrained(
-            checkpoint, dtype=torch.float32
-        ).eval()
-        self._limits = {question.name: question.max_new_tokens for question in job.questions()}
-
-    def inputs(self, unit: PreparedUnit, ids: list[int]) -> dict[str, torch.Tensor]:
-        tokens = torch.tensor([ids])
-        config = self.model.config
-        types = (tokens == config.image_token_id).long()
-        types += 2 * (tokens == config.video_token_id)
-        pixels: dict[str, list] = {"image": [], "video": []}
-        for part, frames in zip(unit.seen, seen_pixels(unit), strict=True):
-            pixels[part.media.media_type].append((patches(frames), part.sampling.grid_thw))
-        found = {"input_ids": tokens, "mm_token_type_ids": types}
-        for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-            if some := pixels[kind]:
-                found[name] = torch.cat([rows for rows, _ in some])
-                found[f"{kind}_grid_thw"] = torch.tensor([grid for _, grid in some])
-        return found
-
-    def answers(self, units: list[PreparedUnit], **settings: Any) -> Answers:
-        found = {}
-        for unit in units:
-            for prompt in unit.prompts:
-                given = self.inputs(unit, list(prompt.input_ids))
-                output = self.model.generate(
-                    **given,
-                    attention_mask=torch.ones_like(given["input_ids"]),
-                    max_new_tokens=self._limits[prompt.task],
-                    do_sample=False,
-                    **settings,
-                )
-                answer = output[0, len(prompt.input_ids) :].tolist()
-                found[unit.unit_id, prompt.task] = answer
-        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,35 +56,26 @@ class Case:
 def case(request, archive: Path, tmp_path_factory) -> Case:
     checkpoint = family_checkpoint(tmp_path_factory, request.param)
     job = tasks_job(checkpoint)
-    units = prepare_units(job, media_items(archive, FILES) + read(archive, TALK))
+    units = family_units(job, archive)
     oracle = Oracle(checkpoint, job)
     return Case(checkpoint, units, new_engine(job), oracle, oracle.answers(units))
 
 
 def test_a_batch_answers_as_generate_does(case: Case):
-    """Images, videos, a conversation about three; four tasks of a unit; five lengths of prompts."""
+    """Images, videos, a conversation about three; four tasks of a unit; many lengths."""
     lengths = {len(prompt.input_ids) for unit in case.units for prompt in unit.prompts}
     assert len(lengths) >= 8
     found = answers_of(case.engine, case.units)
     assert found == case.expected
-    assert len(found) == 4 * 4 + 1
+    assert len(found) == 4 * 4 + 3
     assert len(set(map(tuple, found.values()))) > 8
 
 
-@pytest.mark.parametrize("num_tokens", [7, 33])
-def test_chunks_of_a_padded_batch_do_not_change_answers(case: Case, monkeypatch, num_tokens):
-    """A chunk may hold nothing but padding of one row, or its last token of padding."""
-    monkeypatch.setattr(prefix_module, "PREFILL_CHUNK_TOKENS", 10**6)
-    original = prefix_module.Prefix.run
+@pytest.mark.parametrize("num_tokens", [7, 50, 300])
+def test_chunks_and_passes_do_not_change_answers(case: Case, monkeypatch, num_tokens):
+    """A long root in chunks, whose state goes from one to the next; short ones in one pass."""
+    monkeypatch.setattr(prefix_module, "PREFILL_CHUNK_TOKENS", num_tokens)
     monkeypatch.setattr(branches_module, "PREFILL_CHUNK_TOKENS", num_tokens)
-
-    def run(self, rows, encoded):
-        assert len(encoded) > 1
-        with monkeypatch.context() as patch:
-            patch.setattr(prefix_module, "PREFILL_CHUNK_TOKENS", num_tokens)
-            original(self, rows, encoded)
-
-    monkeypatch.setattr(prefix_module.Prefix, "run", run)
     assert answers_of(case.engine, case.units) == case.expected
 
 
@@ -200,11 +114,23 @@ def test_answers_longer_than_expected_are_finished_in_parts(case: Case, monkeypa
             failures.append(len(lengths))
 
     monkeypatch.setattr("pipeline.engines.transformers.decoding.AnswersTooLong", Counted)
-    monkeypatch.setattr(limits, "START_ANSWER_TOKENS", 2)
     monkeypatch.setattr(AnswerLengths, "expected", lambda self, task: 2)
-    engine = new_engine(tasks_job(case.checkpoint, resources={"max_batch_tokens": 256}))
-    assert answers_of(engine, case.units) == case.expected
-    assert failures
+    long = {"caption": 20, "custom": 14}
+    units = [
+        dataclasses.replace(unit, prompts=tuple(p for p in unit.prompts if p.task in long))
+        for unit in case.units[:2]
+    ]
+    engine = new_engine(tasks_job(case.checkpoint))
+    pad_ids = engine.generator.prompter.pad_ids.values()
+    roots = [root for unit in units for root in roots_of(unit, long, pad_ids)]
+    found = engine.generator.limit
+    assert found.copies_prefix
+    room = found.shape(roots).cached_tokens
+    engine.generator.limit = dataclasses.replace(found, max_tokens=room)
+    expected = {key: answer for key, answer in case.expected.items() if key[1] in long}
+    answers = answers_of(engine, units)
+    assert answers == {key: expected[key] for key in answers}
+    assert failures[0] == len(answers) == 4
 
 
 def test_answers_that_end_early(case: Case):
@@ -250,6 +176,31 @@ def test_answers_depend_on_the_picture(case: Case):
     unit = case.units[0]
     black = dataclasses.replace(unit, frame_data=bytes(len(unit.frame_data)))
     assert answers_of(case.engine, [black]) != answers_of(case.engine, [unit])
+
+
+def test_eager_attention_is_causal_too(case: Case):
+    job = tasks_job(case.checkpoint, model={"attn_implementation": "eager"})
+    engine = new_engine(job)
+    assert answers_of(engine, case.units) == case.expected
+    alone: Answers = {}
+    for unit in case.units[:3]:  # nothing is padded
+        alone |= answers_of(engine, [unit])
+    assert alone == {key: case.expected[key] for key in alone}
+
+
+def test_features_are_those_of_the_model(case: Case):
+    """Without features of earlier layers."""
+    encoder = VisionEncoder(case.engine.generator.model)
+    with torch.inference_mode():
+        encoded = encoder.encode(case.units[:3])
+        for unit, found in zip(case.units, encoded, strict=False):
+            assert found.deepstack == ()
+            given = case.oracle.inputs(unit, list(unit.prompts[0].input_ids))
+            kind = unit.media.media_type
+            pixels = given["pixel_values" if kind == "image" else "pixel_values_videos"]
+            features = getattr(case.oracle.model.model, f"get_{kind}_features")
+            expected = features(pixels, given[f"{kind}_grid_thw"], return_dict=True).pooler_output
+            torch.testing.assert_close(found.embeddings, torch.cat(expected), rtol=1e-4, atol=1e-4)
 
 
 def padding_reaches_states(patch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from pipeline.engines.transformers.prefix import Prefix, RootTokens
 from pipeline.model.prompter import Prompter
 from schemas.job.generation import Generation
 from schemas.task import Question
+from tests.support.family import family_checkpoint
 from tests.support.job_files import make_job
 
 META = torch.device("meta")
@@ -77,6 +78,14 @@ def model(checkpoint: Path):
     return load_model(make_job(checkpoint).model, torch.device("cpu")).to(META)
 
 
+@pytest.fixture(scope="module", params=["qwen3_5", "qwen3_5_moe"])
+def hybrid(request, tmp_path_factory):
+    """Layers of qwen4_exp count tokens on the device: there, each of them waits in each step."""
+    source = family_checkpoint(tmp_path_factory, request.param)
+    model = make_job(source, model={"dtype": "bfloat16"}).model  # grouped products need it here
+    return load_model(model, torch.device("cpu")).to(META)
+
+
 def make_branches(model) -> Branches:
     roots = [RootTokens.of(ids, PAD_IDS, []) for ids in ([1] * 30, [2] * 20)]
     prefix = Prefix(model, roots, "sdpa", spare_tokens(SUFFIXES))
@@ -120,6 +129,27 @@ def test_a_step_reads_its_tokens_and_nothing_else(checkpoint, model):
 def test_the_model_alone_is_sent_nothing(model):
     device, reading = generate(make_branches(model), RowProcessors([]), [70] * 5)
     assert (reading.num_reads, device.sent) == (70, [])
+
+
+def test_a_hybrid_waits_no_more(hybrid):
+    device, reading = generate(make_branches(hybrid), RowProcessors([]), [70] * 5)
+    assert (reading.num_reads, device.sent) == (70, [])
+
+
+def test_a_step_of_a_hybrid_copies_states_and_new_keys_only(hybrid):
+    steps = []
+    for length in (10, 11):
+        device, _ = generate(make_branches(hybrid), RowProcessors([]), [length] * 5)
+        steps.append(device.operators)
+    step = steps[1] - steps[0]
+    for made in ("eye", "masked_fill", "masked_fill_", "nonzero", "repeat", "_unsafe_index"):
+        assert step[made] == 0, made
+    assert step["argmax"] == 1
+    assert step["index_copy_"] == step["index_select"] == 1
+    num_linear = num_full = hybrid.config.text_config.num_hidden_layers // 2
+    of_rotary_embedding = 4
+    # Written in place: a key and a value; two states, and the output of transformers' own kernel.
+    assert step["copy_"] == 2 * num_full + 3 * num_linear + of_rotary_embedding
 
 
 def test_a_step_makes_no_mask(model):

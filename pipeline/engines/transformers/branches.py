@@ -91,7 +91,7 @@ class Branches:
             self._cache.resize(self._cache.room, rows=index)
             seen, nexts = seen[index], nexts[index]
             suffixes = [[rows[row][1]] for row in order]
-            width, slots = 1, [order.index(row) for row in range(len(rows))]
+            width, slots = 1, sorted(range(len(rows)), key=order.__getitem__)
         self._set_slots(slots, device)
         tokens, real = (each.to(device) for each in _padded(suffixes, width))
         num_suffix = real.sum(dim=-1)

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class TransformersEngine:
-    """Answers units with a Qwen3-VL checkpoint, dense or MoE, on one device.
+    """Answers units with a checkpoint of one of ``MODEL_TYPES``, on one device.
 
     generator: runs one batch through the model.
     """

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 
 from pipeline.engines.transformers.batches import Root
-from pipeline.model.family import family_of
 from pipeline.model.frame_size import MERGE_SIZE
 from pipeline.model.memory import (
     CPU_BATCH_TOKENS,
@@ -115,8 +114,9 @@ class BatchLimit:
 
 def batch_limit(model: Any, job: Job, answers: AnswerLengths) -> BatchLimit:
     """The limit of batches of a loaded model, by ``resources.max_batch_tokens``."""
-    config = model.config.to_dict()
-    memory = ModelMemory(size=ModelSize.of(config), value_bytes=model.dtype.itemsize)
+    memory = ModelMemory(
+        size=ModelSize.of(model.config.to_dict()), value_bytes=model.dtype.itemsize
+    )
     resources = job.resources
     given: int | Literal["auto"] = resources.max_batch_tokens
     max_tokens: int | None = None if given == "auto" else given
@@ -130,7 +130,7 @@ def batch_limit(model: Any, job: Job, answers: AnswerLengths) -> BatchLimit:
         answers=answers,
         max_tokens=max_tokens,
         free_bytes=free,
-        copies_prefix=copies_prefix(job.model) or family_of(config).is_hybrid,
+        copies_prefix=copies_prefix(job.model) or memory.is_hybrid,
     )
 
 
