@@ -48,6 +48,7 @@ collect_ignore = (
         "model/test_memory.py",
         "model/test_positions.py",
         "model/test_prompter.py",
+        "model/test_reasoning.py",
         "model/test_tiny_checkpoint.py",
         "plan/test_plan.py",
         "run/test_cluster.py",

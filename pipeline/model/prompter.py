@@ -103,8 +103,8 @@ class Prompter:
             ) from None
         if not self.tokenizer.chat_template:
             raise ModelError(
-                f"model.source: {source} is not a Qwen3-VL checkpoint: it has no tokenizer with a "
-                "chat template"
+                f"model.source: {source} is not a checkpoint of Qwen3-VL or its family: it has "
+                "no tokenizer with a chat template"
             )
         self.pad_ids = {
             "image": self._special("<|image_pad|>", source),
@@ -144,7 +144,8 @@ class Prompter:
         ids = self.tokenizer.encode(token, add_special_tokens=False)
         if len(ids) != 1:
             raise ModelError(
-                f"model.source: {source} is not a Qwen3-VL checkpoint: its tokenizer has no {token}"
+                f"model.source: {source} is not a checkpoint of Qwen3-VL or its family: its "
+                f"tokenizer has no {token}"
             )
         return int(ids[0])
 

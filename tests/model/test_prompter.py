@@ -118,5 +118,5 @@ def test_torch_is_not_imported(checkpoint: Path):
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path):
-    with pytest.raises(ModelError, match="it has no tokenizer with a chat template"):
+    with pytest.raises(ModelError, match="no tokenizer with a chat template"):
         Prompter(str(tmp_path))

@@ -1,12 +1,15 @@
 """Reasoning in chat templates: the switch, the prompts, the plan, the recipe and the answers."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from transformers import AutoTokenizer
 
+from jobs.doctor.model import model_findings
 from jobs.plan.open_job import JobContext, open_job
 from jobs.plan.print_plan import print_plan
 from pipeline.engines.transformers.engine import TransformersEngine
@@ -16,20 +19,20 @@ from pipeline.output.rows import annotation_row
 from pipeline.plan.planner import Planner
 from pipeline.plan.recipe import recipe, recipe_id
 from pipeline.storage.storage import Storage
+from pipeline.tasks.parse import parse_raw
 from schemas.conversation import Turn
 from schemas.errors import JobFileError
 from schemas.job.job import Job, load_job
 from schemas.tables.columns import to_table
 from schemas.tables.unit import UNIT
 from tests.support.chat_templates import (
-    MODEL_OPENS,
-    OFF_BY_DEFAULT,
     ON_BY_DEFAULT,
     SILENT,
     TEMPLATES,
     THINKING,
     with_template,
 )
+from tests.support.family import HYBRIDS, family_checkpoint
 from tests.support.job_files import TINY_BUDGET, make_job
 from tests.support.messages import assistant, image, read, text, user
 from tests.support.prepared import media_items, prepare_units
@@ -47,8 +50,9 @@ def folder(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def prompter_of(checkpoint: Path, template: str, reasoning: str = "off") -> Prompter:
+    """template: its name, or its text."""
     prompter = Prompter(str(checkpoint), None, reasoning)
-    prompter.tokenizer.chat_template = template
+    prompter.tokenizer.chat_template = TEMPLATES.get(template, template)
     return prompter
 
 
@@ -80,7 +84,7 @@ OPENED, CLOSED, BARE = "assistant\n<think>\n", "assistant\n<think>\n\n</think>\n
     ],
 )
 def test_the_template_is_asked_for_what_the_job_says(checkpoint, name, reasoning, end, expected):
-    prompter = prompter_of(checkpoint, TEMPLATES[name], reasoning)
+    prompter = prompter_of(checkpoint, name, reasoning)
     prompt = prompter.tokenizer.decode(prompter.input_ids(IMAGE, "What?"))
     assert prompt.endswith("<|im_start|>" + end)
     assert prompter.opens_reasoning == (end == OPENED)
@@ -91,7 +95,7 @@ def test_the_template_is_asked_for_what_the_job_says(checkpoint, name, reasoning
 @pytest.mark.parametrize("reasoning", SETTINGS)
 def test_prompts_are_the_templates_own(checkpoint, name, reasoning):
     """As transformers renders them with the same switch, and as long as the plan counts."""
-    prompter = prompter_of(checkpoint, TEMPLATES[name], reasoning)
+    prompter = prompter_of(checkpoint, name, reasoning)
     switch = {"off": {"enable_thinking": False}, "on": {"enable_thinking": True}, "auto": {}}
     content = [{"type": "video"}, {"type": "text", "text": "What?"}]
     rendered = prompter.tokenizer.apply_chat_template(
@@ -107,6 +111,26 @@ def test_prompts_are_the_templates_own(checkpoint, name, reasoning):
     assert prompter.length(CLIP, "What?").num_tokens == len(expected)
 
 
+@pytest.mark.parametrize("model_type", HYBRIDS)
+@pytest.mark.parametrize("reasoning", SETTINGS)
+def test_prompts_of_the_family_are_those_of_its_template(tmp_path_factory, model_type, reasoning):
+    folder = family_checkpoint(tmp_path_factory, model_type)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    switch = {"off": {"enable_thinking": False}, "on": {"enable_thinking": True}, "auto": {}}
+    content = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}],
+        tokenize=False,
+        add_generation_prompt=True,
+        **switch[reasoning],
+    )
+    pads = rendered.replace("<|image_pad|>", "<|image_pad|>" * IMAGE.tokens_per_slot)
+    expected = tokenizer.encode(pads, add_special_tokens=False)
+    prompter = Prompter(str(folder), None, reasoning)
+    assert prompter.input_ids(IMAGE, "What?") == expected
+    assert prompter.expects_reasoning == (reasoning != "off")
+
+
 @pytest.mark.parametrize("reasoning", SETTINGS)
 def test_a_tag_in_the_templates_instructions_opens_nothing(checkpoint, reasoning):
     quoted = SILENT.replace("{%- for m", "{{ 'Write <think> first.' }}{%- for m", 1)
@@ -117,19 +141,19 @@ def test_a_tag_in_the_templates_instructions_opens_nothing(checkpoint, reasoning
 @pytest.mark.parametrize(
     ("template", "given", "effective"),
     [
-        (SILENT, None, "off"),
-        (SILENT, "off", "off"),
-        (SILENT, "auto", "off"),
-        (THINKING, None, "auto"),
-        (THINKING, "on", "auto"),
-        (THINKING, "auto", "auto"),
-        (ON_BY_DEFAULT, None, "off"),
-        (ON_BY_DEFAULT, "auto", "on"),
-        (ON_BY_DEFAULT, "on", "on"),
-        (OFF_BY_DEFAULT, "auto", "off"),
-        (OFF_BY_DEFAULT, "on", "on"),
-        (MODEL_OPENS, None, "off"),
-        (MODEL_OPENS, "auto", "on"),
+        ("silent", None, "off"),
+        ("silent", "off", "off"),
+        ("silent", "auto", "off"),
+        ("thinking", None, "auto"),
+        ("thinking", "on", "auto"),
+        ("thinking", "auto", "auto"),
+        ("on by default", None, "off"),
+        ("on by default", "auto", "on"),
+        ("on by default", "on", "on"),
+        ("off by default", "auto", "off"),
+        ("off by default", "on", "on"),
+        ("model opens", None, "off"),
+        ("model opens", "auto", "on"),
     ],
 )
 def test_the_recipe_has_the_setting_where_it_changes_the_prompt(
@@ -149,14 +173,18 @@ def test_the_recipe_has_the_setting_where_it_changes_the_prompt(
 @pytest.mark.parametrize(
     ("template", "given", "message"),
     [
-        (THINKING, "off", "reasoning is off, but the checkpoint only reasons"),
-        (SILENT, "on", "reasoning is on, but the checkpoint's chat template has no reasoning"),
+        ("thinking", "off", "reasoning is off, but the checkpoint only reasons"),
+        ("silent", "on", "reasoning is on, but the checkpoint's chat template has no reasoning"),
     ],
 )
 def test_what_the_template_cannot_do_stops_the_job(folder, archive, template, given, message):
-    with_template(folder, template)
+    with_template(folder, TEMPLATES[template])
+    job = job_of(folder, archive, generation={"reasoning": given})
     with pytest.raises(JobFileError, match=message):
-        open_job(job_of(folder, archive, generation={"reasoning": given}))
+        open_job(job)
+    findings, found = model_findings(job)
+    assert found is None
+    assert [f.name for f in findings if re.search(message, f.text)] == ["tokenizer"]
 
 
 @pytest.mark.parametrize("word", ["off", "on", "auto"])
@@ -194,11 +222,11 @@ def test_the_plan_and_the_defaults_follow_the_reasoning(folder, archive):
     )
 
 
-@pytest.mark.parametrize("template", [ON_BY_DEFAULT, MODEL_OPENS])
+@pytest.mark.parametrize("template", ["on by default", "model opens"])
 @pytest.mark.parametrize("reasoning", ["off", "on"])
 def test_the_plan_counts_what_the_engine_is_fed(folder, archive, template, reasoning):
     """Of images, videos and a conversation; the two settings differ by the empty block."""
-    with_template(folder, template)
+    with_template(folder, TEMPLATES[template])
     tasks = ["caption", "chat"]
     generation = {"reasoning": reasoning, "max_new_tokens": 8, "defaults": "greedy"}
     job = job_of(folder, archive, tasks=tasks, generation=generation)
@@ -219,7 +247,7 @@ def test_the_plan_counts_what_the_engine_is_fed(folder, archive, template, reaso
             assert said.endswith("</think>\n\n") == (reasoning == "off")
             assert "zebra" not in said  # the template leaves out what was thought before
             assert count.num_prompt_tokens == len(prompt.input_ids) == raw.num_prompt_tokens
-            assert raw.opens_reasoning == (template == ON_BY_DEFAULT and reasoning == "on")
+            assert raw.opens_reasoning == (template == "on by default" and reasoning == "on")
 
 
 def test_an_answer_that_was_cut_while_reasoning_is_not_a_caption(folder, archive):
@@ -245,11 +273,11 @@ def turns(*texts: str) -> list[Turn]:
 @pytest.mark.parametrize(
     ("template", "answer", "end"),
     [
-        (ON_BY_DEFAULT, "A cat.", CLOSED + "A cat."),
-        (ON_BY_DEFAULT, "<think>\nhm\n</think>\n\nA cat.", OPENED + "hm\n</think>\n\nA cat."),
-        (MODEL_OPENS, "A cat.", CLOSED + "A cat."),
-        (MODEL_OPENS, "<think>\nhm</think>A cat.", BARE + "<think>\nhm</think>A cat."),
-        (SILENT, "A cat.", BARE + "A cat."),
+        ("on by default", "A cat.", CLOSED + "A cat."),
+        ("on by default", "<think>\nhm\n</think>\n\nA cat.", OPENED + "hm\n</think>\n\nA cat."),
+        ("model opens", "A cat.", CLOSED + "A cat."),
+        ("model opens", "<think>\nhm</think>A cat.", BARE + "<think>\nhm</think>A cat."),
+        ("silent", "A cat.", BARE + "A cat."),
     ],
 )
 def test_an_answer_is_learnt_after_the_prompt_that_it_answers(checkpoint, template, answer, end):
@@ -259,3 +287,45 @@ def test_an_answer_is_learnt_after_the_prompt_that_it_answers(checkpoint, templa
     assert prompter.tokenizer.decode(ids).endswith(f"<|im_start|>{end}<|im_end|>")
     question = prompter_of(checkpoint, template, "on" if "hm" in answer else "off")
     assert ids[: learnt.index(True)] == question.input_ids(None, "What?")
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"color": {"enum": ["red", "green"]}},
+    "required": ["color"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize("template", ["on by default", "model opens"])
+def test_a_grammar_holds_after_what_a_model_reasons(
+    tmp_path_factory, tmp_path, archive, model_type, template
+):
+    """Random weights, drawn almost evenly, write `</think>` or end their turn sooner or later."""
+    made = family_checkpoint(tmp_path_factory, model_type)
+    folder = with_template(shutil.copytree(made, tmp_path / "model"), TEMPLATES[template])
+    names = [f"color_{k}" for k in range(12)]
+    custom = {"task": "custom", "prompt": "Which?", "json_schema": SCHEMA}
+    generation = {
+        "reasoning": "on",
+        "temperature": 5.0,
+        "max_new_tokens": 300,
+        "stop_loops": False,
+        "seed": 1,
+    }
+    tasks = [{"name": name} | custom for name in names]
+    job = job_of(folder, archive, tasks=tasks, generation=generation)
+    (unit,) = prepare_units(job, media_items(archive, FILES[:1]))
+    (answered,) = TransformersEngine(job, num_threads=1).generate([unit])
+    assert answered.error is None
+    questions = {question.name: question for question in job.questions()}
+    reasoned = 0
+    for raw in answered.answers:
+        read = parse_raw(answered, raw, questions)
+        if read.status == "ok":
+            assert read.value["color"] in ("red", "green")
+            reasoned += read.reasoning is not None
+        else:
+            assert read.value is None and read.reasoning
+    assert reasoned
