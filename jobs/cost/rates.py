@@ -166,15 +166,15 @@ def read_again(units: pa.Table, kept: KeptPrefix) -> Array:
     """Tokens of its shared beginning that the engine reads again in each unit, float64 [N]."""
 
     def begins(prompts: Any) -> Array:
-        own = np.asarray(pc.struct_field(prompts, "num_own_tokens"))
-        return np.asarray(pc.struct_field(prompts, "num_prompt_tokens")) - own
+        own = pc.struct_field(prompts, "num_own_tokens")
+        return np.asarray(pc.subtract(pc.struct_field(prompts, "num_prompt_tokens"), own))
 
     prompts = units["prompts"]
     of_all = _sum_of_lists(prompts, begins)
     again = _sum_of_lists(prompts, lambda p: kept.num_read_again(begins(p)))
     # The first prompt with a beginning reads it anyway; usually all prompts have the same one.
     further = 1 - units["num_shared_tokens"].to_numpy() / np.maximum(of_all, 1)
-    return np.asarray(again * further)
+    return np.asarray(np.round(again * further))
 
 
 def _written(prompts: Any, output_tokens: Mapping[str, float]) -> Array:

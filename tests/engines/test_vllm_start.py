@@ -4,6 +4,7 @@ vLLM's own functions say what its arguments lead to. Runs where vLLM is installe
 """
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jobs.demo.demo import MODEL
 from pipeline.engines.largest import LargestMedia
 from schemas.errors import ModelError
 from schemas.job.job import Job
+from tests.support.family import family_checkpoint
 from tests.support.job_files import make_job
 
 if importlib.util.find_spec("vllm") is None:
@@ -166,3 +168,49 @@ def test_nothing_is_sent_to_the_makers_of_vllm(start, monkeypatch):
     monkeypatch.setattr(usage_lib, "_USAGE_STATS_ENABLED", None)
     start(vllm_job())
     assert usage_lib.is_usage_stats_enabled(), "who sets it decides"
+
+
+@pytest.mark.parametrize(
+    ("args", "guesses", "has_cache"),
+    [
+        ({}, False, True),
+        ({"enable_prefix_caching": False}, False, False),
+        ({"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}}, True, False),
+    ],
+)
+def test_no_tokens_are_guessed_unless_the_job_says_so_and_then_without_the_prefix_cache(
+    start, tmp_path_factory, args, guesses, has_cache
+):
+    """The checkpoint has the weights to guess tokens, as the published ones have."""
+    source = family_checkpoint(tmp_path_factory, "qwen3_5")
+    config = start(vllm_job(source, {"dtype": "bfloat16"}, engine_args=args))
+    assert (config.speculative_config is not None) == guesses
+    assert config.cache_config.enable_prefix_caching == has_cache
+    assert config.cache_config.mamba_cache_mode == ("align" if has_cache else "none")
+
+
+@pytest.mark.parametrize("size", [16, 32])
+@pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
+def test_blocks_are_as_long_as_vllm_makes_them(start, tmp_path_factory, size, dtype):
+    """By vLLM's own function, for an attention of a GPU: multiples of 16 tokens."""
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backend import MultipleOf
+
+    from pipeline.engines.vllm.prefix import block_tokens
+
+    class Attention:
+        @staticmethod
+        def get_supported_kernel_block_sizes() -> list[Any]:
+            return [MultipleOf(16)]
+
+        @staticmethod
+        def customize_spec(spec: Any) -> Any:
+            return spec
+
+    source = family_checkpoint(tmp_path_factory, "qwen3_5")
+    job = vllm_job(source, {"dtype": dtype}, engine_args={"block_size": size})
+    config = start(job)
+    current_platform._align_hybrid_block_size(config, Attention)
+    text = json.loads((source / "config.json").read_text())["text_config"]
+    assert config.cache_config.block_size == block_tokens(job.model, text)
+    assert config.cache_config.block_size > size

@@ -158,6 +158,11 @@ def engine_args(job: Job, largest: LargestMedia | None, *, has_reasoning: bool) 
 def _check_on_cpu(model: Model, family: Family) -> None:
     """Check that vLLM's CPU build computes the model: else its process ends at the first unit."""
     instead = "set model.engine to transformers, or run vLLM on a GPU"
+    if family.is_indexed:
+        raise ModelError(
+            f"vLLM computes {family.model_type} with FlashAttention, which a CPU does not have: "
+            f"{instead}"
+        )
     if family.is_hybrid and model.dtype not in ("auto", "bfloat16"):
         raise ModelError(
             f"model.dtype is {model.dtype}, and vLLM computes the linear layers of "

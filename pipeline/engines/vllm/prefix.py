@@ -10,16 +10,19 @@ task. Importing this module does not import vLLM.
 Source: ``_align_hybrid_block_size`` and ``MambaManager`` of vLLM 0.32.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import numpy as np
 
 from pipeline.model.checkpoint import load_config
 from pipeline.model.family import Family, family_of
 from schemas.job.engines import Vllm
 from schemas.job.model import Model
 
-TokensT = TypeVar("TokensT", int, Any)
+TokensT = TypeVar("TokensT", int, np.ndarray[Any, np.dtype[Any]])
 """A number of tokens, or an array of them."""
 
 _KERNEL_TOKENS = 16
@@ -111,6 +114,7 @@ def block_tokens(model: Model, text: Mapping[str, Any]) -> int:
     inputs = num_inputs * (2 * keys + values) * value_bytes
     state = values * text["linear_key_head_dim"] * state_bytes
     heads = max(1, text["num_key_value_heads"] // own.tensor_parallel_size)
-    of_token = 2 * heads * text["head_dim"] * cache_bytes
+    of_token = int(2 * heads * text["head_dim"]) * cache_bytes
     step = max(_KERNEL_TOKENS, int(args.get("block_size") or 0))
-    return step * -(-((inputs + state) // own.tensor_parallel_size) // (step * of_token))
+    of_state = int(inputs + state) // own.tensor_parallel_size
+    return step * math.ceil(of_state / (step * of_token))
