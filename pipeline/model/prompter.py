@@ -74,8 +74,7 @@ class Prompter:
     """Builds prompts with a checkpoint's tokenizer and chat template.
 
     reasoning: the setting for which prompts are rendered.
-    embeds: prompts are for vectors, which a checkpoint may take from a token that its tokenizer
-        adds by itself.
+    embeds: prompts are for vectors, maybe those of special tokens that the tokenizer adds.
     """
 
     embeds: bool = False
@@ -120,9 +119,9 @@ class Prompter:
         """
         embeds = any(question.is_vector for question in job.questions())
         setting = "auto" if embeds else job.generation.reasoning
-        prompter = cls(job.model.source, job.model.revision, setting)
-        prompter.embeds = embeds
-        return prompter
+        found = cls(job.model.source, job.model.revision, setting)
+        found.embeds = embeds
+        return found
 
     @property
     def template_reasoning(self) -> TemplateReasoning:
@@ -257,8 +256,8 @@ class Prompter:
             seconds = pair_seconds(vision.pts_seconds)
             return "".join(PAIR_LAYOUT.format(seconds=t) for t in seconds)
 
-        text = _SLOT.sub(layout, prompt)
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=self.embeds)
+        prompt = _SLOT.sub(layout, prompt)
+        ids: list[int] = self.tokenizer.encode(prompt, add_special_tokens=self.embeds)
         return ids
 
     def _expand(self, ids: Sequence[int], visions: Sequence[Vision]) -> list[int]:
