@@ -2,14 +2,21 @@
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    Qwen2Tokenizer,
+)
 
 from pipeline.model.checkpoint import inspect_checkpoint
 from pipeline.model.family import MODEL_TYPES, family_of
+from pipeline.model.prompter import Prompter
 from pipeline.plan.planner import Planner
 from pipeline.storage.storage import Storage
 from schemas.errors import ModelError
@@ -155,3 +162,15 @@ def test_another_type_is_refused_with_those_that_run(tmp_path, tmp_path_factory)
     (folder / "config.json").write_text(json.dumps(read(folder) | {"model_type": "qwen3_next"}))
     with pytest.raises(ModelError, match=r"'qwen3_next' model; .* Qwen3.5, .*, qwen4_exp\)"):
         inspect_checkpoint(make_job(folder).model)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_text_is_split_as_the_checkpoints_own_tokenizer_does(model_type, tmp_path_factory):
+    """Marks, as the vowels of Hindi, stay with their letters in the types after Qwen3-VL."""
+    folder = family_checkpoint(tmp_path_factory, model_type)
+    text = "हिन्दी में क्या लिखा है, it's 120 e\u0301"
+    own = AutoTokenizer.from_pretrained(folder)
+    assert Prompter(str(folder)).tokenizer.encode(text) == own.encode(text)
+    assert own.decode(own.encode(text)) == unicodedata.normalize("NFC", text)
+    if model_type in HYBRIDS:
+        assert own.encode(text) != Qwen2Tokenizer.from_pretrained(folder).encode(text)
