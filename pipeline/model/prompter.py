@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.media.timestamps import pair_seconds
@@ -90,17 +91,20 @@ class Prompter:
         Raises:
             ModelError: there is no tokenizer, or it lacks vision tokens or a chat template.
         """
-        # AutoTokenizer returns this class too, but imports torch, in each decoder.
-        from transformers import Qwen2Tokenizer
+        # As its file has it: types split text in their own ways. AutoTokenizer would import torch.
+        from transformers import TokenizersBackend
 
         self.reasoning: Setting = reasoning
         try:
-            self.tokenizer: Any = Qwen2Tokenizer.from_pretrained(source, revision=revision)
+            self.tokenizer: Any = TokenizersBackend.from_pretrained(source, revision=revision)
         except (OSError, ValueError) as error:
-            raise ModelError(
-                f"model.source: cannot load the tokenizer of {source}: {error}"
-            ) from None
-        if not self.tokenizer.chat_template:
+            # In a folder without its file, the class lists the ways in which it could be made.
+            if not Path(source).is_dir() or (Path(source) / "tokenizer.json").exists():
+                raise ModelError(
+                    f"model.source: cannot load the tokenizer of {source}: {error}"
+                ) from None
+            self.tokenizer = None
+        if not getattr(self.tokenizer, "chat_template", None):
             raise ModelError(
                 f"model.source: {source} is not a checkpoint of Qwen3-VL or its family: it has "
                 "no tokenizer with a chat template"

@@ -1,15 +1,29 @@
 """The facts of each model type are those of transformers' own configuration and model."""
 
 import json
+import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    Qwen2Tokenizer,
+)
 
+from pipeline.model.checkpoint import inspect_checkpoint
 from pipeline.model.family import MODEL_TYPES, family_of
+from pipeline.model.prompter import Prompter
+from pipeline.plan.planner import Planner
+from pipeline.storage.storage import Storage
+from schemas.errors import ModelError
+from schemas.tables.manifest import MediaItem
 from scripts.demo_model import tiny_checkpoint
 from tests.support.family import HYBRIDS, family_checkpoint
+from tests.support.job_files import TINY_BUDGET, make_job
 
 
 @pytest.fixture(params=MODEL_TYPES)
@@ -98,3 +112,65 @@ def test_loading_reports_no_tensor_and_the_answer_depends_on_pixels(model_type, 
             for pixels in (dark, half_light)
         )
     assert (dark_logits - light_logits).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["images/scene-0.jpg", "clips/vp9.webm"])
+def test_a_plan_differs_in_the_name_of_the_checkpoint_alone(name, tmp_path_factory, archive):
+    """The same frames, sizes and numbers of vision tokens; each its own weights' identity."""
+    identities, sampled = set(), []
+    for model_type in MODEL_TYPES:
+        job = make_job(family_checkpoint(tmp_path_factory, model_type), budget=TINY_BUDGET)
+        found = inspect_checkpoint(job.model)
+        assert (found.model_type, found.max_model_len) == (model_type, 262_144)
+        identities.add(found.identity)
+        item = MediaItem(media_id="a", uri=str(archive / name))
+        (unit,) = Planner(job, found.max_model_len, Storage()).plan([item])
+        assert unit.error is None
+        sampled.append(unit.sampling)
+    assert len(identities) == len(MODEL_TYPES)
+    assert all(sampling == sampled[0] for sampling in sampled)
+
+
+@pytest.mark.parametrize("model_type", HYBRIDS)
+@pytest.mark.parametrize("factor", [None, 2.0])
+def test_the_context_is_the_one_that_transformers_reads(
+    model_type, factor, tmp_path, tmp_path_factory
+):
+    folder = shutil.copytree(family_checkpoint(tmp_path_factory, model_type), tmp_path / "copy")
+    config = read(folder)
+    del config["text_config"]["max_position_embeddings"]
+    (folder / "config.json").write_text(json.dumps(config))
+    yarn = {"factor": factor} if factor else None
+    found = inspect_checkpoint(make_job(folder, model={"yarn": yarn}).model)
+    context = AutoConfig.from_pretrained(folder).text_config.max_position_embeddings
+    assert found.max_model_len == (factor or 1) * context
+
+
+def test_quantised_weights_are_found_in_each_type(tmp_path, tmp_path_factory):
+    for model_type in MODEL_TYPES:
+        made = family_checkpoint(tmp_path_factory, model_type)
+        folder = shutil.copytree(made, tmp_path / model_type)
+        config = read(folder) | {"quantization_config": {"quant_method": "fp8"}}
+        (folder / "config.json").write_text(json.dumps(config))
+        found = inspect_checkpoint(make_job(folder).model)
+        assert found.quantization == "fp8" and found.memory.is_fp8
+
+
+def test_another_type_is_refused_with_those_that_run(tmp_path, tmp_path_factory):
+    made = family_checkpoint(tmp_path_factory, "qwen3_5")
+    folder = shutil.copytree(made, tmp_path / "copy")
+    (folder / "config.json").write_text(json.dumps(read(folder) | {"model_type": "qwen3_next"}))
+    with pytest.raises(ModelError, match=r"'qwen3_next' model; .* Qwen3.5, .*, qwen4_exp\)"):
+        inspect_checkpoint(make_job(folder).model)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_text_is_split_as_the_checkpoints_own_tokenizer_does(model_type, tmp_path_factory):
+    """Marks, as the vowels of Hindi, stay with their letters in the types after Qwen3-VL."""
+    folder = family_checkpoint(tmp_path_factory, model_type)
+    text = "हिन्दी में क्या लिखा है, it's 120 e\u0301"
+    own = AutoTokenizer.from_pretrained(folder)
+    assert Prompter(str(folder)).tokenizer.encode(text) == own.encode(text)
+    assert own.decode(own.encode(text)) == unicodedata.normalize("NFC", text)
+    if model_type in HYBRIDS:
+        assert own.encode(text) != Qwen2Tokenizer.from_pretrained(folder).encode(text)

@@ -1,17 +1,21 @@
-"""Rotary positions, compared with ``Qwen3VLModel.get_rope_index``."""
+"""Rotary positions, compared with ``get_rope_index`` of each model type."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+from transformers import Qwen3_5Model, Qwen3_5MoeModel, Qwen3VLModel, Qwen3VLMoeModel
+from transformers.models.qwen4_exp.modeling_qwen4_exp import Qwen4ExpModel
 
+from pipeline.model.family import MODEL_TYPES
 from pipeline.model.positions import mrope_positions, token_types
 
 IMAGE_PAD, VIDEO_PAD = 501, 502
+MODELS = (Qwen3VLModel, Qwen3VLMoeModel, Qwen3_5Model, Qwen3_5MoeModel, Qwen4ExpModel)
 PAD_IDS = {"image": IMAGE_PAD, "video": VIDEO_PAD}
 
 sides = st.integers(1, 9).map(lambda merged: 2 * merged)
@@ -19,11 +23,13 @@ images = st.tuples(st.just("image"), st.just(1), sides, sides)
 videos = st.tuples(st.just("video"), st.integers(1, 5), sides, sides)
 
 
-def model_positions(ids: list[int], media: list[tuple]) -> np.ndarray:
+def model_positions(
+    ids: list[int], media: list[tuple], model_class: Any = Qwen3VLModel
+) -> np.ndarray:
     """The model's own positions of one unpadded row: int64 [3, L]."""
     model = SimpleNamespace(
         config=SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=2)),
-        get_vision_position_ids=lambda *a, **k: Qwen3VLModel.get_vision_position_ids(None, *a, **k),
+        get_vision_position_ids=lambda *a, **k: model_class.get_vision_position_ids(None, *a, **k),
     )
     input_ids = torch.tensor([ids])
     types = (input_ids == IMAGE_PAD).long() + 2 * (input_ids == VIDEO_PAD).long()
@@ -31,7 +37,7 @@ def model_positions(ids: list[int], media: list[tuple]) -> np.ndarray:
         kind: torch.tensor(found) if (found := [m[1:] for m in media if m[0] == kind]) else None
         for kind in ("image", "video")
     }
-    positions, _ = Qwen3VLModel.get_rope_index(
+    positions, _ = model_class.get_rope_index(
         model, input_ids, types, image_grid_thw=grids["image"], video_grid_thw=grids["video"]
     )
     return positions[:, 0].numpy()
@@ -57,7 +63,12 @@ def test_positions_are_the_models_own(media: list[tuple], texts: list[int]):
     types = token_types(ids, PAD_IDS)
     found = mrope_positions(types, [m[1:] for m in media])
     assert found.dtype == np.int64
-    np.testing.assert_array_equal(found, model_positions(ids, media))
+    for model_class in MODELS:
+        np.testing.assert_array_equal(found, model_positions(ids, media, model_class))
+
+
+def test_each_model_type_is_compared():
+    assert tuple(model.config_class.model_type for model in MODELS) == MODEL_TYPES
 
 
 def test_positions_in_numbers():
