@@ -35,7 +35,7 @@ NAMES = [f"color_{k}" for k in range(12)]
 def test_a_grammar_holds_after_what_a_model_reasons(
     checkpoint, tmp_path, archive, template, reasoning
 ):
-    """Random weights, drawn almost evenly, write `</think>` or end their turn sooner or later."""
+    """Random weights write `</think>`, end their turn, or write `<tool_call>` sooner or later."""
     from pipeline.engines.vllm.engine import VllmEngine
 
     folder = with_template(shutil.copytree(checkpoint, tmp_path / "model"), TEMPLATES[template])
@@ -72,7 +72,7 @@ def test_a_grammar_holds_after_what_a_model_reasons(
     found = [parse_raw(answered, raw, questions) for raw in answered.answers]
     good = [read for read in found if read.status == "ok"]
     assert good and {read.value["color"] for read in good} <= {"red", "green"}
-    assert all(read.value is None and read.reasoning for read in found if read not in good)
+    assert all(read.value is None for read in found if read not in good)
     if reasoning == "off":
         assert len(good) == len(NAMES) and not any(read.reasoning for read in good)
     else:

@@ -101,7 +101,7 @@ def engine_args(job: Job, largest: LargestMedia | None, *, has_reasoning: bool) 
     """Make vLLM's ``AsyncEngineArgs`` for a job.
 
     largest: of the run's plan; None if it is not known: then the job's limits count.
-    has_reasoning: answers begin inside ``<think>``; a grammar applies after its end.
+    has_reasoning: answers begin with reasoning; a grammar applies after its end.
 
     Raises:
         ModelError: ``model.vllm.engine_args`` names an argument that vLLM does not have, or vLLM
@@ -142,7 +142,8 @@ def engine_args(job: Job, largest: LargestMedia | None, *, has_reasoning: bool) 
     if any(question.is_vector for question in job.questions()):
         args |= vector_args()
     if has_reasoning:
-        args["reasoning_parser"] = "qwen3"
+        # Ends at </think> alone. "qwen3" ends at <tool_call> too, which a grammar then refuses.
+        args["reasoning_parser"] = "deepseek_r1"
     if model.yarn is not None:
         args["hf_overrides"] = functools.partial(extend_context, yarn=model.yarn)
     if model.adapter is not None:
