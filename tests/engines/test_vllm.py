@@ -201,13 +201,11 @@ def test_media_are_encoded_once_for_all_tasks(both, archive):
     unit = of_files(engine_job(MODEL), archive, ["clips/h265.mp4"])[0]
     both.vllm.async_llm.generate = watched
     try:
-        (first,) = both.vllm.generate([unit])
+        both.vllm.generate([unit])
         both.vllm.generate([unit])
     finally:
         both.vllm.async_llm.generate = original
     assert all(cached > 0.5 * fed for fed, cached in seen[4:]), seen
-    read = sum(fed - cached for fed, cached in seen[: len(unit.prompts)])
-    assert first.num_fed_tokens == max(read, unit.num_fed_tokens), "what was read is counted"
 
 
 def test_what_is_broken_is_an_error_row_and_no_other_unit_notices(both, archive):

@@ -5,6 +5,7 @@ vLLM's own functions say what its arguments lead to. Runs where vLLM is installe
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -189,10 +190,8 @@ def test_no_tokens_are_guessed_unless_the_job_says_so_and_then_without_the_prefi
     assert config.cache_config.mamba_cache_mode == ("align" if has_cache else "none")
 
 
-@pytest.mark.parametrize("size", [16, 32])
-@pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
-def test_blocks_are_as_long_as_vllm_makes_them(start, tmp_path_factory, size, dtype):
-    """By vLLM's own function, for an attention of a GPU: multiples of 16 tokens."""
+def test_blocks_are_as_long_as_vllm_makes_them(start, tmp_path_factory, tmp_path):
+    """By vLLM's own function, for an attention of a GPU, and the layers of a Qwen3.5-4B."""
     from vllm.platforms import current_platform
     from vllm.v1.attention.backend import MultipleOf
 
@@ -207,10 +206,20 @@ def test_blocks_are_as_long_as_vllm_makes_them(start, tmp_path_factory, size, dt
         def customize_spec(spec: Any) -> Any:
             return spec
 
-    source = family_checkpoint(tmp_path_factory, "qwen3_5")
-    job = vllm_job(source, {"dtype": dtype}, engine_args={"block_size": size})
-    config = start(job)
-    current_platform._align_hybrid_block_size(config, Attention)
-    text = json.loads((source / "config.json").read_text())["text_config"]
-    assert config.cache_config.block_size == block_tokens(job.model, text)
-    assert config.cache_config.block_size > size
+    tiny = family_checkpoint(tmp_path_factory, "qwen3_5")
+    source = Path(shutil.copytree(tiny, tmp_path / "model"))
+    config = json.loads((source / "config.json").read_text())
+    config["text_config"] |= {
+        "num_key_value_heads": 4,
+        "num_attention_heads": 16,
+        "head_dim": 256,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+    }
+    (source / "config.json").write_text(json.dumps(config))
+    job = vllm_job(source, {"dtype": "bfloat16"}, engine_args={"block_size": 16})
+    started = start(job)
+    current_platform._align_hybrid_block_size(started, Attention)
+    assert started.cache_config.block_size == block_tokens(job.model, config["text_config"]) == 528
