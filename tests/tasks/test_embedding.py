@@ -280,7 +280,7 @@ def test_a_checkpoint_that_generates_is_refused_before_work(job: Job, checkpoint
         annotate.run(job.model_copy(update={"model": model}), Console(file=io.StringIO()))
 
 
-def test_doctor_and_plan_know_the_task(job: Job, output: Path, tmp_path: Path, no_ray):
+def test_a_plan_lists_the_task(job: Job, output: Path, tmp_path: Path, no_ray):
     file = tmp_path / "job.yaml"
     file.write_text(json.dumps(job.model_dump(mode="json", exclude={"storage_options"})))
     planned = command("plan", file)
