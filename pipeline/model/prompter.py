@@ -28,6 +28,7 @@ VIDEO_SLOT = "<|vision_start|><|video_pad|><|vision_end|>"
 PAIR_LAYOUT = "<{seconds:.1f} seconds><|vision_start|><|video_pad|><|vision_end|>"
 """A frame pair of a video; the pad is later repeated for each token of the pair."""
 
+_OTHER = "model.source: {} is not a checkpoint of Qwen3-VL or its family: {}"
 _END_OF_TURN = "<|im_end|>"
 _SLOT = re.compile(f"{re.escape(IMAGE_SLOT)}|{re.escape(VIDEO_SLOT)}")
 
@@ -105,10 +106,7 @@ class Prompter:
                 ) from None
             self.tokenizer = None
         if not getattr(self.tokenizer, "chat_template", None):
-            raise ModelError(
-                f"model.source: {source} is not a checkpoint of Qwen3-VL or its family: it has "
-                "no tokenizer with a chat template"
-            )
+            raise ModelError(_OTHER.format(source, "it has no tokenizer with a chat template"))
         self.pad_ids = {
             "image": self._special("<|image_pad|>", source),
             "video": self._special("<|video_pad|>", source),
@@ -146,10 +144,7 @@ class Prompter:
     def _special(self, token: str, source: str) -> int:
         ids = self.tokenizer.encode(token, add_special_tokens=False)
         if len(ids) != 1:
-            raise ModelError(
-                f"model.source: {source} is not a checkpoint of Qwen3-VL or its family: its "
-                f"tokenizer has no {token}"
-            )
+            raise ModelError(_OTHER.format(source, f"its tokenizer has no {token}"))
         return int(ids[0])
 
     def input_ids(self, vision: Vision | None, text: str, tools: str | None = None) -> list[int]:

@@ -33,7 +33,7 @@ _KERNEL_TOKENS = 16
 class KeptPrefix:
     """What an engine keeps of the beginning that the prompts of a unit share.
 
-    block_tokens: it is kept in whole blocks of so many tokens, 1: all of it; None: nothing is.
+    block_tokens: whole blocks of this length are kept, in tokens; 1: all of it; None: nothing.
     """
 
     block_tokens: int | None = 1
