@@ -5,6 +5,7 @@ The answers are the simulated engine's. DuckDB and pyarrow read the columns.
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -22,6 +23,7 @@ from jobs.results.read import Selection, read_annotations
 from pipeline.engines.simulated.engine import SimulatedEngine
 from pipeline.output.compact import find_bins, join_files
 from pipeline.output.rows import annotation_row, schema_of_questions
+from pipeline.output.seal import seal_shard
 from pipeline.output.table import check_columns
 from pipeline.output.views import connect
 from pipeline.stages.commit import Commit
@@ -94,13 +96,14 @@ def units(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answe
 
 @pytest.fixture(scope="module")
 def output(job: Job, units: dict[str, AnsweredUnit], tmp_path_factory) -> Path:
-    """The table of the units' rows, in two files as the stage commits them."""
+    """The table of the units' rows, in two files as the stage commits and a run seals them."""
     folder = tmp_path_factory.mktemp("table")
     changed = job.model_copy(update={"output": str(folder)})
     commit = Commit(changed, KEY, STORAGE, code_digest())
     clip, *images = units.values()
-    for some in ([clip], images):
-        commit(to_table(some, ANSWERED))
+    for shard, some in enumerate(([clip], images)):
+        commit(to_table([replace(unit, shard=shard) for unit in some], ANSWERED))
+        seal_shard(shard, str(folder), KEY, STORAGE)
     return folder
 
 

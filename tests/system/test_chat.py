@@ -400,7 +400,8 @@ def test_the_plan_counts_what_conversations_show(media: Path, checkpoint: Path):
     table = to_table(units, UNIT)
     run = SimpleNamespace(run_id="test-1", engine="transformers", folder=lambda output: output)
     console = Console(file=io.StringIO(), width=120)
-    print_plan(table, SimpleNamespace(run=run, job=asked), console)
+    context = SimpleNamespace(run=run, job=asked, expects_reasoning=False)
+    print_plan(table, context, console)
     lines = {
         line.split()[0]: line.split()
         for line in console.file.getvalue().splitlines()
