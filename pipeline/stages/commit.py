@@ -16,7 +16,7 @@ from schemas.shown import log_shown
 from schemas.tables.annotation import PIECES, RESPONSE, TIMINGS
 from schemas.tables.columns import from_table
 from schemas.tables.error import ERROR
-from schemas.tables.unit import AnsweredUnit, Unit
+from schemas.tables.unit import UNIT, AnsweredUnit, Unit
 
 OUTAGE_UNITS = 32
 """This many units in a row that failed because of the storage are an outage."""
@@ -27,7 +27,6 @@ _SUMMARY = ("task", "num_prompt_tokens", "num_output_tokens", "attempts", "statu
 COMMITTED = pa.schema(
     [
         pa.field("unit_id", pa.string(), nullable=False),
-        pa.field("shard", pa.int64(), nullable=False),
         pa.field("status", pa.string(), nullable=False),
         pa.field("error", ERROR),
         pa.field("predicted_cost", pa.float64(), nullable=False),
@@ -39,7 +38,7 @@ COMMITTED = pa.schema(
         pa.field("responses", pa.list_(pa.struct([RESPONSE.field(name) for name in _SUMMARY]))),
         pa.field("timings", TIMINGS),
     ]
-)
+).append(UNIT.field("shard"))
 """What the driver gets of each committed unit, for progress, costs, log and metrics."""
 
 
