@@ -33,7 +33,7 @@ def limit_pools(pools: Pools, num_blocks: int) -> Pools:
 def in_blocks(
     units: pa.Table, costs: Costs, pools: Pools, max_batch_tokens: int, calls_at_once: int = 1
 ) -> list[pa.Table]:
-    """Cut units into blocks, each of one shard, the most expensive units of a shard first.
+    """Cut units into blocks, shard by shard, the most expensive units of a shard first.
 
     The shard with the most expensive unit comes first: one shard after the other is complete.
 
@@ -52,7 +52,6 @@ def in_blocks(
     order = np.lexsort((-costs, shards, -longest[shards]))
     if (np.diff(order) != 1).any():  # else the plan has this order already: no copy
         units, costs = units.take(pa.array(order, pa.int64())), costs[order]
-        shards = shards[order]
     tokens, frames = units["predicted_cost"].to_numpy(), frame_bytes(units)
     left, workers = float(costs.sum()), pools.replicas * calls_at_once
     usual = left / (_BLOCKS_PER_REPLICA * pools.replicas)
@@ -67,8 +66,7 @@ def in_blocks(
             and num_tokens + tokens[k] > batches * max_batch_tokens
         )
         is_full = k - start >= _BLOCK_UNITS or num_bytes + frames[k] > max_bytes
-        is_other = shards[k] != shards[start]
-        if k > start and (is_other or is_enough or is_full or cost + costs[k] > max_cost):
+        if k > start and (is_enough or is_full or cost + costs[k] > max_cost):
             blocks.append(units.slice(start, k - start))
             left -= cost
             start, cost, num_tokens, num_bytes = k, 0.0, 0.0, 0.0

@@ -24,6 +24,9 @@ from schemas.job.resources import Resources
 
 logger = logging.getLogger(__name__)
 
+_REQUESTED_CPUS = 1.0
+"""Of an engine on a cluster that grows, unless the job says it: later nodes are not known."""
+
 
 @contextmanager
 def ray_session(console: Console) -> Iterator[None]:
@@ -156,7 +159,10 @@ def _fitting_by(job: Job, deadline: float) -> Pools | None:
 
 
 def _with_actors(job: Job, replicas: int, decoders: int | Literal["auto"]) -> Job:
-    update = {"replicas": replicas, "decoders": decoders}
+    """The job with other numbers of actors; the CPUs of an engine are those that are requested."""
+    update: dict[str, Any] = {"replicas": replicas, "decoders": decoders}
+    if job.resources.cpus_per_replica == "auto":
+        update["cpus_per_replica"] = _REQUESTED_CPUS
     return job.model_copy(update={"resources": job.resources.model_copy(update=update)})
 
 
@@ -166,7 +172,8 @@ def _bundles(job: Job) -> list[dict[str, float]]:
     replicas = 1 if resources.replicas == "auto" else resources.replicas
     decoders = 1 if resources.decoders == "auto" else resources.decoders
     gpus = 0.0 if resources.gpus_per_replica == "auto" else resources.gpus_per_replica
-    cpus = 1.0 if resources.cpus_per_replica == "auto" else resources.cpus_per_replica
+    given = resources.cpus_per_replica
+    cpus = _REQUESTED_CPUS if given == "auto" else given
     engine = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     return [engine] * replicas + [{"CPU": resources.cpus_per_decoder}] * decoders
 

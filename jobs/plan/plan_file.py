@@ -51,6 +51,10 @@ def read_plan(context: JobContext, items: Sequence[MediaItem]) -> pa.Table:
     uri = _plan_uri(context)
     plan = read_parquet(uri, context.storage)
     with readable(uri):
+        is_unnumbered = "shard" not in plan.column_names  # of an earlier version
+        if is_unnumbered:
+            at, none = UNIT.get_field_index("shard"), pa.array([0] * plan.num_rows, pa.int32())
+            plan = plan.add_column(at, UNIT.field("shard"), none)
         plan = plan.cast(UNIT)
         plan.validate(full=True)
         is_finite = pc.is_finite(plan["predicted_cost"])
@@ -60,7 +64,7 @@ def read_plan(context: JobContext, items: Sequence[MediaItem]) -> pa.Table:
             raise ValueError("a predicted_cost is not a number from 0")
         if pc.count_distinct(plan["unit_id"]).as_py() < plan.num_rows:
             raise ValueError("it has a unit twice")
-    return restore_secrets(plan, items)
+    return restore_secrets(with_shards(plan) if is_unnumbered else plan, items)
 
 
 def draft_plan(context: JobContext, items: Sequence[MediaItem], console: Console) -> Draft:

@@ -15,7 +15,8 @@ from jobs.plan.runs import Run
 from jobs.run.items import write_items
 from jobs.run.units import read_rows
 from pipeline.output.duplicates import remove_duplicates, remove_rows
-from pipeline.output.table import read_committed, read_files
+from pipeline.output.seal import seal_pieces
+from pipeline.output.table import ids_in, read_committed, read_files
 from pipeline.output.views import write_views
 from pipeline.storage.storage import Storage, join
 from schemas.errors import TRANSIENT, ResourceError
@@ -39,6 +40,7 @@ def finish(context: JobContext, run: Run, plan: pa.Table, seconds: float, consol
     unplanned = rows.filter(pc.and_not(is_of_run, is_planned))
     remove_rows(_find_changed_rows(unplanned, plan, context), storage)
     rows = rows.filter(is_planned)
+    seal_pieces(ids_in(rows, "file"), context.job.output, storage)
     if missing := plan.num_rows - rows.num_rows:
         raise ResourceError(
             f"{run.run_id}: {missing} units have no row yet; run the same command again"

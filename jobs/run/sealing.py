@@ -1,5 +1,6 @@
 """Seal shards while a run goes on: each as soon as all of its units have rows."""
 
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +34,9 @@ class Sealing:
         """units: UNIT rows that are left to do. earlier: ``unit_id`` and ``file`` of their rows."""
         self._place = (output, key, storage)
         self._left = Counter(_counts(units))
-        self._earlier = _files_by_shard(units, earlier)
+        self._waiting = _shards_by_file(units, earlier)
+        self._written: dict[str, list[str]] = defaultdict(list)
+        self._settling = threading.Lock()
         self._threads = ThreadPoolExecutor(_SHARDS_AT_ONCE, thread_name_prefix="seal")
         self._sealed: list[Future[None]] = []
 
@@ -78,20 +81,29 @@ class Sealing:
         return complete
 
     def _seal_one(self, shard: int) -> None:
-        """Seal a shard, and remove the rows that its new ones replace."""
+        """Seal a shard, and remove the rows that new ones replace.
+
+        A file is settled once, when all shards with new rows for it are sealed: two threads would
+        both copy its other rows.
+        """
         written = seal_shard(shard, *self._place)
-        if files := self._earlier.get(shard):
-            settle_files([*written, *sorted(files)], self._place[-1])
+        with self._settling:
+            for file in [file for file, shards in self._waiting.items() if shard in shards]:
+                self._waiting[file].discard(shard)
+                self._written[file] += written
+                if not self._waiting[file]:
+                    del self._waiting[file]
+                    settle_files([file, *self._written.pop(file)], self._place[-1])
 
 
-def _files_by_shard(units: pa.Table, earlier: pa.Table) -> dict[int, set[str]]:
-    """The files that have earlier rows of the units, by the units' shard."""
+def _shards_by_file(units: pa.Table, earlier: pa.Table) -> dict[str, set[int]]:
+    """The shards of the units of which a file has earlier rows, by its uri."""
     again = units.filter(pc.is_in(units["unit_id"], earlier["unit_id"]))
     shards = dict(zip(ids_in(again, "unit_id"), again["shard"].to_numpy().tolist(), strict=True))
-    found: dict[int, set[str]] = defaultdict(set)
+    found: dict[str, set[int]] = defaultdict(set)
     for row in earlier.select(["unit_id", "file"]).to_pylist():
         if row["unit_id"] in shards:
-            found[shards[row["unit_id"]]].add(row["file"])
+            found[row["file"]].add(shards[row["unit_id"]])
     return found
 
 

@@ -1,7 +1,7 @@
 """The names of the table's files, and where they are.
 
     <output>/annotations/run_date=.../part-<run>-<recipe>-<token>-<level>.parquet
-    <output>/annotations_pieces/run_date=.../part-...
+    <output>/annotations-pieces/run_date=.../part-...
 
 A piece has some rows of a shard, and is there from their answers until the shard is sealed: then
 its rows are in a file of ``annotations``.

@@ -7,8 +7,9 @@ The new file is written before its pieces are removed, and its level is higher: 
 killed in between leaves rows in both, of which ``duplicates`` keeps those of the file.
 """
 
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +21,27 @@ from pipeline.output.rows import ANNOTATION, RunKey
 from pipeline.output.table import check_rows, with_file_column
 from pipeline.storage.parquet import read_parquet, readable, write_parquet
 from pipeline.storage.storage import Storage, join
-from schemas.tables.annotation import ANNOTATIONS
+from schemas.tables.annotation import ANNOTATIONS, PIECES, RecipeIds
+
+_PIECE = re.compile(
+    f".*/{PIECES}/run_date=([^/]+)/part-(.+)-[0-9a-z]+-([0-9a-f]{{8}})[0-9a-f]{{24}}-\\d+\\.parquet"
+)
+
+
+def seal_pieces(files: Iterable[str], output: str, storage: Storage) -> None:
+    """Seal what is left of the shards to which pieces belong, of any run.
+
+    files: uris; those that are no pieces are passed over. If a run still works on such a shard, its
+    other rows come into another file.
+
+    Raises:
+        StorageError: the storage refused or failed; no row is lost.
+    """
+    found = {match.groups() for file in set(files) if (match := _PIECE.fullmatch(file))}
+    for run_date, run_id, digits in sorted(found):
+        none = RecipeIds("", "", "", "")
+        key = RunKey(run_id=run_id, recipe_ids=none, run_date=run_date)
+        seal_shard(int(digits, 16), output, key, storage)
 
 
 def seal_shard(shard: int, output: str, key: RunKey, storage: Storage) -> list[str]:

@@ -16,7 +16,7 @@ _IS_BELIEVED = f"epoch_us({{}}) <= epoch_us(now()) + {MAX_AHEAD_SECONDS * 1_000_
 
 VIEWS = """\
 -- Views of the output of reelscribe, for DuckDB. `annotations` has every row of every run, also
--- those of runs at work, which are in the folder annotations_pieces until their shard is sealed.
+-- those of runs at work, which are in the folder annotations-pieces until their shard is sealed.
 -- `listing` says which names have content that was known already, and which are gone.
 -- `latest` has one row for each unit of the media that are there: for each name (media_id) its
 -- newest content, under the newest recipe that it was annotated with, for each time span only the

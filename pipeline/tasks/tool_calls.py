@@ -26,11 +26,12 @@ from schemas.task import AnswerStatus, Drawing, Parsed, Question, Task, View, po
 
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
 # A name is bounded, and no text is scanned twice: each match ends where the next one may begin.
+# A tag ends what it closes only where the next one follows, or nothing: a value may quote tags.
 _FUNCTION = re.compile(
-    r"<function=([^<>\n]{1,200})>(.*?)(?:</function>|(?=<function=)|\Z)", re.DOTALL
+    r"<function=([^<>\n]{1,200})>(.*?)(?:</function>(?=\s*(?:<function=|\Z))|\Z)", re.DOTALL
 )
 _PARAMETER = re.compile(
-    r"<parameter=([^<>\n]{1,200})>(.*?)(</parameter>|(?=<parameter=)|\Z)", re.DOTALL
+    r"<parameter=([^<>\n]{1,200})>(.*?)(</parameter>(?=\s*(?:<parameter=|\Z))|\Z)", re.DOTALL
 )
 _POINT_KEYS = ("coordinate", "point_2d", "point")
 
@@ -68,9 +69,25 @@ def _text_arguments(tools: str | None) -> set[tuple[str, str]]:
         function = _object(tool, "function") or tool
         properties = _object(_object(function, "parameters"), "properties")
         for key in properties:
-            if _object(properties, key).get("type") == "string":
+            if _is_text(_object(properties, key)):
                 found.add((str(function.get("name")), key))
     return found
+
+
+def _is_text(schema: dict[str, Any]) -> bool:
+    """Whether a schema takes text, also beside null or other types."""
+    kinds = schema.get("type")
+    options = [*_list(schema, "anyOf"), *_list(schema, "oneOf")]
+    return (
+        "string" in (kinds if isinstance(kinds, list) else [kinds])
+        or any(isinstance(value, str) for value in _list(schema, "enum"))
+        or any(isinstance(option, dict) and _is_text(option) for option in options)
+    )
+
+
+def _list(value: dict[str, Any], key: str) -> list[Any]:
+    found = value.get(key)
+    return found if isinstance(found, list) else []
 
 
 def _object(value: dict[str, Any], key: str) -> dict[str, Any]:
@@ -92,6 +109,8 @@ def _tagged_calls(
             if not parameter[3] and parameter.end() == len(function[2]):
                 notes["the last argument was not closed, and is left out"] += 1
                 break
+            if "<parameter=" in parameter[2]:
+                notes["an argument has a tag in it"] += 1
             key, value = parameter[1].strip(), parameter[2].removeprefix("\n").removesuffix("\n")
             arguments[key] = value
             if (name, key) not in texts:
@@ -109,7 +128,9 @@ def _calls(
     text_arguments: set[tuple[str, str]],
 ) -> list[dict[str, Any]]:
     check_deadline()
-    items: list[Any] = _tagged_calls(text, decoder, text_arguments, notes)
+    items: list[Any] = []
+    if text.lstrip().startswith("<function="):  # in JSON it may be a part of a text
+        items = _tagged_calls(text, decoder, text_arguments, notes)
     if not items:
         reading = read_json(text, decoder)
         if reading.note:

@@ -12,7 +12,7 @@ from schemas.tables.unit import UNIT
 ANNOTATIONS = "annotations"
 """The folder of the table in an output."""
 
-PIECES = "annotations_pieces"
+PIECES = "annotations-pieces"
 """The folder of rows that are not in the table yet, since their shard is not sealed."""
 
 SCHEMA_VERSION = 1

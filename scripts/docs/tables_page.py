@@ -63,7 +63,7 @@ def output_page() -> str:
             "`<output>/annotations/run_date=.../part-*.parquet`: one row for each unit, whatever "
             "happened. A file has all units of one recipe in a shard of its run, at most 4,096, "
             "sorted by `media_id` and time; neighbours by `uri` are in one shard. Until all units "
-            "of a shard have rows, these are in `<output>/annotations_pieces/`. The key is "
+            "of a shard have rows, these are in `<output>/annotations-pieces/`. The key is "
             "(`unit_id`, `recipe_id`). `a.b` is a field of a struct, `a[].b` one of each element "
             "of a list. The Parquet files carry these descriptions, and their "
             f"`schema_version`, {(output.metadata or {})[b'schema_version'].decode()}.\n",

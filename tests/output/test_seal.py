@@ -19,7 +19,7 @@ from pipeline.output.file_names import (
     shard_of,
     table_files,
 )
-from pipeline.output.seal import seal_shard
+from pipeline.output.seal import seal_pieces, seal_shard
 from pipeline.output.table import commit_rows, read_committed
 from pipeline.output.views import views_sql
 from pipeline.storage.ids import digest
@@ -181,6 +181,22 @@ def test_the_rows_of_an_interrupted_run_are_read_from_its_pieces(tmp_path):
     with ExistingMedia(str(tmp_path), KEY.recipe_ids, STORAGE) as existing:
         new, _ = existing.new_items(items)
     assert [item.media_id for item in new] == ["mc"]
+
+
+def test_pieces_that_no_run_comes_to_are_sealed_by_name(tmp_path):
+    """Those of a killed run whose manifest has grown since: the next run counts them as done."""
+    other = run_key("other-20251231-abcdef", "abc", run_date="2025-12-31")
+    commit(tmp_path, ok("a"), shard=3, key=other)
+    commit(tmp_path, ok("b"), shard=4, key=other)
+    commit(tmp_path, ok("c"), shard=300)
+    commit_rows([ok("d")], f"{tmp_path}/annotations", KEY, STORAGE)
+    found = read_committed(str(tmp_path), ["abc"], STORAGE)
+    files = [row["file"] for row in found.to_pylist() if row["unit_id"] != "b"]
+    seal_pieces(files, str(tmp_path), STORAGE)
+    assert sorted(plain(tmp_path)) == ["a", "c", "d"]
+    (left,) = piece_files(str(tmp_path), STORAGE)
+    assert shard_of(left["uri"]) == 4
+    assert list(tmp_path.glob("annotations/run_date=2025-12-31/part-other-20251231-abcdef-*"))
 
 
 def test_a_piece_that_is_written_again_stays_in_its_shard(tmp_path):

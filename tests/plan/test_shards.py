@@ -1,16 +1,24 @@
 """Shards: whole media, neighbours by uri together, never too large."""
 
+import io
 from itertools import groupby
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from jobs.plan import plan as plan_job
+from jobs.run import annotate
 from pipeline.plan import shards
 from pipeline.plan.shards import keep_shards, with_shards
+from schemas.job.job import check_job
 from schemas.tables.columns import to_table
 from schemas.tables.unit import UNIT, Unit
+from tests.support.job_files import SIMULATED, SMALL
 
 
 def plan_of(*media: tuple[str, int, float]) -> pa.Table:
@@ -70,3 +78,17 @@ def test_media_that_are_planned_again_stay_in_their_shard(monkeypatch):
     plan = with_shards(plan_of(("a", 2, 1.0), ("b", 2, 1.0), ("c", 1, 1.0)))
     again = keep_shards(plan_of(("c", 3, 1.0), ("a", 1, 1.0)), plan)
     assert shards_of(again) == {"c": {2}, "a": {0}}
+
+
+def test_a_plan_of_an_earlier_version_has_no_shards(
+    archive: Path, checkpoint: Path, tmp_path: Path, no_ray
+):
+    spec = SMALL | {"input": {"scan": str(archive / "images")}, "output": str(tmp_path)}
+    job = check_job(spec | {"model": SIMULATED | {"source": str(checkpoint)}}, "test")
+    console = Console(file=io.StringIO())
+    plan = plan_job.run(job, console)
+    (file,) = tmp_path.glob("runs/*/plan/*.parquet")
+    pq.write_table(pq.read_table(file).drop_columns(["shard"]), file)
+    run = annotate.run(job, console)
+    assert run.counts["units"] == plan.num_rows
+    assert annotate.run(job, console).status == "complete"

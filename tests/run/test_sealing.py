@@ -1,11 +1,13 @@
 """Shards are sealed while a run goes on, as soon as all of their units have rows."""
 
+import threading
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
+from jobs.run import sealing as sealing_module
 from jobs.run.sealing import Sealing
 from pipeline.output.file_names import piece_files
 from pipeline.output.table import commit_rows, read_committed
@@ -90,7 +92,8 @@ def test_a_shard_that_cannot_be_written_ends_the_run(tmp_path):
     assert len(piece_files(str(tmp_path), STORAGE)) == 1  # nothing is lost
 
 
-def test_rows_that_failed_earlier_go_when_the_new_ones_are_sealed(tmp_path):
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_rows_that_failed_earlier_go_when_the_new_ones_are_sealed(tmp_path, order):
     """Not only when the run ends: it may go on for weeks."""
     failed = [row(k, f"m{k}", "v", error="storage_failed") for k in "ab"]
     kept = row("other", "mother", "v")
@@ -98,13 +101,29 @@ def test_rows_that_failed_earlier_go_when_the_new_ones_are_sealed(tmp_path):
     rows = read_committed(str(tmp_path), ["abc"], STORAGE).select(["unit_id", "file"])
     units = units_of(a=0, b=1, c=0)
     with Sealing(str(tmp_path), KEY, STORAGE, units, rows) as sealing:
-        sealing.committed(answered(tmp_path, a=0, c=0))
-        sealing._threads.submit(lambda: None).result()
-        sealing._threads.shutdown(wait=True)
-        found = read_committed(str(tmp_path), ["abc"], STORAGE).to_pylist()
-        assert sorted((one["unit_id"], one["status"]) for one in found) == [
-            ("a", "ok"),
-            ("b", "failed"),
-            ("c", "ok"),
-            ("other", "ok"),
-        ]
+        sealing.committed(answered(tmp_path, c=0))
+        for unit_id in order:
+            sealing.committed(answered(tmp_path, **{unit_id: {"a": 0, "b": 1}[unit_id]}))
+    found = read_committed(str(tmp_path), ["abc"], STORAGE).to_pylist()
+    assert sorted((one["unit_id"], one["status"]) for one in found) == [
+        ("a", "ok"),
+        ("b", "ok"),
+        ("c", "ok"),
+        ("other", "ok"),
+    ]
+
+
+def test_two_shards_with_rows_in_one_file_copy_its_other_rows_once(tmp_path, monkeypatch):
+    """Each of two threads would copy them, while the other one's removal is on its way."""
+    failed = [row(k, f"m{k}", "v", error="storage_failed") for k in "ab"]
+    kept = [row(f"kept {k}", f"m{k}", "v") for k in range(3)]
+    sealed.commit_rows([*failed, *kept], str(tmp_path), EARLIER, STORAGE)
+    rows = read_committed(str(tmp_path), ["abc"], STORAGE).select(["unit_id", "file"])
+    together = threading.Barrier(2)
+    seal = sealing_module.seal_shard
+    monkeypatch.setattr(
+        sealing_module, "seal_shard", lambda *args: (seal(*args), together.wait(30))[0]
+    )
+    with Sealing(str(tmp_path), KEY, STORAGE, units_of(a=0, b=1), rows) as sealing:
+        sealing.committed(answered(tmp_path, a=0, b=1))
+    assert plain(tmp_path) == ["a", "b", "kept 0", "kept 1", "kept 2"]

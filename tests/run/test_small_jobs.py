@@ -186,7 +186,7 @@ def test_the_rows_are_those_of_a_run_on_ray_over_deaths_a_kill_and_a_resume(
     assert killed.returncode == -signal.SIGKILL
     children = [int(pid) for pid in killed.stdout.split()]
     assert children and not any(map(is_alive, children))
-    assert len(rows_of(tmp_path / "here", "annotations_pieces")) == 3
+    assert len(rows_of(tmp_path / "here", "annotations-pieces")) == 3
     assert not (tmp_path / "here" / "annotations").exists()
     assert run_json(tmp_path / "here")["status"] == "running"
     subprocess.run([*command, "0"], env=environment, check=True)

@@ -154,7 +154,7 @@ class Job:
         return [file["uri"] for file in files]
 
     def pieces(self) -> list[str]:
-        files = self.storage.list_files(join(self.output, "annotations_pieces"), "**/*.parquet")
+        files = self.storage.list_files(join(self.output, "annotations-pieces"), "**/*.parquet")
         return [file["uri"] for file in files]
 
     def rows(self) -> list[dict]:

@@ -358,14 +358,14 @@ def test_killed_and_run_again_every_unit_has_one_row(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     deadline = time.monotonic() + 400
-    while len(list(tmp_path.glob("annotations_pieces/*/part-*.parquet"))) < 3:
+    while len(list(tmp_path.glob("annotations-pieces/*/part-*.parquet"))) < 3:
         assert first.poll() is None, first.stdout.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()
     first.stdout.close()
-    kept = [pq.read_table(p) for p in tmp_path.glob("annotations_pieces/*/part-*.parquet")]
+    kept = [pq.read_table(p) for p in tmp_path.glob("annotations-pieces/*/part-*.parquet")]
     done_before = {row["unit_id"]: row for table in kept for row in table.to_pylist()}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -373,7 +373,7 @@ def test_killed_and_run_again_every_unit_has_one_row(
     rows = rows_of(tmp_path)
     times = {row["unit_id"]: row["timings"] for row in rows}
     assert done_before and all(times[k] == row["timings"] for k, row in done_before.items())
-    assert not list(tmp_path.glob("annotations_pieces/*/*"))
+    assert not list(tmp_path.glob("annotations-pieces/*/*"))
     assert (
         len(rows)
         == len({row["unit_id"] for row in rows})

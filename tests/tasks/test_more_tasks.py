@@ -370,6 +370,26 @@ def test_tool_calls_with_tagged_arguments():
     assert "the last argument was not closed" in cut.note
 
 
+def test_tool_calls_that_quote_the_other_form():
+    quoted = '{"name": "write", "arguments": {"text": "see <function=foo> here"}}'
+    found = read("tool_calls", f"<tool_call>{quoted}</tool_call>")
+    assert (found.status, found.note) == ("ok", None)
+    assert found.value[0]["name"] == "write"
+    texts = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    kinds = {"a": texts, "b": {"type": ["string", "null"]}, "c": {"enum": ["1", "2"]}}
+    tools = json.dumps([{"name": "type", "parameters": {"properties": kinds | {"d": {}}}}])
+    written = "".join(f"<parameter={key}>\n1\n</parameter>\n" for key in "abcd")
+    called = f"<tool_call>\n<function=type>\n{written}</function>\n</tool_call>"
+    found = read("tool_calls", called, tools=tools)
+    assert (found.status, found.note) == ("ok", None)
+    assert json.loads(found.value[0]["arguments"]) == {"a": "1", "b": "1", "c": "1", "d": 1}
+    closed = called.replace("\n1\n", "\nfoo </parameter> bar\n", 1)
+    found = read("tool_calls", closed, tools=tools)
+    assert json.loads(found.value[0]["arguments"])["a"] == "foo </parameter> bar"
+    open_ = called.replace("\n1\n</parameter>", "\n1\n", 1)
+    assert read("tool_calls", open_, tools=tools).note == "an argument has a tag in it"
+
+
 def test_tool_calls_odd_and_broken():
     said = 'I will click.\n<tool_call>\n{"name": "click", "arguments": "{\\"n\\": 1}"}'
     found = read("tool_calls", said)

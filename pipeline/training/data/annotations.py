@@ -16,6 +16,7 @@ from schemas.errors import ManifestError
 from schemas.job.finetune import DataSpec
 from schemas.job.task_spec import TaskSpec, task_questions
 from schemas.shown import redact_uri
+from schemas.tables.annotation import ANNOTATIONS, PIECES
 from schemas.tables.manifest import MEDIA_TYPES, MediaItem, default_media_id, guess_media_type
 from schemas.task import View
 
@@ -99,9 +100,10 @@ def _query(spec: DataSpec, storage: Storage) -> tuple[list[dict[str, Any]], list
 
 
 def _parquet_files(uri: str, storage: Storage) -> list[str]:
-    """The Parquet files of a folder, or of the annotations in an output folder."""
-    for folder in (join(uri, "annotations"), uri):
-        if found := storage.list_files(folder, "**/*.parquet"):
+    """The Parquet files of a folder, or of the annotations in an output folder, pieces first."""
+    for folders in ((join(uri, PIECES), join(uri, ANNOTATIONS)), (uri,)):
+        found = [file for one in folders for file in storage.list_files(one, "**/*.parquet")]
+        if found:
             return [file["uri"] for file in found]
     return []
 
