@@ -179,8 +179,9 @@ def _memory(config: dict[str, Any], model: Model) -> ModelMemory:
     try:
         return ModelMemory.of(config, model)
     except KeyError:  # a default of the class
+        given = config.get("dtype") or config.get("torch_dtype")
         loaded = load_config(model.source, model.revision, model.yarn).to_dict()
-        return ModelMemory.of(loaded | {"dtype": config.get("dtype")}, model)
+        return ModelMemory.of(loaded | {"dtype": given}, model)
 
 
 def load_config(source: str, revision: str | None, yarn: Yarn | None) -> Any:

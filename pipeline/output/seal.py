@@ -1,7 +1,7 @@
 """Seal a shard: its rows leave the pieces, and become one file of the table.
 
-So a reader of the plain files of ``annotations`` finds each unit of a run once at every moment, in
-files of some thousand rows, sorted by media and time.
+So a reader of the plain files of ``annotations`` finds no new row twice at any moment, and files of
+some thousand rows, sorted by media and time.
 
 The new file is written before its pieces are removed, and its level is higher: a process that is
 killed in between leaves rows in both, of which ``duplicates`` keeps those of the file.

@@ -1,6 +1,8 @@
 """Predicted memory of models with linear layers, against transformers' models and caches."""
 
 import dataclasses
+import json
+import shutil
 from typing import Any
 
 import pytest
@@ -138,6 +140,19 @@ UNIT = BatchShape(
     answer_tokens=256,
     num_patches=8000,
 )
+
+
+def test_the_older_name_of_the_type_counts_where_a_default_is_missing(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path
+):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(family_checkpoint(tmp_path_factory, "qwen3_5"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    for part in (config, config["text_config"], config["vision_config"]):
+        part.pop("dtype", None)
+    del config["text_config"]["linear_conv_kernel_dim"]
+    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}))
+    assert inspect_checkpoint(Model(source=str(folder))).memory.value_bytes == 2
 
 
 def test_a_batch_counts_a_state_for_each_answer():
