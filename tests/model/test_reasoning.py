@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from jobs.doctor.model import model_findings
@@ -297,35 +298,40 @@ SCHEMA = {
 }
 
 
+def _scale_end(folder: Path, factor: float) -> None:
+    """Make `</think>` after some tokens far more, after others far less likely than the rest."""
+    weights = load_file(folder / "model.safetensors")
+    token = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("</think>")
+    weights["lm_head.weight"][token] *= factor
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize("model_type", ["qwen3_vl", "qwen3_5"])
 @pytest.mark.parametrize("template", ["on by default", "model opens"])
 def test_a_grammar_holds_after_what_a_model_reasons(
     tmp_path_factory, tmp_path, archive, model_type, template
 ):
-    """Random weights, drawn almost evenly, write `</think>` or end their turn sooner or later."""
+    """Of two opposite factors, one does not end the reasoning at the first token."""
     made = family_checkpoint(tmp_path_factory, model_type)
     folder = with_template(shutil.copytree(made, tmp_path / "model"), TEMPLATES[template])
     names = [f"color_{k}" for k in range(12)]
     custom = {"task": "custom", "prompt": "Which?", "json_schema": SCHEMA}
-    generation = {
-        "reasoning": "on",
-        "temperature": 5.0,
-        "max_new_tokens": 300,
-        "stop_loops": False,
-        "seed": 1,
-    }
+    generation = {"reasoning": "on", "max_new_tokens": 300, "stop_loops": False, "seed": 1}
+    generation |= {"temperature": 1.0}
     tasks = [{"name": name} | custom for name in names]
     job = job_of(folder, archive, tasks=tasks, generation=generation)
     (unit,) = prepare_units(job, media_items(archive, FILES[:1]))
-    (answered,) = TransformersEngine(job, num_threads=1).generate([unit])
-    assert answered.error is None
     questions = {question.name: question for question in job.questions()}
     reasoned = 0
-    for raw in answered.answers:
-        read = parse_raw(answered, raw, questions)
-        if read.status == "ok":
-            assert read.value["color"] in ("red", "green")
-            reasoned += read.reasoning is not None
-        else:
-            assert read.value is None and read.reasoning
+    for factor in (10, -1):
+        _scale_end(folder, factor)
+        (answered,) = TransformersEngine(job, num_threads=1).generate([unit])
+        assert answered.error is None
+        for raw in answered.answers:
+            read = parse_raw(answered, raw, questions)
+            if read.status == "ok":
+                assert read.value["color"] in ("red", "green")
+                reasoned += read.reasoning is not None
+            else:
+                assert read.value is None
     assert reasoned
