@@ -105,10 +105,10 @@ def cut(way, units, seconds, job, replicas):
     """Cut units into blocks in one of WAYS."""
     import numpy as np
 
-    from jobs.cluster.blocks import in_blocks
     from jobs.cost.rates import FEATURES, features, fit
     from pipeline.model.memory import CPU_BATCH_TOKENS
-    from pipeline.stages.graph import Pools
+    from pipeline.stages.blocks import in_blocks
+    from pipeline.stages.pools import Pools
 
     pools = Pools(
         decoders=replicas, cpus_per_decoder=1, replicas=replicas, cpus_per_replica=1,
@@ -174,7 +174,8 @@ def real(job, replicas, real_seconds):
     import ray
 
     from pipeline.stages.generate import Generate
-    from pipeline.stages.graph import Pool, stage
+    from pipeline.stages.graph import stage
+    from pipeline.stages.pools import Pool
     from pipeline.workers.code_version import code_digest
     from pipeline.workers.engine_guard import DeathsActor, running_deaths
 

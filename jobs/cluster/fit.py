@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from pipeline.stages.graph import Pools
+from pipeline.stages.pools import Pools
 from schemas.errors import ResourceError
 from schemas.job.resources import Resources
 

@@ -11,7 +11,8 @@ from jobs.cluster.engine_choice import check_vllm_here
 from jobs.cluster.session import actor_errors, fit_job, fitted_pools, ray_session
 from jobs.cluster.small import early_engine, why_ray
 from pipeline.stages.generate import Generate
-from pipeline.stages.graph import Pools, running_engine
+from pipeline.stages.graph import running_engine
+from pipeline.stages.pools import Pools
 from pipeline.workers.code_version import code_digest
 from schemas.job.job import Job
 

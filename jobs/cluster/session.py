@@ -16,7 +16,7 @@ from rich.console import Console
 from jobs.cluster import machines
 from jobs.cluster.fit import fit_pools, total
 from jobs.cluster.start import on_this_machine, start_ray
-from pipeline.stages.graph import Pools
+from pipeline.stages.pools import Pools
 from schemas import errors
 from schemas.errors import ResourceError
 from schemas.job.job import Job

@@ -100,6 +100,7 @@ class Progress:
         self._console = console
         self._title = one_line(title)
         self._total_units = total_units
+        self._is_about = False
         self._by_cost = total_cost > 0
         self._total_cost = total_cost if self._by_cost else float(total_units)
         self._interval = interval
@@ -152,6 +153,16 @@ class Progress:
         if self._lines:
             self._print_line()
 
+    def expect(self, *, units: int, cost: float, is_about: bool) -> None:
+        """Replace the totals: more is planned. is_about: the rest is not yet."""
+        self._total_units, self._is_about = units, is_about
+        if self._by_cost:
+            self._total_cost = cost
+            if self._bars:
+                self._bars.update(self._bars.task_ids[0], total=cost)
+        else:
+            self._total_cost = float(units)
+
     def advance(
         self, units: int = 1, *, cost: float = 0.0, failed: int = 0, tokens: int = 0
     ) -> None:
@@ -178,7 +189,8 @@ class Progress:
     def state(self) -> str:
         """Describe the state in one line, as it is shown."""
         parts = [self._status] if self._status else []
-        parts.append(f"{self._units:,}/{self._total_units:,} units")
+        about = "about " if self._is_about else ""
+        parts.append(f"{self._units:,}/{about}{self._total_units:,} units")
         if self._failed:
             parts.append(f"{self._failed:,} failed")
         tokens_per_second = self._recent.tokens_per_second()
@@ -189,7 +201,7 @@ class Progress:
         parts.append(f"{duration(self._clock() - self._started)} elapsed")
         left = self.seconds_left()
         if left is not None and not self._ended.is_set():
-            parts.append(f"{duration(left)} left")
+            parts.append(f"{about}{duration(left)} left")
         return ", ".join(parts)
 
     def seconds_left(self) -> float | None:

@@ -69,23 +69,51 @@ class Rates:
 class Work:
     """The cost of a run's units, and how much of it is done.
 
-    Costs are in seconds if rates are known, else in the plan's tokens.
+    Costs are in seconds if rates are known, else in the plan's tokens. Where units become known one
+    slice after the other, the totals are about: those of the known ones, over their share.
     """
 
     def __init__(self, units: pa.Table, rates: Rates | None, kept: KeptPrefix = _ALL_KEPT) -> None:
-        """units: UNIT rows to do. rates: known from before, or None. kept: by the engine."""
-        self.num_units = units.num_rows
+        """units: UNIT rows to do. rates: known from before, or None. kept: by the engine.
+
+        Its field ``costs`` has the cost of each unit that was added last, float64 [N].
+        """
         self.rates = rates
-        each = features(units, rates.output_tokens if rates else {}, kept)
-        self.costs = units["predicted_cost"].to_numpy() if rates is None else each @ rates.weights
-        self.total_cost = float(self.costs.sum())
+        self.costs = np.zeros(0)
         self.done_cost = 0.0
-        self._read = each[:, :2].sum(axis=0)
-        self._num_prompts = num_prompts(units)
+        self.share_known = 1.0
+        self._kept = kept
+        self._num_known = 0
+        self._known_cost = 0.0
+        self._read = np.zeros(2)
+        self._num_prompts: Counter[str] = Counter()
         self._observed: list[tuple[Array, float]] = []
         self._num_answers: Counter[str] = Counter()
         self._num_written: Counter[str] = Counter()
         self._next_fit = _MIN_FILES
+        self.add(units)
+
+    def add(self, units: pa.Table, share_known: float = 1.0) -> None:
+        """Add units to do. share_known: of all units, of which these are the last, about."""
+        each = features(units, self.rates.output_tokens if self.rates else {}, self._kept)
+        self.costs = units["predicted_cost"].to_numpy()
+        if self.rates is not None:
+            self.costs = each @ self.rates.weights
+        self.share_known = share_known
+        self._num_known += units.num_rows
+        self._known_cost += float(self.costs.sum())
+        self._read += each[:, :2].sum(axis=0)
+        self._num_prompts.update(num_prompts(units))
+
+    @property
+    def num_units(self) -> int:
+        """Number of units, about if not all are known."""
+        return round(self._num_known / self.share_known)
+
+    @property
+    def total_cost(self) -> float:
+        """The cost of all units, about if not all are known."""
+        return max(self._known_cost / self.share_known, self.done_cost)
 
     def count_done(self, rows: pa.Table) -> float:
         """Count the rows of a committed file; returns their cost. rows: COMMITTED."""
@@ -118,7 +146,7 @@ class Work:
             for task, count in self._num_prompts.items()
         )
         self.done_cost = float(sum(sums for sums, _ in self._observed) @ weights)
-        self.total_cost = max(float(np.append(self._read, to_write) @ weights), self.done_cost)
+        self._known_cost = float(np.append(self._read, to_write) @ weights)
         return True
 
 

@@ -14,7 +14,7 @@ from pipeline.model.checkpoint import with_generation_defaults
 from pipeline.model.reasoning import with_reasoning
 from pipeline.output.rows import schema_of_questions
 from pipeline.output.table import check_columns
-from pipeline.stages.graph import Pools
+from pipeline.stages.pools import Pools
 from pipeline.storage.storage import Storage
 from schemas.errors import ResourceError
 from schemas.job.job import Job

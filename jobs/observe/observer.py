@@ -5,7 +5,7 @@ import pyarrow.compute as pc
 
 from jobs.observe.log import RunLog
 from jobs.observe.prometheus import Metrics
-from pipeline.stages.graph import Pools
+from pipeline.stages.pools import Pools
 
 
 class Watch:
@@ -23,6 +23,11 @@ class Watch:
         for stage, number in (("decode", pools.decoders), ("engine", pools.replicas)):
             self._set("reelscribe_actors", number, stage=stage)
         self._set("reelscribe_waiting_units", num_units)
+
+    def more(self, num_units: int) -> None:
+        """Count further units that were planned."""
+        self._waiting += num_units
+        self._set("reelscribe_waiting_units", self._waiting)
 
     def committed(self, rows: pa.Table, seconds_left: float | None) -> None:
         """Record committed units. rows: COMMITTED."""

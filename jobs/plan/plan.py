@@ -11,6 +11,7 @@ from jobs.plan.listing import record_listing
 from jobs.plan.open_job import JobContext, open_job
 from jobs.plan.plan_file import draft_plan, write_plan
 from jobs.plan.print_plan import print_left_out, print_plan
+from jobs.plan.slices import cut_large, plan_slices
 from pipeline.engines.vllm.prefix import planned_prefix
 from schemas.job.job import Job
 from schemas.tables.unit import UNIT
@@ -37,11 +38,14 @@ def run(job: Job, console: Console, *, dry_run: bool = False, gpu: str | None = 
     if context.run.status != "complete" and not dry_run:
         # First, because it fails if the output cannot be written.
         context.run.save(context.job, context.storage)
-    draft = draft_plan(context, items, console)
-    del items  # a million take 0.5 GB, and sorting holds the plan twice
-    plan = write_plan(draft, context, dry_run=dry_run)
-    record_listing(draft.listing, context, console, dry_run=dry_run)
-    del draft
+    if slices := cut_large(context, items, dry_run=dry_run):
+        plan = plan_slices(context, slices, console)
+    else:
+        draft = draft_plan(context, items, console)
+        plan = write_plan(draft, context, dry_run=dry_run)
+        record_listing(draft.listing, context, console, dry_run=dry_run)
+        del draft
+    del items, slices
     print_plan(plan, context, console, dry_run=dry_run)
     kept = planned_prefix(context.job.model)
     predicted = estimate(plan, context.job, context.run.cost, kept)

@@ -1,6 +1,7 @@
 """Read the headers of media items, in this process or on Ray."""
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 
 from jobs.cluster.session import plan_actors, ray_session, tables_of
@@ -8,9 +9,10 @@ from jobs.cluster.small import why_ray
 from jobs.console.progress import Progress
 from jobs.plan.open_job import JobContext
 from pipeline.plan.planner import PROBE_THREADS, Planner
-from pipeline.stages.graph import build_plan
+from pipeline.plan.slices import SlicedItems
+from pipeline.stages.graph import build_plan, build_slices
 from pipeline.workers.child_process import Isolated
-from schemas.tables.columns import to_table
+from schemas.tables.columns import from_one_row, to_table
 from schemas.tables.manifest import MediaItem
 from schemas.tables.unit import UNIT, Unit
 
@@ -34,6 +36,22 @@ def probe_items(items: list[MediaItem], context: JobContext, console: Console) -
         return _probe_in_this_process(items, context, bar)
     with ray_session(console):
         return _probe_on_ray(items, context, bar)
+
+
+def probe_slices(source: SlicedItems, context: JobContext, console: Console) -> None:
+    """Plan slices on Ray, which writes the plan of each.
+
+    Raises:
+        UserError: the storage or cluster failed.
+    """
+    num_items = sum(len(items.items) for items in source.slices)
+    bar = Progress(console, "planning", total_units=num_items, total_cost=float(num_items))
+    with ray_session(console):
+        actors = plan_actors(num_items, context.job.resources)
+        with build_slices(source, context.job, context.storage, actors) as dataset, bar:
+            for rows in tables_of(dataset):
+                num_media = pc.count_distinct(from_one_row(rows)["media_id"]).as_py()
+                bar.advance(units=num_media, cost=float(num_media))
 
 
 def _probe_in_this_process(items: list[MediaItem], context: JobContext, bar: Progress) -> pa.Table:

@@ -11,13 +11,16 @@ from jobs.cluster.small import early_engine
 from jobs.plan.listing import existing_media, record_done_media, record_listing
 from jobs.plan.open_job import open_job
 from jobs.plan.plan import nothing_new
-from jobs.plan.plan_file import draft_again, draft_plan, read_plan, write_plan
+from jobs.plan.plan_file import draft_again, draft_plan, read_plan, read_rows, write_plan
 from jobs.plan.print_plan import print_left_out, print_plan
 from jobs.plan.runs import Run
+from jobs.plan.slices import cut_large
 from jobs.run.driver import annotate_and_finish, drive
 from jobs.run.finish import print_run, write_items_table
-from jobs.run.units import media_without_storage, read_rows, units_to_do
+from jobs.run.slices import annotate_slices
 from pipeline.output.duplicates import remove_duplicates
+from pipeline.plan.plan_file import media_without_storage
+from pipeline.plan.to_do import units_to_do
 from pipeline.workers.engine_process import EngineProcess
 from schemas.job.job import Job
 
@@ -55,6 +58,9 @@ def _run(job: Job, engine: EngineProcess | None, console: Console) -> Run:
         return context.run
     with drive(context, len(items), engine, console) as driver:
         context.run.save(context.job, context.storage)
+        if slices := cut_large(context, items):
+            del items
+            return annotate_slices(driver, slices)
         draft = draft_plan(context, items, console)
         if draft.is_written and (media_ids := media_without_storage(draft.units)):
             draft = draft_again(draft.units, media_ids, context, items, console)
@@ -64,7 +70,7 @@ def _run(job: Job, engine: EngineProcess | None, console: Console) -> Run:
         del draft
         print_plan(plan, context, console)
         rows = remove_duplicates(read_rows(context, plan), context.storage, plan)
-        units = units_to_do(plan, rows, context.run)
+        units = units_to_do(plan, rows, context.run.run_id)
         record_done_media(plan, rows, units, context, console)
         earlier = rows.select(["unit_id", "file"])
         earlier = earlier.filter(pc.is_in(earlier["unit_id"], units["unit_id"]))

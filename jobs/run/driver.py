@@ -2,18 +2,16 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 from rich.text import Text
 
-from jobs.cluster.blocks import in_blocks, limit_pools
 from jobs.cluster.engine_choice import check_vllm_here
 from jobs.cluster.gpus import batch_tokens
 from jobs.cluster.machines import machines
@@ -31,17 +29,28 @@ from jobs.run.finish import finish
 from jobs.run.lease import Lease, leased
 from jobs.run.sealing import Sealing
 from pipeline.engines.vllm.prefix import planned_prefix
-from pipeline.media.torchcodec import torchcodec_problem
+from pipeline.media.torchcodec import check_decoder
+from pipeline.output.rows import RunKey
+from pipeline.output.table import ids_in
+from pipeline.plan.slices import SlicedItems
+from pipeline.stages.blocks import in_blocks, limit_pools
 from pipeline.stages.generate import Generate
-from pipeline.stages.graph import Pools, build_annotate
+from pipeline.stages.graph import build_annotate
 from pipeline.stages.here import SmallChain
+from pipeline.stages.pools import Pools
+from pipeline.storage.storage import Storage
 from pipeline.workers.engine_process import EngineProcess
-from schemas.errors import ModelError, ResourceError
+from schemas.errors import ModelError
 from schemas.job.job import Job
+from schemas.tables.columns import from_one_row
 from schemas.tables.unit import UnitStatus
 
 _MIN_FILES_PER_RUN = 16
 """Number of files of a small run, so that its progress is visible."""
+
+
+Chain = tuple[list[pa.Table] | SlicedItems, Job, RunKey, Storage, Pools, int]
+"""The arguments of ``build_annotate``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +82,7 @@ def drive(
         StorageError: the storage refused or failed.
     """
     started = time.monotonic()
-    _check_decoder(context.job)
+    check_decoder(context.job.sampling.decoder)
     _check_engine(context)
     folder = context.run.folder(context.job.output)
     with leased(folder, context.storage, console) as lease, ExitStack() as session:
@@ -107,6 +116,20 @@ def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table, earlier
         predicted = estimate(units, job, context.run.cost, kept)
         driver.console.print(Text(f"predicted: {money(predicted, job)}"), soft_wrap=True)
         check_cost(predicted, job)
+    run = started(context)
+    with Sealing(job.output, run.key, context.storage, units, earlier) as sealing:
+        if units.num_rows:
+            run = _annotate_units(driver, run, plan.num_rows, units, sealing)
+    driver.lease.check()  # a driver that has lost the run must not settle its rows
+    return finish(context, run, plan, time.monotonic() - driver.started, driver.console)
+
+
+def started(context: JobContext) -> Run:
+    """The context's run as it starts once more, saved.
+
+    Raises:
+        StorageError: the output cannot be written.
+    """
     run = dataclasses.replace(
         context.run,
         status="running",
@@ -116,12 +139,8 @@ def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table, earlier
         num_output_tokens=0,
         left_out=list(context.left_out),
     )
-    run.save(job, context.storage)
-    with Sealing(job.output, run.key, context.storage, units, earlier) as sealing:
-        if units.num_rows:
-            run = _annotate_units(driver, run, plan.num_rows, units, sealing)
-    driver.lease.check()  # a driver that has lost the run must not settle its rows
-    return finish(context, run, plan, time.monotonic() - driver.started, driver.console)
+    run.save(context.job, context.storage)
+    return run
 
 
 def _annotate_units(
@@ -153,24 +172,44 @@ def _annotate(
     units_per_file: int,
     sealing: Sealing,
 ) -> Run:
-    """Run the chain of stages; returns the run with its measured costs."""
-    job, storage, started = driver.context.job, driver.context.storage, time.monotonic()
+    """Cut the units into blocks, and run the chain; returns the run with its measured costs."""
+    job, storage = driver.context.job, driver.context.storage
     work = Work(units, run.cost, planned_prefix(job.model))
     max_tokens = batch_tokens(job, driver.context.checkpoint.memory)
-    key = dataclasses.replace(run.key, started_at=datetime.now(UTC))
     blocks = in_blocks(units, work.costs, pools, max_tokens, Generate.calls_at_once(job))
     pools = limit_pools(pools, len(blocks))
-    chain = (blocks, job, key, storage, pools, units_per_file)
+    chain = (blocks, job, run.key, storage, pools, units_per_file)
+    return run_chain(driver, run, chain, work, sealing)
+
+
+def run_chain(
+    driver: Driver,
+    run: Run,
+    chain: Chain,
+    work: Work,
+    sealing: Sealing,
+    learn: Callable[[pa.Table, Progress, Watch], None] | None = None,
+) -> Run:
+    """Run the chain of stages; returns the run with its measured costs.
+
+    chain: the arguments of ``build_annotate``. work: what is known of the units to do.
+    learn: is called with COMMITTED tables before they are counted, where more units become known.
+    """
+    job, storage, began = driver.context.job, driver.context.storage, time.monotonic()
+    source, _, _, _, pools, units_per_file = chain
+    key = dataclasses.replace(run.key, started_at=datetime.now(UTC))
+    chain = (source, job, key, storage, pools, units_per_file)
     with (
         _committed(driver, run, chain) as tables,
         RunLog(run.folder(job.output), run.run_id, run.starts, storage) as log,
     ):
-        log.write("annotating", units=units.num_rows, ray=run.ray, **dataclasses.asdict(pools))
+        log.write("annotating", units=work.num_units, ray=run.ray, **dataclasses.asdict(pools))
         metrics = Metrics(job.name) if run.ray else None
-        watch = Watch(metrics, pools, log, units.num_rows)
+        watch = Watch(metrics, pools, log, work.num_units)
+        rates = _follow(_and_seal(tables, sealing, log), work, watch, driver, learn)
         run = dataclasses.replace(
             run,
-            cost=_follow(_and_seal(tables, sealing, log), work, watch, driver),
+            cost=rates,
             num_units=watch.num_units,
             num_output_tokens=watch.num_output_tokens,
             machines=machines(),
@@ -178,23 +217,26 @@ def _annotate(
             engine_versions=sorted(watch.engines),
         )
         log.count()
-        log.write("annotated", seconds=round(time.monotonic() - started, 3))
+        log.write("annotated", seconds=round(time.monotonic() - began, 3))
     return run
 
 
 @contextmanager
-def _committed(driver: Driver, run: Run, chain: Any) -> Iterator[Iterator[pa.Table]]:
+def _committed(driver: Driver, run: Run, chain: Chain) -> Iterator[Iterator[pa.Table]]:
     """Start the chain, in this process or on Ray; yields its COMMITTED tables."""
     if run.ray is None:
         assert driver.engine is not None
         try:
-            with SmallChain(driver.engine).annotate(*chain) as tables:
+            blocks, job, key, storage, pools, units_per_file = chain
+            assert isinstance(blocks, list)
+            small = SmallChain(driver.engine)
+            with small.annotate(blocks, job, key, storage, pools, units_per_file) as tables:
                 yield tables
         finally:
             driver.engine.close()  # its memory is free for what follows
     else:
         with build_annotate(*chain) as dataset:
-            yield tables_of(dataset)
+            yield map(from_one_row, tables_of(dataset))
 
 
 def _and_seal(tables: Iterator[pa.Table], sealing: Sealing, log: RunLog) -> Iterator[pa.Table]:
@@ -205,7 +247,13 @@ def _and_seal(tables: Iterator[pa.Table], sealing: Sealing, log: RunLog) -> Iter
             log.write("shard_complete", shard=shard)
 
 
-def _follow(tables: Iterator[Any], work: Work, watch: Watch, driver: Driver) -> Rates | None:
+def _follow(
+    tables: Iterator[pa.Table],
+    work: Work,
+    watch: Watch,
+    driver: Driver,
+    learn: Callable[[pa.Table, Progress, Watch], None] | None,
+) -> Rates | None:
     """Consume the chain and show the progress of committed units; returns the measured costs."""
     progress = Progress(
         driver.console, "annotating", total_units=work.num_units, total_cost=work.total_cost
@@ -214,11 +262,13 @@ def _follow(tables: Iterator[Any], work: Work, watch: Watch, driver: Driver) -> 
         progress.status("starting decoders and engines")
         for rows in tables:
             driver.lease.check()
+            if learn is not None:
+                learn(rows, progress, watch)
             watch.committed(rows, progress.seconds_left())
             progress.advance(
                 units=rows.num_rows,
                 cost=work.count_done(rows),
-                failed=pc.sum(pc.equal(rows["status"], pa.scalar(UnitStatus.FAILED.value))).as_py(),
+                failed=ids_in(rows, "status").count(UnitStatus.FAILED.value),
                 tokens=pc.sum(rows["num_output_tokens"]).as_py(),
             )
             if work.update_rates():
@@ -242,16 +292,3 @@ def _check_engine(context: JobContext) -> None:
             f"{run.run_id} has the engine {run.engine}; {error}; another engine answers every "
             "unit again"
         ) from None
-
-
-def _check_decoder(job: Job) -> None:
-    """Check that torchcodec loads if the job requires it.
-
-    Raises:
-        ResourceError: torchcodec does not load on this machine.
-    """
-    if job.sampling.decoder == "torchcodec" and (problem := torchcodec_problem()):
-        raise ResourceError(
-            f"sampling.decoder is torchcodec, which does not load on this machine: {problem}; "
-            "install FFmpeg's libraries (apt-get install ffmpeg), or set it to auto or pyav"
-        )

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from jobs.console.progress import print_summary
 from jobs.plan.open_job import JobContext
+from jobs.plan.plan_file import read_rows
 from jobs.plan.runs import Run
 from jobs.run.items import write_items
-from jobs.run.units import read_rows
 from pipeline.output.duplicates import remove_duplicates, remove_rows
 from pipeline.output.seal import seal_pieces
 from pipeline.output.table import ids_in, read_committed, read_files

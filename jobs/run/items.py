@@ -19,7 +19,7 @@ from jobs.cluster.session import fit_job, fitted_pools, ray_session, tables_of
 from jobs.cluster.small import early_engine, why_ray
 from jobs.console.progress import Progress
 from jobs.plan.open_job import JobContext
-from jobs.run.units import read_rows
+from jobs.plan.plan_file import read_rows
 from pipeline.output.duplicates import remove_duplicates, remove_rows
 from pipeline.output.file_names import file_name, level_of
 from pipeline.output.rows import ITEM

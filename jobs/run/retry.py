@@ -12,13 +12,13 @@ from rich.text import Text
 
 from jobs.cluster.small import early_engine
 from jobs.plan.open_job import JobContext, open_job
-from jobs.plan.plan_file import draft_again, draft_plan, write_plan
+from jobs.plan.plan_file import draft_again, draft_plan, read_rows, write_plan
 from jobs.plan.runs import Run, all_runs, find_run
 from jobs.run.driver import annotate_and_finish, drive
-from jobs.run.units import read_rows, with_attempts
 from pipeline.output.duplicates import remove_duplicates
 from pipeline.output.table import ids_in, read_committed
 from pipeline.plan.recipe import recipe
+from pipeline.plan.to_do import with_attempts
 from pipeline.workers.engine_process import EngineProcess
 from schemas.errors import TRANSIENT, ErrorType, JobFileError
 from schemas.job.job import Job

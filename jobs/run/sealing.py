@@ -17,6 +17,7 @@ from pipeline.output.rows import RunKey
 from pipeline.output.seal import seal_shard
 from pipeline.output.table import ids_in
 from pipeline.storage.storage import Storage
+from schemas.tables.unit import UNIT
 
 _SHARDS_AT_ONCE = 2
 """A shard is some 10 to 50 MB in the driver's memory."""
@@ -33,16 +34,33 @@ class Sealing:
     ) -> None:
         """units: UNIT rows that are left to do. earlier: ``unit_id`` and ``file`` of their rows."""
         self._place = (output, key, storage)
-        self._left = Counter(_counts(units))
-        self._waiting = _shards_by_file(units, earlier)
+        self._left: Counter[int] = Counter()
+        self._waiting: dict[str, set[int]] = defaultdict(set)
         self._written: dict[str, list[str]] = defaultdict(list)
         self._settling = threading.Lock()
         self._threads = ThreadPoolExecutor(_SHARDS_AT_ONCE, thread_name_prefix="seal")
         self._sealed: list[Future[None]] = []
+        self._seals_earlier = True
+        self.add(units, earlier)
+
+    @classmethod
+    def of_later_units(cls, output: str, key: RunKey, storage: Storage) -> Self:
+        """Without units yet: shards that an earlier start left complete are sealed when it ends."""
+        sealing = cls(output, key, storage, UNIT.empty_table(), _NO_ROWS)
+        sealing._seals_earlier = False
+        return sealing
+
+    def add(self, units: pa.Table, earlier: pa.Table) -> None:
+        """Add units that are left to do, all of their shards. earlier: as for the constructor."""
+        self._left.update(_counts(units))
+        for file, shards in _shards_by_file(units, earlier).items():
+            self._waiting[file] |= shards
 
     def __enter__(self) -> Self:
         """Seal what an earlier start left complete."""
         output, key, storage = self._place
+        if not self._seals_earlier:
+            return self
         files = piece_files(output, storage, key.run_id, key.run_date)
         self._seal(sorted({shard_of(file["uri"]) for file in files}))
         return self
@@ -94,6 +112,9 @@ class Sealing:
                 if not self._waiting[file]:
                     del self._waiting[file]
                     settle_files([file, *self._written.pop(file)], self._place[-1])
+
+
+_NO_ROWS = pa.table({"unit_id": pa.array([], pa.string()), "file": pa.array([], pa.string())})
 
 
 def _shards_by_file(units: pa.Table, earlier: pa.Table) -> dict[str, set[int]]:

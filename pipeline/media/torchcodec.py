@@ -12,7 +12,7 @@ import av
 from pipeline.media.container import PacketTime, displayed_index, to_ticks
 from pipeline.media.frames import Frames, empty_pixels
 from pipeline.media.resize import Resizer
-from schemas.errors import ErrorType, UnitError
+from schemas.errors import ErrorType, ResourceError, UnitError
 from schemas.tables.media import Media, Sampling
 
 
@@ -103,3 +103,16 @@ def _torchcodec_errors(problem: str) -> Iterator[None]:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         reason = re.sub(r"^.*\.cpp:\d+, ", "", first_line)  # its place in torchcodec's source
         raise UnitError(ErrorType.MEDIA_UNREADABLE, f"{problem}: {reason[:300]}") from error
+
+
+def check_decoder(decoder: str) -> None:
+    """Check that torchcodec loads if a job requires it. decoder: ``sampling.decoder``.
+
+    Raises:
+        ResourceError: torchcodec does not load on this machine.
+    """
+    if decoder == "torchcodec" and (problem := torchcodec_problem()):
+        raise ResourceError(
+            f"sampling.decoder is torchcodec, which does not load on this machine: {problem}; "
+            "install FFmpeg's libraries (apt-get install ffmpeg), or set it to auto or pyav"
+        )

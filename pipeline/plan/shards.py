@@ -15,10 +15,12 @@ SHARD_UNITS = 4096
 SHARD_COST = 30_000_000.0
 """In tokens: what one GPU does in about an hour."""
 MIN_SHARD_UNITS = 64
+SHARDS_PER_SLICE = 4096
+"""The shards of the slice n are numbered from n times this."""
 
 
-def with_shards(units: pa.Table) -> pa.Table:
-    """Number the shards of a plan, from 0, in order of uri.
+def with_shards(units: pa.Table, first: int = 0) -> pa.Table:
+    """Number the shards of a plan, or of a slice of it, from ``first``, in order of uri.
 
     A shard ends at ``SHARD_UNITS`` units, or at ``SHARD_COST`` with at least ``MIN_SHARD_UNITS``.
     One medium with more units is a shard by itself.
@@ -32,7 +34,8 @@ def with_shards(units: pa.Table) -> pa.Table:
     costs = np.add.reduceat(units["predicted_cost"].take(at).to_numpy(), begins)
     sizes = np.diff(begins, append=len(media))
     shards = np.empty(units.num_rows, np.int32)
-    shards[at.to_numpy()] = np.repeat(_number(sizes, costs), sizes)
+    numbers = np.minimum(_number(sizes, costs), SHARDS_PER_SLICE - 1)
+    shards[at.to_numpy()] = np.repeat(first + numbers, sizes)
     return _set_shards(units, pa.array(shards))
 
 

@@ -45,7 +45,10 @@ COMMITTED = pa.schema(
 class Commit:
     """Stage: ANSWERED in, pieces of shards and COMMITTED out. Threads may call it at once."""
 
-    def __init__(self, job: Job, key: RunKey, storage: Storage, code: str) -> None:
+    def __init__(
+        self, job: Job, key: RunKey, storage: Storage, code: str, units_per_file: int = 1 << 31
+    ) -> None:
+        """units_per_file: the most rows of a file."""
         log_shown()
         check_code(code)
         self._folder = join(job.output, PIECES)
@@ -53,12 +56,13 @@ class Commit:
         self._schema = schema_of_questions(job.questions())
         self._key = key
         self._storage = storage
+        self._units_per_file = units_per_file
         self._lock = threading.Lock()
         self._num_storage_failures = 0
         self._last_failure = ""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Parse the answers, write a file for each shard and recipe, and summarise the rows.
+        """Parse the answers, write files for each shard and recipe, and summarise the rows.
 
         Raises:
             StorageError: the output cannot be written, or no media can be read any more.
@@ -71,7 +75,9 @@ class Commit:
         for unit, row in zip(units, rows, strict=True):
             of_shard[unit.shard].append(row)
         for shard, some in of_shard.items():
-            commit_rows(some, self._folder, self._key, self._storage, self._schema, shard)
+            for start in range(0, len(some), self._units_per_file):
+                few = some[start : start + self._units_per_file]
+                commit_rows(few, self._folder, self._key, self._storage, self._schema, shard)
         summary = [
             {
                 "unit_id": unit.unit_id,

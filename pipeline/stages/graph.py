@@ -16,109 +16,28 @@ share only the schemas in ``schemas/tables/unit.py``; ``Summarise`` holds a ``Ge
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.engines.largest import largest_media
 from pipeline.output.rows import RunKey
-from pipeline.stages.block_bytes import calls_within_memory
+from pipeline.plan.slices import SlicedItems
+from pipeline.stages.blocks import calls_within_memory
 from pipeline.stages.commit import Commit
 from pipeline.stages.generate import Generate
-from pipeline.stages.plan import Plan
+from pipeline.stages.plan import Plan, PlanSlice
+from pipeline.stages.pools import READER, Pool, Pools, on_nodes
 from pipeline.stages.prepare import Prepare
 from pipeline.stages.summarise import Summarise
 from pipeline.storage.storage import Storage
 from pipeline.workers.code_version import code_digest
 from pipeline.workers.engine_guard import DeathsActor, running_deaths
 from schemas.job.job import Job
+from schemas.tables.columns import as_one_row, from_one_row
 from schemas.tables.manifest import MediaItem
 
 PLAN_BATCH_ITEMS = 64
-MAX_BLOCK_BYTES = 1 << 30
-"""Ray Data's default of 128 MB would split the output of ``Prepare`` for one block of units."""
-RETRY_FOREVER = -1
-_REPLICAS_PER_COMMITTER = 16
-_FILES_AT_ONCE = 4
-"""Of a committer: one is written while the rows of the next are made."""
-WRITER = "reelscribe_writer"
-"""Ray's name for the resource of nodes with keys to write the output (``ray start --resources``).
-
-Committers run on them; where no node has it, anywhere.
-"""
-READER = "reelscribe_reader"
-"""The same of nodes that can read the media: planners and decoders run there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pools:
-    """How many decoder and engine actors a run has, and the resources of each.
-
-    max_decoders: on a cluster that is not whole yet, how many decoders there will be.
-    """
-
-    decoders: int
-    cpus_per_decoder: float
-    replicas: int
-    cpus_per_replica: float
-    gpus_per_replica: float
-    max_decoders: int | None = None
-
-    def decoder_pool(self) -> "Pool":
-        """The actors of ``Prepare``."""
-        return Pool(
-            num_actors=self.decoders,
-            max_actors=self.max_decoders,
-            num_cpus=self.cpus_per_decoder,
-            resource=_on_nodes(READER),
-        )
-
-    def engine_pool(self, calls_at_once: int = 1) -> "Pool":
-        """The actors that hold the model; ``Guard`` limits their retries, not Ray."""
-        return Pool(
-            num_actors=self.replicas,
-            num_cpus=self.cpus_per_replica,
-            num_gpus=self.gpus_per_replica,
-            max_task_retries=RETRY_FOREVER,
-            calls_at_once=calls_at_once,
-        )
-
-    def committer_pool(self) -> "Pool":
-        """The actors of ``Commit``: one writes about 800 rows with five answers a second."""
-        return Pool(
-            num_actors=1 + self.replicas // _REPLICAS_PER_COMMITTER,
-            num_cpus=0,
-            resource=_on_nodes(WRITER),
-            calls_at_once=_FILES_AT_ONCE,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pool:
-    """The actors of one stage, and the resources of each.
-
-    num_actors: whose nodes are not there yet, they are used as soon as they are.
-    max_actors: as many may Ray Data start while all are busy; None: not more.
-    resource: name of a resource of Ray that an actor's node must have.
-    max_task_retries: how often a batch is repeated after its actor died; then the run stops.
-    calls_at_once: batches that an actor works on at a time, each in a thread.
-    """
-
-    num_actors: int
-    num_cpus: float
-    num_gpus: float = 0.0
-    resource: str | None = None
-    max_task_retries: int = 3
-    calls_at_once: int = 1
-    max_actors: int | None = None
-
-
-def _on_nodes(resource: str) -> str | None:
-    """The resource, if a node has it."""
-    import ray
-
-    return resource if resource in ray.cluster_resources() else None
 
 
 def build_plan(
@@ -130,38 +49,97 @@ def build_plan(
     blocks = max(num_actors, -(-len(items) // PLAN_BATCH_ITEMS))
     rows = ray.data.from_items([{"item": item} for item in items], override_num_blocks=blocks)
     args = (job, max_model_len, storage, code_digest())
-    pool = Pool(num_actors=num_actors, num_cpus=1, resource=_on_nodes(READER))
+    pool = Pool(num_actors=num_actors, num_cpus=1, resource=on_nodes(READER))
     return stage(rows, Plan, args, pool, batch_size=PLAN_BATCH_ITEMS, batch_format="numpy")
 
 
 @contextmanager
+def build_slices(source: SlicedItems, job: Job, storage: Storage, num_actors: int) -> Iterator[Any]:
+    """The chain of a large plan: yields a lazy Dataset, each row of which holds a slice's UNIT."""
+    pool = Pool(num_actors=num_actors, num_cpus=1, resource=on_nodes(READER))
+    args = (job, storage, code_digest(), source.settings, None)
+    with _rows_as_blocks():
+        yield stage(_in_rows(source), PlanSlice, args, pool, batch_format="numpy")
+
+
+@contextmanager
 def build_annotate(
-    blocks: list[pa.Table],
+    source: list[pa.Table] | SlicedItems,
     job: Job,
     key: RunKey,
     storage: Storage,
     pools: Pools,
     units_per_file: int,
 ) -> Iterator[Any]:
-    """The chain of a run: yields a lazy Ray Dataset of COMMITTED rows.
+    """The chain of a run: yields a lazy Ray Dataset, each row of which holds COMMITTED rows.
 
-    blocks: UNIT rows, longest first, in blocks of about equal cost. A block stays whole until
-        the engine, which splits it into batches by tokens.
+    source: UNIT rows, longest first, in blocks of about equal cost; or items that are planned while
+        others are annotated. A block stays whole until the engine, which splits it into batches by
+        tokens.
     """
     import ray
 
     code = code_digest()
-    engines = pools.engine_pool(calls_within_memory(Generate.calls_at_once(job), blocks))
-    ray.data.DataContext.get_current().target_max_block_size = MAX_BLOCK_BYTES
-    units = ray.data.from_blocks(blocks)  # from_arrow would start workers only to count rows
-    prepared = stage(units, Prepare, (job, storage, code), pools.decoder_pool())
-    committers = pools.committer_pool()
-    with running_deaths() as deaths:
-        args = (job, DeathsActor(deaths), code, engines.num_cpus, largest_media(blocks))
-        answered = stage(prepared, Generate, args, engines)
-        yield stage(
-            answered, Commit, (job, key, storage, code), committers, batch_size=units_per_file
-        )
+    with running_deaths() as deaths, _rows_as_blocks():
+        if isinstance(source, SlicedItems):
+            blocks, largest = [], None  # the largest media are not known yet
+            units = _planned(source, job, storage, pools, code)
+        else:
+            blocks, largest = source, largest_media(source)
+            # from_arrow would start workers only to count rows
+            units = ray.data.from_blocks([as_one_row(block) for block in source])
+        engines = pools.engine_pool(calls_within_memory(Generate.calls_at_once(job), blocks))
+        prepared = stage(units, _whole(Prepare), (job, storage, code), pools.decoder_pool())
+        args = (job, DeathsActor(deaths), code, engines.num_cpus, largest)
+        answered = stage(prepared, _whole(Generate), args, engines)
+        to_commit = (job, key, storage, code, units_per_file)
+        yield stage(answered, _whole(Commit), to_commit, pools.committer_pool())
+
+
+def _planned(source: SlicedItems, job: Job, storage: Storage, pools: Pools, code: str) -> Any:
+    """A lazy Dataset of the blocks of slices; how far it runs ahead, Ray Data decides."""
+    args = (job, storage, code, source.settings, pools)
+    return stage(_in_rows(source), PlanSlice, args, pools.planner_pool(), batch_format="numpy")
+
+
+def _in_rows(source: SlicedItems) -> Any:
+    import ray
+
+    rows = [{"slice": items} for items in source.slices]
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+@contextmanager
+def _rows_as_blocks() -> Iterator[None]:
+    """Let Ray Data pass on each row as a block.
+
+    It joins and splits blocks by their bytes: by the default of 128 MB it would split what
+    ``Prepare`` makes of one block of units, and join all blocks of a slice.
+    """
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    usual = context.target_max_block_size
+    context.target_max_block_size = 1
+    try:
+        yield
+    finally:
+        context.target_max_block_size = usual
+
+
+def _whole(stage_class: type[Any]) -> type[Any]:
+    """A stage as it is on Ray: it takes and returns one row, which holds all rows of a block."""
+
+    class Whole:
+        def __init__(self, *args: Any) -> None:
+            self._stage = stage_class(*args)
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            made = self._stage(from_one_row(batch))
+            return as_one_row(made if isinstance(made, pa.Table) else pa.concat_tables(made))
+
+    Whole.__name__ = Whole.__qualname__ = stage_class.__name__  # Ray names the actors by it
+    return Whole
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from pipeline.model.positions import TEXT
 from pipeline.model.prompter import Vision
 from pipeline.plan.planner import PROBE_THREADS
 from pipeline.plan.sampler import exact_pts
-from pipeline.stages.graph import Pool, stage
+from pipeline.stages.graph import stage
+from pipeline.stages.pools import Pool
 from pipeline.storage.storage import Storage
 from pipeline.training.data.answer_boxes import (
     Marks,

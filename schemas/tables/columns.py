@@ -194,3 +194,18 @@ def _arrow_type(field: _RowField) -> pa.DataType:
     kind = field.value_type
     type_: pa.DataType = struct_of(kind) if field.is_row else _ARROW_TYPES[kind]
     return pa.list_(type_) if field.is_tuple else type_
+
+
+def as_one_row(table: pa.Table) -> pa.Table:
+    """Put all rows of a table into one: a list of structs in the column ``rows``."""
+    rows: Any = table.to_struct_array()
+    if isinstance(rows, pa.ChunkedArray):
+        rows = rows.combine_chunks()
+    offsets = pa.array([0, len(rows)], pa.int32())
+    return pa.table({"rows": pa.ListArray.from_arrays(offsets, rows)})
+
+
+def from_one_row(table: pa.Table) -> pa.Table:
+    """Take the rows out of what ``as_one_row`` made; of several, one after the other."""
+    rows: Any = table["rows"].combine_chunks()
+    return pa.Table.from_struct_array(rows.flatten())

@@ -7,14 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.cluster.blocks import in_blocks, limit_pools
 from jobs.cost.rates import FEATURES, Rates, Work, features, fit
 from jobs.plan.runs import open_run
 from pipeline.engines.largest import LargestMedia, largest_media
-from pipeline.stages.block_bytes import calls_within_memory, frame_bytes
+from pipeline.stages.blocks import calls_within_memory, frame_bytes, in_blocks, limit_pools
 from pipeline.stages.commit import COMMITTED
 from pipeline.stages.generate import Generate
-from pipeline.stages.graph import Pools
+from pipeline.stages.pools import Pools
 from pipeline.storage.storage import Storage
 from schemas.job.job import check_job
 from schemas.tables.columns import to_table

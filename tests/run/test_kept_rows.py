@@ -12,13 +12,14 @@ from rich.console import Console
 
 import jobs.plan.plan_file
 from jobs.plan.open_job import JobContext
-from jobs.plan.plan_file import draft_again, draft_plan, write_plan
+from jobs.plan.plan_file import draft_again, draft_plan, read_rows, write_plan
 from jobs.plan.runs import Run
 from jobs.run.finish import finish
-from jobs.run.units import media_without_storage, read_rows, units_to_do
 from pipeline.output.duplicates import remove_duplicates
 from pipeline.output.listing import write_listing
 from pipeline.output.table import read_committed
+from pipeline.plan.plan_file import media_without_storage
+from pipeline.plan.to_do import units_to_do
 from pipeline.stages.commit import OUTAGE_UNITS, Commit
 from pipeline.storage.storage import Storage
 from pipeline.workers.code_version import code_digest

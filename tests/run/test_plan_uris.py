@@ -2,7 +2,7 @@
 
 import json
 
-from jobs.plan.secrets import remove_secrets, restore_secrets
+from pipeline.plan.secrets import remove_secrets, restore_secrets
 from schemas.tables.columns import to_table
 from schemas.tables.manifest import MediaItem
 from schemas.tables.media import Media, Part, Sampling

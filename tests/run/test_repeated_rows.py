@@ -4,8 +4,8 @@ import dataclasses
 
 import pyarrow as pa
 
-from jobs.run.units import units_to_do
 from pipeline.output.duplicates import find_superfluous_rows
+from pipeline.plan.to_do import units_to_do
 from schemas.tables.columns import from_table, to_row, to_table
 from schemas.tables.error import ErrorRecord
 from schemas.tables.unit import UNIT, Unit

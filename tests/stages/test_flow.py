@@ -16,7 +16,8 @@ def test_a_replica_without_work_gives_back_its_resources_while_another_works_on(
     """So no GPU is held after its last unit."""
     import ray
 
-    from pipeline.stages.graph import Pool, stage
+    from pipeline.stages.graph import stage
+    from pipeline.stages.pools import Pool
 
     class Waits:
         """Works on the block 1 until there is a file; on the other not at all."""
@@ -77,7 +78,7 @@ def test_a_piece_of_work_comes_to_the_engine_as_one(monkeypatch: pytest.MonkeyPa
     )
     units = pa.table({"unit": list(range(4))})
     with build.build_annotate([units], None, None, None, pools, 8) as dataset:
-        assert dataset.take_all() == [{"units": 4}]
+        assert dataset.take_all() == [{"rows": [{"units": 4}]}]
 
 
 def _free_cpus() -> float:

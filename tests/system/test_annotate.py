@@ -438,7 +438,8 @@ def test_a_worker_that_dies_on_a_row_does_not_go_on_for_ever(ray_session):
     import ray
 
     from jobs.cluster.session import actor_errors
-    from pipeline.stages.graph import Pool, stage
+    from pipeline.stages.graph import stage
+    from pipeline.stages.pools import Pool
 
     class Crash:
         def __call__(self, batch):
@@ -456,7 +457,8 @@ def test_a_storage_that_fails_in_a_worker_is_one_message(ray_session):
     import ray
 
     from jobs.cluster.session import actor_errors
-    from pipeline.stages.graph import Pool, stage
+    from pipeline.stages.graph import stage
+    from pipeline.stages.pools import Pool
 
     class Full:
         def __call__(self, batch):

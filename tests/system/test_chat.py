@@ -23,7 +23,7 @@ from pipeline.model.patches import normalise, patches, seen_pixels
 from pipeline.model.prompter import VIDEO_SLOT, Prompter
 from pipeline.output.rows import annotation_row
 from pipeline.plan.planner import Planner
-from pipeline.stages.block_bytes import frame_bytes
+from pipeline.stages.blocks import frame_bytes
 from pipeline.stages.prepare import Prepare
 from pipeline.storage.storage import Storage
 from pipeline.workers.code_version import code_digest

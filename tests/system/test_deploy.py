@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 from jobs.cli.main import main
-from pipeline.stages.graph import READER
+from pipeline.stages.pools import READER
 from schemas.job.job import check_job
 from tests.support.images.dockerfile import copied, dockerfile, steps
 from tests.support.kubernetes import built, one, ray_job

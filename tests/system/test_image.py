@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 import pytest
 import yaml
 
-from pipeline.stages.graph import WRITER
+from pipeline.stages.pools import WRITER
 from tests.support.images.dockerfile import dockerfile
 from tests.support.images.rehearsal import Image, build, run, why_not
 from tests.support.kubernetes import ray_job

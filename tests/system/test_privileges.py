@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from pipeline.stages.graph import WRITER
+from pipeline.stages.pools import WRITER
 from tests.support.kubernetes import built, group_templates, one, ray_job, weights_template
 
 OVERLAYS = ["no-gpu", "one-gpu", "many-gpus", "nightly"]

@@ -15,7 +15,7 @@ import pytest
 import s3fs
 import yaml
 
-from pipeline.stages.graph import WRITER
+from pipeline.stages.pools import WRITER
 from tests.support.faulty_s3 import FaultyS3
 from tests.support.kubernetes import ray_job
 from tests.support.paths import ROOT

@@ -5,12 +5,14 @@ the fewest; therefore the most expensive blocks come first, and the last ones ar
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.stages.block_bytes import Costs, frame_bytes
-from pipeline.stages.graph import Pools
+from pipeline.stages.pools import Pools
 
 _BLOCKS_PER_REPLICA = 32
 _TAIL_BLOCKS_PER_REPLICA = 3
@@ -18,6 +20,10 @@ _BLOCK_UNITS = 256
 _BLOCK_BYTES = 1 << 29
 _SHARED_BLOCK_BYTES = 1 << 27
 """Of an engine that works on several blocks at a time: small blocks, so that few wait for one."""
+_MAX_BYTES = 2 << 30
+"""Frames of the blocks that an engine works on at a time; patches take as much again."""
+
+Costs = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 def limit_pools(pools: Pools, num_blocks: int) -> Pools:
@@ -31,7 +37,12 @@ def limit_pools(pools: Pools, num_blocks: int) -> Pools:
 
 
 def in_blocks(
-    units: pa.Table, costs: Costs, pools: Pools, max_batch_tokens: int, calls_at_once: int = 1
+    units: pa.Table,
+    costs: Costs,
+    pools: Pools,
+    max_batch_tokens: int,
+    calls_at_once: int = 1,
+    cost_of_later: float = 0.0,
 ) -> list[pa.Table]:
     """Cut units into blocks, shard by shard, the most expensive units of a shard first.
 
@@ -39,6 +50,7 @@ def in_blocks(
 
     costs: float64 [N], the cost of each unit in tokens or seconds, in the order of ``units``.
     calls_at_once: number of blocks that a replica works on at a time.
+    cost_of_later: of units that come after these, about.
 
     A block costs a 32nd of a replica's share, near the end a third of the remaining cost of each
     worker (guided self-scheduling), so that none works alone at the end. It has the tokens of at
@@ -53,10 +65,12 @@ def in_blocks(
     if (np.diff(order) != 1).any():  # else the plan has this order already: no copy
         units, costs = units.take(pa.array(order, pa.int64())), costs[order]
     tokens, frames = units["predicted_cost"].to_numpy(), frame_bytes(units)
-    left, workers = float(costs.sum()), pools.replicas * calls_at_once
+    left, workers = float(costs.sum()) + cost_of_later, pools.replicas * calls_at_once
     usual = left / (_BLOCKS_PER_REPLICA * pools.replicas)
     max_cost = left / (2 * max(pools.decoders, workers))
     max_bytes = _BLOCK_BYTES if calls_at_once == 1 else _SHARED_BLOCK_BYTES
+    if not len(costs):
+        return []
     blocks, start, cost, num_tokens, num_bytes = [], 0, 0.0, 0.0, 0.0
     for k in range(len(costs)):
         guided = left / (_TAIL_BLOCKS_PER_REPLICA * workers)
@@ -75,3 +89,33 @@ def in_blocks(
         num_bytes += frames[k]
     blocks.append(units.slice(start))
     return blocks
+
+
+def calls_within_memory(calls_at_once: int, blocks: Sequence[pa.Table]) -> int:
+    """Fewer calls where blocks are large, such as a long video alone in its block; at least two.
+
+    calls_at_once: of the engine. blocks: UNIT rows.
+    """
+    if calls_at_once == 1 or not blocks:
+        return calls_at_once
+    largest = max(frame_bytes(block).sum() for block in blocks)
+    return min(calls_at_once, max(2, int(_MAX_BYTES // max(1.0, largest))))
+
+
+def frame_bytes(units: pa.Table) -> Costs:
+    """Bytes of each unit's frames, ``uint8 [T, H, W, 3]``: float64 [N], 0 without frames."""
+    parts = pc.list_flatten(units["parts"])
+    of_parts = np.bincount(
+        pc.list_parent_indices(units["parts"]).to_numpy(),
+        weights=_pixels(pc.struct_field(parts, "sampling")),
+        minlength=units.num_rows,
+    )
+    return 3 * (_pixels(units["sampling"]) + of_parts)
+
+
+def _pixels(sampling: "pa.ChunkedArray[Any]") -> Costs:
+    sides = [
+        pc.cast(pc.struct_field(sampling, name), pa.float64())
+        for name in ("num_frames", "resized_height", "resized_width")
+    ]
+    return np.asarray(pc.fill_null(pc.multiply(pc.multiply(*sides[:2]), sides[2]), 0.0))

@@ -1,0 +1,99 @@
+"""The slices of a large job: cut its items, plan them, and read their plans."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+
+from jobs.plan.open_job import JobContext
+from jobs.plan.plan_file import check_access, folder_of_plan, read_plan
+from jobs.plan.probe import probe_slices
+from pipeline.manifest.existing import is_matchable
+from pipeline.plan.slices import (
+    Slice,
+    SlicedItems,
+    SliceSettings,
+    bounds_of,
+    cut_items,
+    in_slices,
+)
+from pipeline.storage.parquet import read_parquet, write_parquet
+from pipeline.storage.storage import join
+from schemas.tables.manifest import MediaItem
+
+
+def cut_large(
+    context: JobContext, items: Sequence[MediaItem], *, dry_run: bool = False
+) -> list[list[MediaItem]] | None:
+    """Cut the items of a large job into slices; None: they are few, and planned at once.
+
+    An interrupted run keeps its slices, also if ``only_new`` has fewer items by then. Where the
+    listing does not tell which media are new, only the headers of all do: these are planned at
+    once too. dry_run: nothing is written, and all are.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    only_new = context.job.input.only_new
+    if dry_run or (only_new and not all(is_matchable(item) for item in items)):
+        return None
+    uri = join(context.run.folder(context.job.output), "slices.parquet")
+    try:
+        return in_slices(items, read_parquet(uri, context.storage))
+    except FileNotFoundError:
+        slices = cut_items(items)
+        if context.run.starts or len(slices) <= 1:
+            return None
+        write_parquet(bounds_of(slices), uri, context.storage)
+        return slices
+
+
+def slices_to_plan(
+    context: JobContext,
+    slices: Sequence[Sequence[MediaItem]],
+    rows: Mapping[int, pa.Table | None],
+    max_batch_tokens: int = 0,
+) -> SlicedItems:
+    """Some slices of a job, in the order in which they will be planned.
+
+    slices: all, of ``cut_large``. rows: committed rows by the number of the slice, None: without.
+    max_batch_tokens: of the engine for which blocks are cut.
+    """
+    counts = np.array([len(slices[number]) for number in rows], np.int64)
+    later = (counts.sum() - np.cumsum(counts)).tolist()
+    settings = SliceSettings(
+        folder=folder_of_plan(context),
+        run_id=context.run.run_id,
+        max_model_len=context.checkpoint.max_model_len,
+        max_batch_tokens=max_batch_tokens,
+    )
+    found = [
+        Slice(
+            number=number,
+            items=tuple(slices[number]),
+            num_items_later=num_items_later,
+            rows=some,
+            is_begun=context.run.starts > 0,
+        )
+        for (number, some), num_items_later in zip(rows.items(), later, strict=True)
+    ]
+    return SlicedItems(slices=found, settings=settings)
+
+
+def plan_slices(
+    context: JobContext, slices: Sequence[Sequence[MediaItem]], console: Console
+) -> pa.Table:
+    """Plan all slices of a job, and read their plan: UNIT rows.
+
+    slices: of ``cut_large``.
+
+    Raises:
+        UserError: the storage or cluster failed, or none of the media can be read.
+    """
+    probe_slices(
+        slices_to_plan(context, slices, dict.fromkeys(range(len(slices)))), context, console
+    )
+    plan = read_plan(context, ())
+    check_access(plan)
+    return plan
