@@ -26,12 +26,24 @@ def print_left_out(context: JobContext, console: Console) -> None:
 
 
 def print_plan(
-    table: pa.Table, context: JobContext, console: Console, *, dry_run: bool = False
+    table: pa.Table,
+    context: JobContext,
+    console: Console,
+    *,
+    dry_run: bool = False,
+    num_media: int | None = None,
 ) -> None:
-    """Print the numbers of items, units, hours and tokens, and the errors of units that failed."""
+    """Print the numbers of items, units, hours and tokens, and the errors of units that failed.
+
+    num_media: of the run, where the table has only the first of them.
+    """
     failed = pc.equal(table["status"], pa.scalar(UnitStatus.FAILED.value))
     media_type = pc.struct_field(table["media"], "media_type")
-    grid = Table(title=f"plan of {context.run.run_id}", title_justify="left", box=box.SIMPLE_HEAD)
+    title = f"plan of {context.run.run_id}"
+    if num_media is not None:
+        num_first = pc.count_distinct(table["media_id"]).as_py()
+        title += f": the first {num_first:,} of {num_media:,} media, which are planned meanwhile"
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("", "items", "units", "hours of video", "vision tokens", "prompt tokens"):
         grid.add_column(name, justify="left" if not name else "right")
     for kind in ("image", "video"):
@@ -57,7 +69,7 @@ def print_plan(
         is_on = context.job.generation.reasoning == "on"
         why = "generation.reasoning is on" if is_on else "the checkpoint always does so"
         console.print(Text(f"answers begin with reasoning: {why}"), soft_wrap=True)
-    if way := _way(context.job, table.num_rows):
+    if way := _way(context.job, num_media or table.num_rows):
         console.print(Text(one_line(f"annotate runs {way}")), soft_wrap=True)
     if not dry_run:
         folder = join(context.run.folder(context.job.output), "plan")

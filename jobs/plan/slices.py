@@ -73,7 +73,7 @@ def slices_to_plan(
             number=number,
             items=tuple(slices[number]),
             num_items_later=num_items_later,
-            rows=some,
+            rows=None if some is None else some.select(["unit_id", "run_id", "error"]),
             is_begun=context.run.starts > 0,
         )
         for (number, some), num_items_later in zip(rows.items(), later, strict=True)

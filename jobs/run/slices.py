@@ -3,6 +3,8 @@
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -29,11 +31,12 @@ from jobs.run.finish import finish
 from jobs.run.sealing import Sealing
 from pipeline.engines.vllm.prefix import planned_prefix
 from pipeline.output.duplicates import remove_duplicates
-from pipeline.output.table import read_committed
+from pipeline.output.table import COUNTED, ids_in, read_committed
 from pipeline.plan.plan_file import read_plan_file, slice_plan
 from pipeline.plan.shards import SHARDS_PER_SLICE
 from pipeline.plan.slices import SLICE_ITEMS, plan_items
 from pipeline.plan.to_do import units_to_do
+from pipeline.storage.parquet import read_parquet
 from schemas.errors import CostError, StorageError
 from schemas.tables.manifest import MediaItem
 from schemas.tables.unit import UNIT
@@ -74,7 +77,6 @@ def annotate_slices(driver: Driver, slices: Sequence[Sequence[MediaItem]]) -> Ru
         run = started(context)
     driver.lease.check()  # a driver that has lost the run must not settle its rows
     plan = read_plan(context, ())
-    print_plan(plan, context, console)
     return finish(context, run, plan, time.monotonic() - driver.started, console)
 
 
@@ -86,9 +88,13 @@ class _Planned:
     ) -> None:
         self._context, self._console = context, console
         self._folder = folder_of_plan(context)
+        self._recorded: set[int] = set()
         job, run = context.job, context.run
-        rows = read_committed(job.output, run.recipe_ids, context.storage)
-        self._rows = _by_slice(remove_duplicates(rows, context.storage), slices)
+        of_slices = self._media(slices)
+        media = pa.array([name for names in of_slices for name in names], pa.string())
+        rows = read_committed(job.output, run.recipe_ids, context.storage, COUNTED, media)
+        sizes = [len(names) for names in of_slices]
+        self._rows = _by_slice(remove_duplicates(rows, context.storage), media, sizes)
         left = [number for number in range(len(slices)) if not self._is_done(number)]
         if len(left) < len(slices):
             console.print(f"{len(slices) - len(left):,} of {len(slices):,} slices are done already")
@@ -119,10 +125,8 @@ class _Planned:
             lambda items: probe_items(items, context, self._console),
         )
         num_first = max(1, len(first.items))
-        self._console.print(
-            f"{self._num_items:,} media are planned while others are annotated: these are "
-            f"{num_first:,} of them, {units.num_rows:,} units"
-        )
+        print_plan(units, context, self._console, num_media=self._num_items)
+        self.source = dataclasses.replace(self.source, sample=units)
         if not (context.run.cost or job.cost.per_hour or job.limits.max_cost is not None):
             return
         predicted = self._estimate(units)
@@ -152,6 +156,22 @@ class _Planned:
             self._check_cost(units)
             yield units, earlier
 
+    def _media(self, slices: Sequence[Sequence[MediaItem]]) -> list[set[str]]:
+        """The ids of the media of each slice, also of those that ``only_new`` does not list now."""
+
+        def planned(number: int) -> list[str]:
+            with suppress(FileNotFoundError):
+                uri = slice_plan(self._folder, number)
+                return ids_in(read_parquet(uri, self._context.storage, ["media_id"]), "media_id")
+            return []
+
+        found = [{item.media_id for item in items} for items in slices]
+        if self._context.run.starts:
+            with ThreadPoolExecutor(16) as pool:
+                for names, more in zip(found, pool.map(planned, range(len(slices))), strict=True):
+                    names.update(more)
+        return found
+
     def _is_done(self, number: int) -> bool:
         """Whether all units of a slice have their rows, by its plan."""
         if number not in self._rows:
@@ -170,7 +190,9 @@ class _Planned:
         if rows is None:
             return plan, _NOTHING
         units = units_to_do(plan, rows, self._context.run.run_id)
-        record_done_media(plan, rows, units, self._context, self._console)
+        if number not in self._recorded:
+            self._recorded.add(number)
+            record_done_media(plan, rows, units, self._context, self._console)
         earlier = rows.select(["unit_id", "file"])
         return units, earlier.filter(pc.is_in(earlier["unit_id"], units["unit_id"]))
 
@@ -207,10 +229,9 @@ class _Planned:
 _NOTHING = pa.table({"unit_id": pa.array([], pa.string()), "file": pa.array([], pa.string())})
 
 
-def _by_slice(rows: pa.Table, slices: Sequence[Sequence[MediaItem]]) -> dict[int, pa.Table]:
-    """Divide committed rows by the slice that has their media."""
-    media = pa.array([item.media_id for items in slices for item in items], pa.string())
-    numbers = np.repeat(np.arange(len(slices)), [len(items) for items in slices])
+def _by_slice(rows: pa.Table, media: "pa.Array[Any]", sizes: Sequence[int]) -> dict[int, pa.Table]:
+    """Divide committed rows by slice. media: ids of all. sizes: how many each slice has."""
+    numbers = np.repeat(np.arange(len(sizes)), sizes)
     at = pc.index_in(rows["media_id"], value_set=media)
     rows, at = rows.filter(pc.is_valid(at)), at.drop_null()
     of_rows = numbers[at.to_numpy()]

@@ -37,9 +37,9 @@ _FIRST_ITEMS = 64
 class Slice:
     """Some items that are planned together.
 
-    items: neighbours by uri; all items of a media file are in one slice.
+    items: neighbours by uri; all spans of a medium are in one slice.
     num_items_later: number of items of the slices that are planned after this one.
-    rows: ``unit_id``, ``run_id``, ``status``, ``error`` and more of the rows that are committed.
+    rows: ``unit_id``, ``run_id`` and ``error`` of committed rows; None: there are none.
     is_begun: units of it may have been annotated by the run before.
     """
 
@@ -65,10 +65,14 @@ class SliceSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SlicedItems:
-    """The slices of a run that have units to do, in the order in which they are planned."""
+    """The slices of a run that have units to do, in the order in which they are planned.
+
+    sample: UNIT rows of some of them, if they are planned already.
+    """
 
     slices: list[Slice]
     settings: SliceSettings
+    sample: pa.Table = field(default_factory=UNIT.empty_table)
 
 
 def cut_items(items: Sequence[MediaItem]) -> list[list[MediaItem]]:
@@ -88,12 +92,12 @@ def cut_items(items: Sequence[MediaItem]) -> list[list[MediaItem]]:
 
 
 def _cut(items: Sequence[MediaItem], size_of: Callable[[int], int]) -> list[list[MediaItem]]:
-    """Cut items where the k-th slice has the weight ``size_of(k)``; items of one uri stay whole."""
+    """Cut items where the k-th slice has the weight ``size_of(k)``; media stay whole."""
     slices: list[list[MediaItem]] = []
     weight = 0
     for k, item in enumerate(items):
         is_full = not slices or weight >= size_of(len(slices) - 1)
-        if is_full and (k == 0 or not item.uri or _place(item)[0] != _place(items[k - 1])[0]):
+        if is_full and (k == 0 or item.media_id != items[k - 1].media_id):
             slices.append([])
             weight = 0
         slices[-1].append(item)

@@ -82,7 +82,9 @@ def build_annotate(
     code = code_digest()
     with running_deaths() as deaths, _rows_as_blocks():
         if isinstance(source, SlicedItems):
-            blocks, largest = [], None  # the largest media are not known yet
+            # The largest media are not known yet; a unit of the sample may fill a block.
+            blocks = [source.sample.slice(k, 1) for k in range(source.sample.num_rows)]
+            largest = None
             units = _planned(source, job, storage, pools, code)
         else:
             blocks, largest = source, largest_media(source)
