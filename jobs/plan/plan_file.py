@@ -66,12 +66,13 @@ def read_plan(context: JobContext, items: Sequence[MediaItem]) -> pa.Table:
         FileNotFoundError: there is none yet, or ``reelscribe compact`` has removed it.
         StorageError: the storage refused or failed, or a file is no plan.
     """
-    folder, storage = folder_of_plan(context), context.storage
-    listed = storage.list_files(folder, "slice-*.parquet")
-    if not listed:
-        return read_plan_file(whole_plan(folder), storage, items)
+    storage = context.storage
+    uris = plan_files(context.run.folder(context.job.output), storage)
+    if len(uris) <= 1:
+        (uri,) = uris or [whole_plan(folder_of_plan(context))]
+        return read_plan_file(uri, storage, items)
     with ThreadPoolExecutor(16) as pool:
-        files = pool.map(lambda file: read_plan_file(file["uri"], storage, ()), listed)
+        files = pool.map(lambda uri: read_plan_file(uri, storage, ()), uris)
         return restore_secrets(pa.concat_tables(files), items)
 
 

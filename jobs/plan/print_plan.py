@@ -10,7 +10,7 @@ from rich.text import Text
 from jobs.cluster.session import fit_job
 from jobs.cluster.small import MAX_SMALL, why_ray
 from jobs.plan.open_job import JobContext
-from pipeline.storage.storage import join
+from pipeline.plan.plan_file import plan_folder
 from schemas.errors import ResourceError
 from schemas.job.job import Job
 from schemas.shown import one_line, redact_uri
@@ -72,7 +72,7 @@ def print_plan(
     if way := _way(context.job, num_media or table.num_rows):
         console.print(Text(one_line(f"annotate runs {way}")), soft_wrap=True)
     if not dry_run:
-        folder = join(context.run.folder(context.job.output), "plan")
+        folder = plan_folder(context.run.folder(context.job.output))
         console.print(Text(f"The plan: {folder}"), soft_wrap=True)
 
 

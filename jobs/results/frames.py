@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ from PIL import Image
 from jobs.results.read import Selection, output_and_run
 from pipeline.media.frames import Pixels
 from pipeline.output.run_file import read_run_file, run_folder
+from pipeline.plan.plan_file import plan_files
 from pipeline.storage.parquet import read_parquet
-from pipeline.storage.storage import Storage, join
+from pipeline.storage.storage import Storage
 from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.errors import ErrorType, StorageError, UnitError
 from schemas.job.resources import DecodeLimits
@@ -49,15 +51,13 @@ def planned_sources(
     found: dict[str, dict[str, Any]] = {}
     columns = ["unit_id", "uri", "frames", "parts.list.element.uri", "parts.list.element.frames"]
     for run_id in run_ids:
-        try:
-            plan = read_parquet(
-                join(run_folder(output, run_id), "plan", "part-0.parquet"), storage, columns
-            )
-        except (FileNotFoundError, StorageError):
-            continue
-        found |= {
-            row["unit_id"]: selection.media_roots.move_sources(row) for row in plan.to_pylist()
-        }
+        with suppress(FileNotFoundError, StorageError):
+            for uri in plan_files(run_folder(output, run_id), storage):
+                plan = read_parquet(uri, storage, columns)
+                found |= {
+                    row["unit_id"]: selection.media_roots.move_sources(row)
+                    for row in plan.to_pylist()
+                }
     return found
 
 

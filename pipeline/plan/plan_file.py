@@ -34,6 +34,15 @@ def slice_plan(folder: str, number: int) -> str:
     return join(folder, f"slice-{number}.parquet")
 
 
+def plan_files(run_folder: str, storage: Storage) -> list[str]:
+    """The uris of all files of a run's plan.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    return [file["uri"] for file in storage.list_files(plan_folder(run_folder), "*.parquet")]
+
+
 def read_plan_file(uri: str, storage: Storage, items: Sequence[MediaItem]) -> pa.Table:
     """Read a file of a plan: UNIT rows, highest predicted cost first.
 
