@@ -21,6 +21,7 @@ from pipeline.plan.plan_file import (
     check_distinct,
     failed_media,
     in_order,
+    plan_files,
     plan_folder,
     read_plan_file,
     slice_plan,

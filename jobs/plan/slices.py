@@ -1,6 +1,7 @@
 """The slices of a large job: cut its items, plan them, and read their plans."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ from jobs.plan.open_job import JobContext
 from jobs.plan.plan_file import check_access, folder_of_plan, read_plan
 from jobs.plan.probe import probe_slices
 from pipeline.manifest.existing import is_matchable
+from pipeline.plan.plan_file import plan_files, whole_plan
 from pipeline.plan.slices import (
     Slice,
     SlicedItems,
@@ -20,6 +22,7 @@ from pipeline.plan.slices import (
 )
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.storage import join
+from schemas.errors import JobFileError
 from schemas.tables.manifest import MediaItem
 
 
@@ -35,18 +38,41 @@ def cut_large(
     Raises:
         StorageError: the storage refused or failed.
     """
-    only_new = context.job.input.only_new
-    if dry_run or (only_new and not all(is_matchable(item) for item in items)):
+    written = plan_files(context.run.folder(context.job.output), context.storage)
+    if dry_run or whole_plan(folder_of_plan(context)) in written:
         return None
-    uri = join(context.run.folder(context.job.output), "slices.parquet")
     try:
-        return in_slices(items, read_parquet(uri, context.storage))
+        return in_slices(items, read_parquet(_bounds_uri(context), context.storage))
     except FileNotFoundError:
+        if context.job.input.only_new and not all(is_matchable(item) for item in items):
+            return None
         slices = cut_items(items)
         if context.run.starts or len(slices) <= 1:
             return None
-        write_parquet(bounds_of(slices), uri, context.storage)
+        write_parquet(bounds_of(slices), _bounds_uri(context), context.storage)
         return slices
+
+
+def check_planned(context: JobContext) -> None:
+    """Check that all slices of an interrupted run are planned.
+
+    Raises:
+        JobFileError: some are not.
+        StorageError: the storage refused or failed.
+    """
+    if context.run.status == "complete":  # its plan may be gone
+        return
+    with suppress(FileNotFoundError):
+        num_slices = read_parquet(_bounds_uri(context), context.storage).num_rows
+        if len(plan_files(context.run.folder(context.job.output), context.storage)) < num_slices:
+            raise JobFileError(
+                f"{context.run.run_id} is not planned to its end: run `reelscribe annotate` with "
+                "the same job again, then retry what failed"
+            )
+
+
+def _bounds_uri(context: JobContext) -> str:
+    return join(context.run.folder(context.job.output), "slices.parquet")
 
 
 def slices_to_plan(

@@ -14,6 +14,7 @@ from jobs.cluster.small import early_engine
 from jobs.plan.open_job import JobContext, open_job
 from jobs.plan.plan_file import draft_again, draft_plan, read_rows, write_plan
 from jobs.plan.runs import Run, all_runs, find_run
+from jobs.plan.slices import check_planned
 from jobs.run.driver import annotate_and_finish, drive
 from pipeline.output.duplicates import remove_duplicates
 from pipeline.output.table import ids_in, read_committed
@@ -58,6 +59,7 @@ def _run(
         context.job, recipe(context.job, context.checkpoint.identity), context.storage, run_id
     )
     context = dataclasses.replace(context, run=found, changes=[])
+    check_planned(context)
     with drive(context, len(items), engine, console) as driver:
         plan = write_plan(draft_plan(context, items, console), context)
         rows = remove_duplicates(read_rows(context, plan), context.storage, plan)

@@ -21,7 +21,7 @@ from pipeline.output.table import read_committed
 from pipeline.plan import slices
 from pipeline.plan.slices import bounds_of, cut_items, in_slices
 from pipeline.storage.storage import Storage
-from schemas.errors import CostError, StorageError
+from schemas.errors import CostError, JobFileError, StorageError
 from schemas.job.job import Job
 from schemas.tables.manifest import MediaItem
 from tests.support.job_files import TINY_BUDGET, make_job
@@ -164,6 +164,9 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_left(job, monkeypatch):
     monkeypatch.setattr(jobs.run.slices._Planned, "seen_in", stops)
     with pytest.raises(StorageError, match="stopped"):
         said_by(job(resources={"ray": "always", "replicas": 1, "units_per_file": 2}))
+    plans_of(job())[-1].unlink()
+    with pytest.raises(JobFileError, match="not planned to its end"):
+        retry.run(job(), Console(file=io.StringIO()))
     before = read_committed(job().output, _recipes(job()), Storage({}))
     assert 0 < before.num_rows < NUM_MEDIA
     files = {plan: plan.stat().st_mtime_ns for plan in plans_of(job())}
