@@ -1,5 +1,7 @@
 """How time and the driver's memory grow with the number of units: plan, annotate, continue.
 
+``first rows``: seconds until the first file of rows is there, in an output without a plan.
+
 Each size runs in a process of its own, on one machine, in one of two ways.
 
 stages         the whole pipeline: one tiny image under N ids, really planned, decoded, prompted,
@@ -15,8 +17,10 @@ import os
 import resource
 import sys
 import tempfile
+import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -54,7 +58,11 @@ def _line(found: dict) -> str:
         f"{name} {step['seconds']:.1f} s (driver's CPU {step['driver_cpu_seconds']:.1f} s)"
         for name, step in found["steps"].items()
     )
-    return f"growth: {found['way']}, {found['units']:,} units: {steps}; driver {_memory(found)}"
+    first = found["first rows"]
+    return (
+        f"growth: {found['way']}, {found['units']:,} units: {steps}; driver {_memory(found)}; "
+        f"first rows after {first.get('seconds')} s, with {first.get('planned')} units planned"
+    )
 
 
 def _memory(found: dict) -> str:
@@ -112,8 +120,10 @@ def child(place: str, way: str, units: str) -> dict[str, Any]:
     start_ray(num_cpus=2)
     stages = copying_stages(job, folder) if way == "orchestration" else {}
     with mock.patch.multiple(graph, **stages) if stages else nullcontext():
-        timed("plan", lambda: plan.run(job, quiet()))
-        run = timed("annotate", lambda: annotate.run(job, quiet()))
+        alone = job.model_copy(update={"output": f"{job.output}-planned"})
+        timed("plan", lambda: plan.run(alone, quiet()))
+        with waiting_for_rows(Path(job.output)) as first:
+            run = timed("annotate", lambda: annotate.run(job, quiet()))
         assert run.counts["units"] == size, run.counts
         saved = Path(job.output) / "runs" / run.run_id / "run.json"
         saved.write_text(saved.read_text().replace('"complete"', '"running"', 1))
@@ -123,7 +133,31 @@ def child(place: str, way: str, units: str) -> dict[str, Any]:
     own = int(status.split("RssAnon:")[1].split()[0]) // 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     figures = {"driver_mib": peak, "driver_own_mib": own}
-    return {"way": way, "units": size, "steps": steps} | figures
+    return {"way": way, "units": size, "steps": steps, "first rows": first} | figures
+
+
+@contextmanager
+def waiting_for_rows(output: Path) -> Iterator[dict[str, float]]:
+    """Yields a dict that gets the seconds until there are rows, and the units planned by then."""
+    import pyarrow.parquet as pq
+
+    found: dict[str, float] = {}
+    started, ended = time.perf_counter(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1) and not found:
+            if any(output.glob("annotations*/**/*.parquet")):
+                found["seconds"] = round(time.perf_counter() - started, 3)
+                plans = output.glob("runs/*/plan/*.parquet")
+                found["planned"] = sum(pq.read_metadata(file).num_rows for file in plans)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
 
 
 def copying_stages(job, folder: Path) -> dict[str, type]:
@@ -178,6 +212,10 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
             ids = [hashlib.sha256(name.encode()).hexdigest()[:24] for name in media]
             return copies(planned, UNIT, unit_id=ids, media_id=media)
 
+    class PlanSlice(build.PlanSlice):
+        def _probe(self, items) -> pa.Table:
+            return Plan()({"item": items})
+
     class Prepare(Plan):
         def __call__(self, batch: pa.Table) -> pa.Table:
             return copies(prepared, PREPARED, **ids_of(batch, "shard"))
@@ -189,7 +227,7 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
             return copies(answered, ANSWERED, **ids_of(batch, "shard"))
 
     class Commit(Plan):
-        def __init__(self, job, key, storage, code) -> None:
+        def __init__(self, job, key, storage, code, units_per_file) -> None:
             self.job, self.key, self.storage = job, key, storage
 
         def __call__(self, batch: pa.Table) -> pa.Table:
@@ -209,7 +247,13 @@ def copying_stages(job, folder: Path) -> dict[str, type]:
             ]
             return pa.Table.from_pylist(account, schema=COMMITTED)
 
-    return {"Plan": Plan, "Prepare": Prepare, "Generate": Generate, "Commit": Commit}
+    return {
+        "Plan": Plan,
+        "PlanSlice": PlanSlice,
+        "Prepare": Prepare,
+        "Generate": Generate,
+        "Commit": Commit,
+    }
 
 
 if __name__ == "__main__":

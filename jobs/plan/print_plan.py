@@ -39,11 +39,7 @@ def print_plan(
     """
     failed = pc.equal(table["status"], pa.scalar(UnitStatus.FAILED.value))
     media_type = pc.struct_field(table["media"], "media_type")
-    title = f"plan of {context.run.run_id}"
-    if num_media is not None:
-        num_first = pc.count_distinct(table["media_id"]).as_py()
-        title += f": the first {num_first:,} of {num_media:,} media, which are planned meanwhile"
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    grid = Table(title=f"plan of {context.run.run_id}", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("", "items", "units", "hours of video", "vision tokens", "prompt tokens"):
         grid.add_column(name, justify="left" if not name else "right")
     for kind in ("image", "video"):
@@ -56,6 +52,10 @@ def print_plan(
     grid.add_row("cannot be done", *_sums(problems), style="yellow")
     grid.add_row("all", *_sums(table), style="bold")
     console.print(grid)
+    if num_media is not None:
+        num_first = pc.count_distinct(table["media_id"]).as_py()
+        text = f"these are {num_first:,} of {num_media:,} media; others are planned meanwhile"
+        console.print(Text(text), soft_wrap=True)
     for unit in problems.slice(0, _MAX_PROBLEMS).to_pylist():
         uri, message = redact_uri(unit["uri"]), unit["error"]["message"]
         where = "" if message.startswith(uri) else f"{uri}: "

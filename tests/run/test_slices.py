@@ -133,7 +133,7 @@ def plans_of(job: Job) -> list[Path]:
 def test_slices_give_the_rows_of_a_whole_plan(job, tmp_path: Path, monkeypatch):
     said = said_by(job())
     found = rows_of(job())
-    assert "the first 4 of 61 media, which are planned meanwhile" in said
+    assert "these are 4 of 61 media; others are planned meanwhile" in said
     assert "is complete" in said and "media_unreadable" in said
     plans = plans_of(job())
     assert len(plans) == len({plan.name for plan in plans}) > 4
