@@ -7,9 +7,9 @@ SECONDS = 600
 """A test that waits for longer fails: what it waits for will not happen."""
 
 
-def wait_until(condition: Callable[[], object]) -> None:
-    """Return once ``condition()`` holds."""
+def wait_until(condition: Callable[[], object], every: float = 0.02) -> None:
+    """Return once ``condition()`` holds; it is called every so many seconds."""
     deadline = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
+        time.sleep(every)
