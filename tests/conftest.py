@@ -63,13 +63,16 @@ NEEDS_RAY = {"ray_session", "annotated"}
 NEEDS_A_MODEL = {"checkpoint", "demonstrated", "annotated"}
 SHARED = ("demonstrated", "annotated")
 """Costly fixtures: all tests that use one of them run in one worker, which makes it once."""
-LONG_FILES = ("test_finetune", "test_annotate", "test_only_new", "test_engine_guard", "test_chaos")
+LONG_FILES = ("test_finetune", "test_annotate", "test_engine_guard", "test_small_jobs")
 """Test files that take minutes; they start first, so that no worker runs one alone at the end."""
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Mark slow tests, and keep tests of one file, or of one costly fixture, in one worker."""
+    """Mark slow tests, and keep tests of one file, or of one costly fixture, in one worker.
+
+    Groups with slow tests come first: short ones at the end fill both workers.
+    """
 
     def group(item: pytest.Item) -> str:
         if own := item.get_closest_marker("xdist_group"):
@@ -83,9 +86,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(group(item)))
     yield  # tests are selected by their marks, and shuffled
-    items.sort(key=lambda item: item.path.stem not in LONG_FILES and group(item) not in SHARED)
+    first = {group(item) for item in items if item.path.stem in LONG_FILES} | {*SHARED}
+    slow = {group(item) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: 0 if group(item) in first else 1 if group(item) in slow else 2)
     if "PYTEST_XDIST_WORKER" in os.environ:
         assert all("@" in item.nodeid for item in items), "pytest-xdist does not see the groups"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+    """Run small jobs without Ray in a test that has no ``ray_session``, and in its fixtures.
+
+    Otherwise they would join the session of an earlier test: by chance, and ten times slower.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if "ray_session" not in getattr(item, "fixturenames", ()):
+            hide_ray(patch)
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -199,7 +216,7 @@ def ray_session():
 
 @pytest.fixture
 def no_ray(monkeypatch):
-    """Small jobs of this test run without Ray, also if another test has started it."""
+    """Small jobs of this test run without Ray, also where another fixture has started it."""
     hide_ray(monkeypatch)
 
 

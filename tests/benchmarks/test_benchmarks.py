@@ -21,10 +21,17 @@ PACKAGES = {"bench_vllm": "vllm", "bench_fetch_video": "qwen_vl_utils"}
 NEEDS_RAY = {"bench_balance", "bench_film", "bench_flow", "bench_growth", "bench_peers", "soak"}
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_the_small_form_runs(name, request, monkeypatch, tmp_path, capsys):
-    if name in NEEDS_RAY:
-        request.getfixturevalue("ray_session")
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - NEEDS_RAY))
+def test_the_small_form_runs(name, monkeypatch, tmp_path, capsys):
+    run_small_form(name, monkeypatch, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS_RAY))
+def test_the_small_form_runs_on_ray(name, ray_session, monkeypatch, tmp_path, capsys):
+    run_small_form(name, monkeypatch, tmp_path, capsys)
+
+
+def run_small_form(name, monkeypatch, tmp_path, capsys) -> None:
     if (package := PACKAGES.get(name)) and find_spec(package) is None:
         pytest.skip(f"{package} is not installed, which {name} compares with")
     monkeypatch.setattr("benchmarks.common.ROOT", tmp_path)

@@ -261,7 +261,7 @@ def test_it_starts_no_ray_and_ends_although_a_check_hangs(silent: str, job_file:
         text=True,
         cwd=ROOT,
         env=env | keys,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 1, done.stderr
     assert "no answer within 0.5 s" in done.stdout

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 from jobs.doctor.machine import Facts, Gpu, collect, facts_of, program, run_program
 from pipeline.workers.code_version import code_digest
+from tests.support.waiting import wait_until
 
 MIB = 1 << 20
 
@@ -87,21 +89,41 @@ def test_a_machine_without_reelscribe_and_without_torch(monkeypatch: pytest.Monk
     assert found.end == ""
 
 
+BEGIN = 'import os, time\nos.write(1, b\'{"python": "3.12.4"}\\n{"at": "torch"}\\n\')\n'
+"""A program that has begun with torch."""
+
+
 @pytest.mark.parametrize(
     ("last", "end"),
     [
-        ("time.sleep(1000)", "no answer within 2 s, at the step 'torch'"),
         ("os.kill(os.getpid(), 4)", "the process died by signal 4, at the step 'torch'"),
         ("os._exit(7)", "the process ended with 7, at the step 'torch'"),
         ('os.write(1, b\'{"python": "9\'); os._exit(7)', "the process ended with 7, at the step"),
     ],
 )
-def test_a_step_that_hangs_or_dies_is_named_and_the_rest_is_kept(last: str, end: str):
-    """As torch does with a driver that hangs, or on a processor that it was not built for."""
-    begin = 'import os, time\nos.write(1, b\'{"python": "3.12.4"}\\n{"at": "torch"}\\n\')\n'
-    found = facts_of(*run_program()(begin + last, "{}", 2.0))
+def test_a_step_that_dies_is_named_and_the_rest_is_kept(last: str, end: str):
+    """As torch does on a processor that it was not built for."""
+    found = facts_of(*run_program()(BEGIN + last, "{}", 300.0))
     assert found.python == "3.12.4"
     assert found.end.startswith(end)
+
+
+def test_a_step_that_hangs_is_named_and_the_rest_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As torch does with a driver that hangs. The deadline begins when the step has begun."""
+    begun = tmp_path / "begun"
+
+    class Slow(subprocess.Popen):
+        def communicate(self, *args, **kwargs):
+            wait_until(begun.exists)
+            return super().communicate(*args, **kwargs)
+
+    monkeypatch.setattr("jobs.doctor.machine.subprocess.Popen", Slow)
+    hang = f"os.mkdir({str(begun)!r}); time.sleep(1000)"
+    found = facts_of(*run_program()(BEGIN + hang, "{}", 0.2))
+    assert found.python == "3.12.4"
+    assert found.end.startswith("no answer within 0.2 s, at the step 'torch'")
 
 
 def test_facts_of_another_version_are_left_out():

@@ -16,7 +16,7 @@ from pipeline.output.summary import Note, Summariser, summary_job
 from schemas.errors import JobFileError
 from schemas.job.job import check_job
 from scripts.demo_model.tiny_checkpoint import write_tiny_checkpoint
-from tests.support.job_files import SMALL
+from tests.support.job_files import SIMULATED, SMALL
 
 
 def unit(start: float, end: float, caption: str | None = "a street", **changes) -> dict:
@@ -106,7 +106,7 @@ def test_each_video_of_a_run_has_one_row(archive: Path, checkpoint: Path, tmp_pa
     spec = SMALL | {
         "input": {"scan": str(archive), "glob": "clips/*.mp4"},
         "output": str(tmp_path / "out"),
-        "model": {"source": str(checkpoint)},
+        "model": SIMULATED | {"source": str(checkpoint)},
         "tasks": ["caption", "events"],
         "summary": {"max_new_tokens": 8},
     }

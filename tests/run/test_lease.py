@@ -14,6 +14,7 @@ from jobs.run import lease
 from jobs.run.lease import leased
 from pipeline.storage.storage import Storage
 from schemas.errors import ResourceError
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +72,7 @@ def test_a_driver_killed_elsewhere_costs_a_short_wait(tmp_path: Path):
 def test_a_driver_taken_for_dead_stops(tmp_path: Path):
     with leased(str(tmp_path), Storage(), console()) as mine:
         left_by(tmp_path, host="other", pid=3)
-        deadline = time.monotonic() + 300
-        while mine.lost_to is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: mine.lost_to is not None)
         with pytest.raises(ResourceError, match="process 3 on other has taken over this run"):
             mine.check()
     assert json.loads((tmp_path / "lease.json").read_text())["pid"] == 3  # not ours to remove
@@ -95,9 +94,7 @@ def test_a_thread_that_cannot_renew_ends_the_run_with_a_message(tmp_path: Path, 
     with leased(str(tmp_path), storage, console()) as mine:
         mine.check()
         storage.fails = True
-        deadline = time.monotonic() + 300
-        while mine.failure is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: mine.failure is not None)
         storage.fails = False
         with pytest.raises(ResourceError, match=rf"cannot be renewed \({type(error).__name__}"):
             mine.check()

@@ -2,12 +2,12 @@
 
 import io
 import re
-import time
 
 import pytest
 from rich.console import Console
 
 from jobs.console.progress import Progress, Recent, duration, print_summary
+from tests.support.waiting import wait_until
 
 
 class Clock:
@@ -124,9 +124,7 @@ def test_a_log_has_a_line_every_interval():
     out = console()
     with Progress(out, "planning", 5, 5.0, interval=0.02) as bar:
         bar.status("reading headers")
-        deadline = time.monotonic() + 300
-        while out.file.getvalue().count("\n") < 4 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: out.file.getvalue().count("\n") >= 4)
     assert text_of(out).count("planning: reading headers, 0/5 units") >= 4
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from jobs.cluster import machines
 from jobs.cluster.small import MAX_SMALL, why_ray
+from jobs.cluster.start import running_ray
 from jobs.run import annotate
 from schemas.job.job import Job, check_job
 from tests.support.faulty_engine import DEADLY, Deadly
@@ -92,13 +94,19 @@ def test_a_cluster_or_a_session_is_used(monkeypatch: pytest.MonkeyPatch):
     assert why_ray(make_job(), 1, "units") == "RAY_ADDRESS is ray://head:10001"
 
 
+def test_a_test_without_a_session_joins_none_of_another_test(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True))
+    assert why_ray(make_job(), 1, "units") is None
+
+
 def test_a_ray_on_this_machine_is_joined_if_it_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Not one that was killed, whose address Ray finds in a file."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setattr("jobs.cluster.small.has_session", lambda: False)
+    monkeypatch.setattr("jobs.cluster.small.running_ray", running_ray)
     assert why_ray(make_job(), 1, "units") is None
     (tmp_path / "ray").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -90,7 +90,7 @@ def test_the_readmes_commands_need_no_more_than_make_demo_installs(demonstrated:
             cwd=demonstrated,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
         )
         assert ran.returncode == 0, (command, ran.stdout, ran.stderr)
 

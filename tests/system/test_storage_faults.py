@@ -25,18 +25,16 @@ def faulty(s3):
         yield proxy
 
 
-def options(proxy: FaultyS3) -> dict:
-    impatient = {"read_timeout": 1.5, "connect_timeout": 5}
-    return {
-        "s3": {"endpoint_url": proxy.url, "key": "k", "secret": "s", "config_kwargs": impatient},
-        "https": {"client_kwargs": {"timeout": http_timeout()}},
-    }
-
-
-def http_timeout():
+def options(proxy: FaultyS3, read_seconds: float = 60.0) -> dict:
+    """read_seconds: how long a client waits for an answer; few only where answers stall."""
     import aiohttp
 
-    return aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=1.5)
+    s3 = {"read_timeout": read_seconds, "connect_timeout": 60}
+    https = aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=read_seconds)
+    return {
+        "s3": {"endpoint_url": proxy.url, "key": "k", "secret": "s", "config_kwargs": s3},
+        "https": {"client_kwargs": {"timeout": https}},
+    }
 
 
 def read(storage: Storage, uri: str) -> bytes:
@@ -47,7 +45,8 @@ def read(storage: Storage, uri: str) -> bytes:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scheme", ["s3", "http"])
 def test_one_in_four_requests_fails_and_every_byte_arrives(faulty, scheme: str, kind: str):
-    storage = Storage(options(faulty), allow_private_hosts=True)
+    options_of_kind = options(faulty, 2.0) if kind == "stall" else options(faulty)
+    storage = Storage(options_of_kind, allow_private_hosts=True)
     storage.write_bytes(faulty.bucket.uri("a.mp4"), CONTENT)
     fs, path = storage.filesystem(faulty.bucket.uri("a.mp4"))
     fs.chmod(path, acl="public-read")  # so that it can be read by its url
@@ -89,7 +88,7 @@ def test_a_storage_that_is_away_is_an_error_of_its_own(faulty, scheme: str):
 
 @pytest.mark.long
 def test_a_run_over_bad_storage_an_outage_and_a_changed_object(faulty, checkpoint, ray_session):
-    storage = Storage(options(faulty))
+    storage = Storage(options(faulty, 1.5))
 
     def paint(k: int, color: str) -> None:
         buffer = io.BytesIO()
@@ -104,7 +103,7 @@ def test_a_run_over_bad_storage_an_outage_and_a_changed_object(faulty, checkpoin
         "output": faulty.bucket.uri("out"),
         "model": {"source": str(checkpoint), "engine": "simulated", "simulated": simulated},
         "resources": {"units_per_file": 2},
-        "storage_options": {"s3": options(faulty)["s3"]},
+        "storage_options": {"s3": options(faulty, 1.5)["s3"]},
     }
     job = check_job(spec, "test")
     said = Console(file=io.StringIO(), width=120)

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from schemas.job.load import check
 from tests.support.job_files import make_job
 from tests.support.paths import ROOT
 from tests.support.prepared import media_items, prepare_units
+from tests.support.waiting import wait_until
 
 CAPTIONS = {
     "images/scene-0.jpg": "The harbour at dawn.",
@@ -334,11 +334,13 @@ def test_a_killed_run_resumes_with_the_same_losses(tmp_path, archive, checkpoint
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(made))
     killed = start(tmp_path / "job.yaml")
     run = tmp_path / "run"
-    give_up = time.monotonic() + 600
     known = run / "checkpoints" / "checkpoint_manager_snapshot.json"
-    while not (known.exists() and max(curve(run), default=0) >= 5):
-        assert time.monotonic() < give_up and killed.poll() is None
-        time.sleep(0.05)
+
+    def has_learnt() -> bool:
+        assert killed.poll() is None
+        return known.exists() and max(curve(run), default=0) >= 5
+
+    wait_until(has_learnt)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     assert max(curve(run)) < 60, "it was over before it could be killed"

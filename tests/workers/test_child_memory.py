@@ -1,7 +1,5 @@
 """All calls at a time have one limit of memory; what does not fit beside others is tried alone."""
 
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +11,10 @@ from pipeline.workers.child_limits import ChildLimits
 from pipeline.workers.child_process import Isolated
 from schemas.errors import ErrorType, UnitError
 from tests.support.misbehave import after, die_once, hold_memory, is_running, pid
+from tests.support.waiting import wait_until
 
 MIB = 1 << 20
 LIMITS = ChildLimits(timeout_seconds=600, max_resident_bytes=256 * MIB)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what must happen, however slow the machine."""
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def noted(folder: Path) -> list[int]:
@@ -47,7 +38,7 @@ def test_calls_that_exceed_the_limit_together_are_done_one_after_the_other(tmp_p
             for _ in range(6)
         ]
         try:
-            until(fit)
+            wait_until(fit)
         finally:
             (tmp_path / "go").touch()  # else the calls would wait for ever
         assert [call.result() for call in calls] == [num_bytes // 8 * 8] * 6
@@ -112,10 +103,10 @@ def test_what_the_kernel_killed_is_tried_alone(tmp_path):
     isolated = Isolated("tests.support.misbehave", 4)
     with ThreadPoolExecutor(2) as pool:
         held = pool.submit(isolated.call, hold_memory, str(tmp_path), MIB, limits=LIMITS)
-        until(lambda: bool(noted(tmp_path)))
+        wait_until(lambda: bool(noted(tmp_path)))
         (other,) = noted(tmp_path)
         killed = pool.submit(isolated.call, die_once, str(tmp_path), other, limits=LIMITS)
-        until((tmp_path / "died").exists)
+        wait_until((tmp_path / "died").exists)
         assert is_running(other) and not killed.done()
         (tmp_path / "go").touch()
         assert held.result() == MIB
@@ -131,7 +122,7 @@ def test_memory_that_an_idle_child_keeps_does_not_count_against_others(tmp_path)
             pool.submit(isolated.call, hold_memory, str(tmp_path), 200 * MIB, limits=LIMITS)
             for _ in range(2)
         ]
-        until(lambda: len(noted(tmp_path)) == 2 and sum(map(is_running, noted(tmp_path))) == 1)
+        wait_until(lambda: len(noted(tmp_path)) == 2 and sum(map(is_running, noted(tmp_path))) == 1)
         (tmp_path / "go").touch()
         assert all(call.result() for call in calls)
     before = isolated.call(pid, limits=LIMITS)
