@@ -241,7 +241,10 @@ def _open(output: str, files: Files, storage: Storage) -> Any:
 
     connection = duckdb.connect()
     if "://" in output:
-        connection.register_filesystem(storage.filesystem(output)[0])
+        fs, path = storage.filesystem(output)
+        for folder in (PIECES, *_TABLES):
+            fs.find(join(path, folder))  # s3fs keeps this: without it, each open asks for the size
+        connection.register_filesystem(fs)
     with readable_table():
         for table, uris in files.items():
             _set_files(table, [glob.escape(uri) for uri in uris], connection)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import duckdb
 import fsspec
 import pytest
+import s3fs
 from fsspec.implementations.local import LocalFileSystem
 from rich.console import Console
 
@@ -274,3 +275,22 @@ def test_after_a_run_no_piece_is_needed(tmp_path):
 def test_an_output_without_rows_cannot_be_connected_to(tmp_path):
     with pytest.raises(StorageError, match="at least one file"):
         connect(str(tmp_path), STORAGE)
+
+
+def test_on_s3_sizes_come_from_the_listing(s3_env, monkeypatch):
+    """DuckDB asks for them whenever it opens a file: twice a file in each of several passes."""
+    output = s3_env.uri("out")
+    for k in EVERYTHING:
+        commit_rows([ok(k)], output, KEY, STORAGE)
+    requests: list[str] = []
+    call = s3fs.S3FileSystem._call_s3
+
+    async def counted(fs, method, *args, **options):
+        requests.append(method)
+        return await call(fs, method, *args, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    with connect(output, STORAGE) as db:
+        assert len(db.sql("SELECT unit_id FROM latest").fetchall()) == len(EVERYTHING)
+    assert requests.count("get_object") >= len(EVERYTHING)
+    assert requests.count("head_object") < len(EVERYTHING)
