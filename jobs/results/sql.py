@@ -2,6 +2,8 @@
 
 import difflib
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from rich.console import Console
 
 from jobs.results.query_rows import FORMATS, QueryRows
 from pipeline.output.file_names import table_files
-from pipeline.output.views import connect
+from pipeline.output.views import read_views
 from pipeline.storage.storage import Storage, join
 from schemas.errors import UserError
 from schemas.tables.annotation import ANNOTATIONS
@@ -41,21 +43,38 @@ def run(
         raise UserError(f"--to takes a .csv, .json or .parquet file, got {to}")
     if not table_files(join(output, ANNOTATIONS), storage):
         raise UserError(f"{output} has no annotations: give the `output` of a job")
-    with connect(output, storage) as db, _explained(db, query):
-        found = db.sql(query)
-        if found is None:
-            return
-        if to is None:
-            FORMATS[form](QueryRows(found), console)
-            return
-        try:
-            if suffix == "parquet":
+
+    def answer(db: Any) -> None:
+        with _explained(db, query):
+            found = db.sql(query)
+            if found is None:
+                return
+            if to is None:
+                _print(found, form, console)
+            elif suffix == "parquet":
                 found.write_parquet(to)
             else:
                 with open(to, "w", encoding="utf-8", newline="") as file:
                     FORMATS[suffix](QueryRows(found), Console(file=file))
-        except OSError as error:
-            raise UserError(f"--to {to} cannot be written: {error.strerror}") from None
+
+    try:
+        read_views(output, storage, answer)
+    except OSError as error:
+        if to is None:
+            raise
+        raise UserError(f"--to {to} cannot be written: {error.strerror}") from None
+
+
+def _print(found: Any, form: str, console: Console) -> None:
+    """Print rows; none before all are read, since the query is repeated if a file vanishes."""
+    if form == "table":
+        FORMATS[form](QueryRows(found), console)
+        return
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as file:
+        held = Console(file=file, force_terminal=console.is_terminal)
+        FORMATS[form](QueryRows(found), held)
+        file.seek(0)
+        shutil.copyfileobj(file, console.file)
 
 
 @contextmanager
@@ -67,6 +86,10 @@ def _explained(db: Any, query: str) -> Iterator[None]:
         yield
     except duckdb.Error as error:
         raise UserError(f"the query failed: {_explain(str(error), query, db)}") from None
+    except OSError as error:
+        if error.errno is not None:  # of the file that is written
+            raise
+        raise UserError(f"the query failed: {error}") from None  # of DuckDB, through Arrow
 
 
 def _explain(text: str, query: str, db: Any) -> str:

@@ -18,7 +18,7 @@ from jobs.plan.slices import cut_large
 from jobs.run.driver import annotate_and_finish, drive
 from jobs.run.finish import print_run, write_items_table
 from jobs.run.slices import annotate_slices
-from pipeline.output.duplicates import remove_duplicates
+from pipeline.output.seal import settle
 from pipeline.plan.plan_file import media_without_storage
 from pipeline.plan.to_do import units_to_do
 from pipeline.workers.engine_process import EngineProcess
@@ -69,7 +69,7 @@ def _run(job: Job, engine: EngineProcess | None, console: Console) -> Run:
         record_listing(draft.listing, context, console)
         del draft
         print_plan(plan, context, console)
-        rows = remove_duplicates(read_rows(context, plan), context.storage, plan)
+        rows = settle(lambda: read_rows(context, plan), job.output, context.storage, plan)
         units = units_to_do(plan, rows, context.run.run_id)
         record_done_media(plan, rows, units, context, console)
         earlier = rows.select(["unit_id", "file"])

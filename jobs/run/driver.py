@@ -117,7 +117,8 @@ def annotate_and_finish(driver: Driver, plan: pa.Table, units: pa.Table, earlier
         driver.console.print(Text(f"predicted: {money(predicted, job)}"), soft_wrap=True)
         check_cost(predicted, job)
     run = started(context)
-    with Sealing(job.output, run.key, context.storage, units, earlier) as sealing:
+    place = (job.output, run.key, context.storage)
+    with Sealing(*place, units, earlier, driver.lease.confirm) as sealing:
         if units.num_rows:
             run = _annotate_units(driver, run, plan.num_rows, units, sealing)
     driver.lease.check()  # a driver that has lost the run must not settle its rows

@@ -14,8 +14,8 @@ from jobs.plan.open_job import JobContext
 from jobs.plan.plan_file import read_rows
 from jobs.plan.runs import Run
 from jobs.run.items import write_items
-from pipeline.output.duplicates import remove_duplicates, remove_rows
-from pipeline.output.seal import seal_pieces
+from pipeline.output.duplicates import remove_rows
+from pipeline.output.seal import seal_pieces, settle
 from pipeline.output.table import ids_in, read_committed, read_files
 from pipeline.output.views import write_views
 from pipeline.storage.storage import Storage, join
@@ -34,13 +34,13 @@ def finish(context: JobContext, run: Run, plan: pa.Table, seconds: float, consol
         StorageError: the storage refused or failed.
     """
     storage = context.storage
-    rows = remove_duplicates(read_rows(context, plan), storage, plan)
+    rows = settle(lambda: read_rows(context, plan), context.job.output, storage, plan)
     is_planned = pc.is_in(rows["unit_id"], plan["unit_id"])
     is_of_run = pc.equal(rows["run_id"], pa.scalar(run.run_id))
     unplanned = rows.filter(pc.and_not(is_of_run, is_planned))
-    remove_rows(_find_changed_rows(unplanned, plan, context), storage)
     rows = rows.filter(is_planned)
     seal_pieces(ids_in(rows, "file"), context.job.output, storage)
+    remove_rows(_find_changed_rows(unplanned, plan, context), storage)
     if missing := plan.num_rows - rows.num_rows:
         raise ResourceError(
             f"{run.run_id}: {missing} units have no row yet; run the same command again"

@@ -57,6 +57,21 @@ class Lease:
                 "driver does the rest"
             )
 
+    def confirm(self) -> None:
+        """Check as ``check`` does, by reading the file: its thread may have been asleep too.
+
+        Raises:
+            ResourceError: another driver has the run, or the thread that renews the lease failed.
+            StorageError: the storage refused or failed.
+        """
+        self._look()
+        self.check()
+
+    def _look(self) -> None:
+        seen = self.read()
+        if seen is not None and seen.get("token") != self._token:
+            self.lost_to = _who(seen)
+
     def read(self) -> dict[str, Any] | None:
         """Read the lease file; None if there is none, or one that no driver wrote."""
         try:
@@ -109,9 +124,8 @@ class Lease:
         """Renew the lease until its end, or until another driver takes it; runs in a thread."""
         while not self._ended.wait(RENEW_SECONDS):
             try:
-                seen = self.read()
-                if seen is not None and seen.get("token") != self._token:
-                    self.lost_to = _who(seen)
+                self._look()
+                if self.lost_to is not None:
                     return
                 self.renew()
             except StorageError:

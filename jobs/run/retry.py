@@ -16,7 +16,7 @@ from jobs.plan.plan_file import draft_again, draft_plan, read_rows, write_plan
 from jobs.plan.runs import Run, all_runs, find_run
 from jobs.plan.slices import check_planned
 from jobs.run.driver import annotate_and_finish, drive
-from pipeline.output.duplicates import remove_duplicates
+from pipeline.output.seal import settle
 from pipeline.output.table import ids_in, read_committed
 from pipeline.plan.recipe import recipe
 from pipeline.plan.to_do import with_attempts
@@ -62,7 +62,7 @@ def _run(
     check_planned(context)
     with drive(context, len(items), engine, console) as driver:
         plan = write_plan(draft_plan(context, items, console), context)
-        rows = remove_duplicates(read_rows(context, plan), context.storage, plan)
+        rows = settle(lambda: read_rows(context, plan), job.output, context.storage, plan)
         rows = rows.filter(pc.is_in(rows["unit_id"], plan["unit_id"]))
         errors = pc.struct_field(rows["error"], "type")
         is_failed = pc.is_in(errors, pa.array(sorted(kinds), pa.string()))

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -30,10 +30,21 @@ class Sealing:
     """
 
     def __init__(
-        self, output: str, key: RunKey, storage: Storage, units: pa.Table, earlier: pa.Table
+        self,
+        output: str,
+        key: RunKey,
+        storage: Storage,
+        units: pa.Table,
+        earlier: pa.Table,
+        check: Callable[[], None],
     ) -> None:
-        """units: UNIT rows that are left to do. earlier: ``unit_id`` and ``file`` of their rows."""
+        """Prepare to seal; nothing is sealed yet.
+
+        units: UNIT rows that are left to do. earlier: ``unit_id`` and ``file`` of their rows.
+        check: raises if another driver has the run; called before each change of the table.
+        """
         self._place = (output, key, storage)
+        self._check = check
         self._left: Counter[int] = Counter()
         self._waiting: dict[str, set[int]] = defaultdict(set)
         self._written: dict[str, list[str]] = defaultdict(list)
@@ -44,9 +55,11 @@ class Sealing:
         self.add(units, earlier)
 
     @classmethod
-    def of_later_units(cls, output: str, key: RunKey, storage: Storage) -> Self:
+    def of_later_units(
+        cls, output: str, key: RunKey, storage: Storage, check: Callable[[], None]
+    ) -> Self:
         """Without units yet: shards that an earlier start left complete are sealed when it ends."""
-        sealing = cls(output, key, storage, UNIT.empty_table(), _NO_ROWS)
+        sealing = cls(output, key, storage, UNIT.empty_table(), _NO_ROWS, check)
         sealing._seals_earlier = False
         return sealing
 
@@ -104,13 +117,14 @@ class Sealing:
         A file is settled once, when all shards with new rows for it are sealed: two threads would
         both copy its other rows.
         """
-        written = seal_shard(shard, *self._place)
+        written = seal_shard(shard, *self._place, self._check)
         with self._settling:
             for file in [file for file, shards in self._waiting.items() if shard in shards]:
                 self._waiting[file].discard(shard)
                 self._written[file] += written
                 if not self._waiting[file]:
                     del self._waiting[file]
+                    self._check()
                     settle_files([file, *self._written.pop(file)], self._place[-1])
 
 

@@ -30,7 +30,7 @@ from jobs.run.driver import Driver, run_chain, started
 from jobs.run.finish import finish
 from jobs.run.sealing import Sealing
 from pipeline.engines.vllm.prefix import planned_prefix
-from pipeline.output.duplicates import remove_duplicates
+from pipeline.output.seal import settle
 from pipeline.output.table import COUNTED, ids_in, read_committed
 from pipeline.plan.plan_file import read_plan_file, slice_plan
 from pipeline.plan.shards import SHARDS_PER_SLICE
@@ -56,7 +56,9 @@ def annotate_slices(driver: Driver, slices: Sequence[Sequence[MediaItem]]) -> Ru
         planned.check_sample()
         run = dataclasses.replace(started(context), ray=driver.why_ray)
         with (
-            Sealing.of_later_units(job.output, run.key, context.storage) as sealing,
+            Sealing.of_later_units(
+                job.output, run.key, context.storage, driver.lease.confirm
+            ) as sealing,
             ray_session(console),
             fitted_pools(job) as pools,
         ):
@@ -92,9 +94,13 @@ class _Planned:
         job, run = context.job, context.run
         of_slices = self._media(slices)
         media = pa.array([name for names in of_slices for name in names], pa.string())
-        rows = read_committed(job.output, run.recipe_ids, context.storage, COUNTED, media)
+
+        def read() -> pa.Table:
+            return read_committed(job.output, run.recipe_ids, context.storage, COUNTED, media)
+
+        rows = settle(read, job.output, context.storage)
         sizes = [len(names) for names in of_slices]
-        self._rows = _by_slice(remove_duplicates(rows, context.storage), media, sizes)
+        self._rows = _by_slice(rows, media, sizes)
         left = [number for number in range(len(slices)) if not self._is_done(number)]
         if len(left) < len(slices):
             console.print(f"{len(slices) - len(left):,} of {len(slices):,} slices are done already")

@@ -19,7 +19,7 @@ from pipeline.output.listing import believed
 from pipeline.output.rows import ANNOTATION
 from pipeline.output.seal import best_rows
 from pipeline.output.table import ids_in, read_files
-from pipeline.output.views import connect, readable_table
+from pipeline.output.views import files_of, hide_pieces, read_views, readable_table
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import Storage, join
 from schemas.tables.listing import LISTING
@@ -89,22 +89,33 @@ def join_files(group: Bin, storage: Storage) -> int:
 def find_superseded_rows(output: str, before: str, storage: Storage) -> pa.Table:
     """Find rows in partitions before a date that the view ``latest`` does not show.
 
-    Rows whose answers it shows under another name are not among them.
+    Rows whose answers it shows under another name are not among them. Nor are rows that it shows
+    without the pieces: a reader of the plain files has nothing newer until these are sealed.
 
     before: ``2026-08-24``. Returns columns ``unit_id`` and ``file``.
 
     Raises:
         StorageError: the storage refused or failed.
     """
-    return _query(
-        """SELECT unit_id, filename AS file FROM read_parquet($pattern, hive_partitioning =
-        true, union_by_name = true, filename = true) AS rows WHERE run_date < $before::DATE AND
-        NOT EXISTS (FROM latest WHERE coalesce(copied_from.unit_id, latest.unit_id) = rows.unit_id
-        AND latest.recipe_id = rows.recipe_id)""",
-        (output, "annotations"),
-        before,
-        storage,
-    )
+
+    def find(db: Any) -> pa.Table:
+        return _query(
+            f"""SELECT unit_id, filename AS file FROM read_parquet({files_of("annotations")},
+            hive_partitioning = true, union_by_name = true, filename = true) AS rows
+            WHERE run_date < $before::DATE AND NOT EXISTS (FROM latest
+            WHERE coalesce(copied_from.unit_id, latest.unit_id) = rows.unit_id
+            AND latest.recipe_id = rows.recipe_id)""",
+            before,
+            db,
+        )
+
+    def find_twice(db: Any) -> pa.Table:
+        found = find(db)
+        if not hide_pieces(db):
+            return found
+        return found.join(find(db), ["unit_id", "file"], join_type="left semi")
+
+    return read_views(output, storage, find_twice)
 
 
 def find_superseded_items(output: str, before: str, storage: Storage) -> pa.Table:
@@ -117,22 +128,17 @@ def find_superseded_items(output: str, before: str, storage: Storage) -> pa.Tabl
     """
     if not storage.list_files(join(output, "items"), "*/part-*.parquet"):
         return pa.table({"item_id": pa.array([], pa.string()), "file": pa.array([], pa.string())})
-    return _query(
-        """SELECT item_id, filename AS file FROM read_parquet($pattern, hive_partitioning =
-        true, union_by_name = true, filename = true) AS rows WHERE run_date < $before::DATE AND
-        NOT EXISTS (FROM latest
-        WHERE coalesce(copied_from.media_id, latest.media_id) = rows.media_id)""",
-        (output, "items"),
-        before,
-        storage,
-    )
+    query = f"""SELECT item_id, filename AS file FROM read_parquet({files_of("items")},
+        hive_partitioning = true, union_by_name = true, filename = true) AS rows
+        WHERE run_date < $before::DATE AND NOT EXISTS (FROM latest
+        WHERE coalesce(copied_from.media_id, latest.media_id) = rows.media_id)"""
+    return read_views(output, storage, lambda db: _query(query, before, db))
 
 
-def _query(query: str, table: tuple[str, str], before: str, storage: Storage) -> pa.Table:
-    """The rows of a query of a table's files, ``$pattern``, and a date. table: output and name."""
-    with connect(table[0], storage) as db, readable_table():
-        params = {"pattern": join(*table, "*", "part-*.parquet"), "before": before}
-        found: pa.Table = db.sql(query, params=params).to_arrow_table()
+def _query(query: str, before: str, db: Any) -> pa.Table:
+    """The rows of a query with a date, ``$before``."""
+    with readable_table():
+        found: pa.Table = db.sql(query, params={"before": before}).to_arrow_table()
     return found
 
 

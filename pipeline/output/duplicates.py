@@ -8,6 +8,9 @@ Any number of processes may do this at once, and be killed in between. A row is 
 better one was read, in an order that is the same for all processes; a file only if its other rows
 were written to a new file before, in which they are better by their level. So the best row of a
 unit that was ever written stays, or its copy.
+
+A row of the table is not removed for a row that is only in a piece: until that is sealed, a reader
+of the plain files would find no row of the unit. ``seal.settle`` seals such pieces first.
 """
 
 from collections.abc import Sequence
@@ -18,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.output.file_names import level_of, rewritten
+from pipeline.output.file_names import is_piece, level_of, rewritten
 from pipeline.output.table import is_readable, with_file_column
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.storage import Storage
@@ -95,12 +98,38 @@ def _rank(row: dict[str, Any]) -> tuple[int, int, int, str]:
     return STATUS_RANKS[row["status"]], -attempts, -level_of(row["file"]), row["file"]
 
 
+def pieces_in_wait(rows: pa.Table, is_superfluous: "pa.ChunkedArray[Any]") -> list[str]:
+    """Return the pieces with rows of media of which the table has superfluous rows.
+
+    rows: as for ``find_superfluous_rows``, with ``media_id``.
+    """
+    in_piece = _in_piece(rows)
+    replaced = rows["media_id"].filter(pc.and_not(is_superfluous, in_piece))
+    is_new = pc.and_not(pc.and_(in_piece, pc.is_in(rows["media_id"], replaced)), is_superfluous)
+    return _pieces(rows.filter(is_new))
+
+
+def has_pieces(rows: pa.Table) -> bool:
+    """Whether rows are of shards that are not sealed yet. rows: with ``file``."""
+    return bool(_pieces(rows))
+
+
+def _in_piece(rows: pa.Table) -> Any:
+    """Whether each row is in a piece, bool [num_rows]."""
+    return pc.is_in(rows["file"], pa.array(_pieces(rows), pa.string()))
+
+
+def _pieces(rows: pa.Table) -> list[str]:
+    files: list[Any] = pc.unique(rows["file"]).to_pylist()  # of a million rows, some hundred
+    return [file for file in files if is_piece(file)]
+
+
 def remove_duplicates(rows: pa.Table, storage: Storage, plan: pa.Table | None = None) -> pa.Table:
-    """Remove superfluous rows from the table's files.
+    """Remove superfluous rows from the table's files, but not for the sake of rows in pieces.
 
-    rows, plan: as for ``find_superfluous_rows``.
+    rows, plan: as for ``find_superfluous_rows``, with ``media_id`` if there are pieces.
 
-    Returns the rows that are left.
+    Returns the rows that are not superfluous.
 
     Raises:
         StorageError: the storage refused or failed.
@@ -108,7 +137,12 @@ def remove_duplicates(rows: pa.Table, storage: Storage, plan: pa.Table | None = 
     is_superfluous = find_superfluous_rows(rows, plan)
     if not pc.any(is_superfluous).as_py():
         return rows
-    remove_rows(rows.filter(is_superfluous), storage)
+    superfluous = rows.filter(is_superfluous)
+    if has_pieces(rows) and (waiting := pieces_in_wait(rows, is_superfluous)):
+        media = rows["media_id"].filter(pc.is_in(rows["file"], pa.array(waiting, pa.string())))
+        stays = pc.and_not(pc.is_in(superfluous["media_id"], media), _in_piece(superfluous))
+        superfluous = superfluous.filter(pc.invert(stays))
+    remove_rows(superfluous, storage)
     return rows.filter(pc.invert(is_superfluous))
 
 
@@ -121,7 +155,7 @@ def settle_files(uris: Sequence[str], storage: Storage) -> None:
     found = []
     for uri in uris:
         with suppress(FileNotFoundError):
-            table = read_parquet(uri, storage, ["unit_id", "status", "error"])
+            table = read_parquet(uri, storage, ["unit_id", "media_id", "status", "error"])
             found.append(with_file_column(table, uri))
     if found:
         rows = pa.concat_tables(found, promote_options="permissive")

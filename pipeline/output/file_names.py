@@ -18,14 +18,12 @@ from typing import Any
 from pipeline.storage.storage import Storage, join
 from schemas.tables.annotation import ANNOTATIONS, PIECES
 
-WITH_PIECES = "annotations*"
-"""A pattern for both folders: DuckDB refuses a second one that matches no file."""
-
 FILE_NAME = re.compile(r"(.*)/part-(.+)-([0-9a-z]+)-[0-9a-f]{16,32}(?:-\d{1,9})?\.parquet")
 """The uri of a file of the table: folder, run and recipe. Earlier versions wrote no level."""
 
 _END = re.compile(r"-([0-9a-f]{16,32})(?:-(\d{1,9}))?\.parquet$")
 _SHARD_DIGITS = 8
+_PIECE = re.compile(f".*/{PIECES}/run_date=[^/]+/part-[^/]+")
 
 
 def file_name(run_id: str, recipe_id: str, level: int = 0, shard: int = 0) -> str:
@@ -52,6 +50,11 @@ def shard_of(file: str) -> int:
     """Return the shard of a piece, by its uri; of other files a number without meaning."""
     found = _END.search(file)
     return int(found[1][:_SHARD_DIGITS], 16) if found else 0
+
+
+def is_piece(uri: str) -> bool:
+    """Whether a file has rows of a shard that is not sealed yet."""
+    return _PIECE.fullmatch(uri) is not None
 
 
 def _new_end(shard: str, level: int) -> str:

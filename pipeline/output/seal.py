@@ -9,13 +9,18 @@ killed in between leaves rows in both, of which ``duplicates`` keeps those of th
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.output.duplicates import find_superfluous_rows
+from pipeline.output.duplicates import (
+    find_superfluous_rows,
+    has_pieces,
+    pieces_in_wait,
+    remove_duplicates,
+)
 from pipeline.output.file_names import FILE_NAME, file_name, level_of, piece_files, shard_of
 from pipeline.output.rows import ANNOTATION, RunKey
 from pipeline.output.table import check_rows, with_file_column
@@ -44,8 +49,42 @@ def seal_pieces(files: Iterable[str], output: str, storage: Storage) -> None:
         seal_shard(int(digits, 16), output, key, storage)
 
 
-def seal_shard(shard: int, output: str, key: RunKey, storage: Storage) -> list[str]:
+def settle(
+    read: Callable[[], pa.Table], output: str, storage: Storage, plan: pa.Table | None = None
+) -> pa.Table:
+    """Remove superfluous rows of the table; pieces that have the better rows are sealed first.
+
+    So a reader of the plain files finds a row of each unit at every moment: a retry that was killed
+    has answers in pieces, and the rows that failed are still in the table.
+
+    read: reads the rows, as ``find_superfluous_rows`` takes them with ``media_id``; called again if
+        something was sealed. plan: as for ``find_superfluous_rows``.
+
+    Returns the rows that are not superfluous.
+
+    Raises:
+        StorageError: the storage refused or failed; no row is lost.
+    """
+    rows = read()
+    if has_pieces(rows):
+        pieces = pieces_in_wait(rows, find_superfluous_rows(rows, plan))
+        if pieces:
+            seal_pieces(pieces, output, storage)
+            rows = read()
+    return remove_duplicates(rows, storage, plan)
+
+
+def seal_shard(
+    shard: int,
+    output: str,
+    key: RunKey,
+    storage: Storage,
+    check: Callable[[], None] = lambda: None,
+) -> list[str]:
     """Write the rows of a shard's pieces as one file for each recipe, then remove the pieces.
+
+    check: called before a file is written, and before pieces are removed; raises if another driver
+        has the run.
 
     Returns the uris of the new files.
 
@@ -55,14 +94,16 @@ def seal_shard(shard: int, output: str, key: RunKey, storage: Storage) -> list[s
     """
     for is_last_attempt in (False, False, True):
         try:
-            return _seal(shard, output, key, storage)
+            return _seal(shard, output, key, storage, check)
         except FileNotFoundError:  # a driver that has lost the run seals it too
             if is_last_attempt:
                 raise
     raise AssertionError
 
 
-def _seal(shard: int, output: str, key: RunKey, storage: Storage) -> list[str]:
+def _seal(
+    shard: int, output: str, key: RunKey, storage: Storage, check: Callable[[], None]
+) -> list[str]:
     of_recipe: dict[str, list[str]] = defaultdict(list)
     for file in piece_files(output, storage, key.run_id, key.run_date):
         if shard_of(file["uri"]) == shard and (found := FILE_NAME.fullmatch(file["uri"])):
@@ -73,7 +114,9 @@ def _seal(shard: int, output: str, key: RunKey, storage: Storage) -> list[str]:
         rows = best_rows(uris, storage)
         name = file_name(key.run_id, recipe_id, max(map(level_of, uris)) + 1, shard)
         written.append(join(folder, name))
+        check()
         write_parquet(rows, written[-1], storage)
+        check()
         for uri in uris:
             storage.remove(uri)
     return written

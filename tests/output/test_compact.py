@@ -19,11 +19,11 @@ from pipeline.output.duplicates import remove_duplicates, remove_rows
 from pipeline.output.file_names import file_name
 from pipeline.output.rows import ANNOTATION
 from pipeline.output.table import read_committed
-from pipeline.output.views import views_sql
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.storage import Storage
 from schemas.errors import UserError
 from tests.support.annotation_rows import row
+from tests.support.latest_sql import latest_sql
 
 OPTIONS = compact.CompactOptions(target_bytes=128_000_000)
 STORAGE = Storage()
@@ -45,7 +45,7 @@ def write(output, rows, run_id="r1", day="2026-01-01") -> str:
 def rows_of(output, view="annotations") -> list[tuple]:
     """unit_id, recipe_id and content_version of each row of a view."""
     with duckdb.connect() as db:
-        db.execute(views_sql(str(output), STORAGE))
+        db.execute(latest_sql(output))
         found = db.sql(f"SELECT unit_id, recipe_id, content_version FROM {view} ORDER BY ALL")
         return found.fetchall()
 
@@ -73,7 +73,7 @@ def test_files_become_one_and_rows_stay_the_same(tmp_path: Path):
     assert rows_of(tmp_path) == before
     media = read_parquet(str(file), STORAGE)["media_id"].to_pylist()
     assert media == sorted(media)
-    assert (tmp_path / "latest.sql").read_text() == views_sql(str(tmp_path), STORAGE)
+    assert (tmp_path / "latest.sql").read_text() == latest_sql(tmp_path)
     compact.run(str(tmp_path), OPTIONS, STORAGE, quiet())  # nothing to do
     assert [*tmp_path.glob("annotations/*/*.parquet")] == [file]
 
@@ -198,11 +198,11 @@ def test_tables_of_other_versions_are_joined(tmp_path: Path):
     write_parquet(new, uri, STORAGE)
     write(tmp_path, [row("3", "c", "v3")])
     with duckdb.connect() as db:
-        db.execute(views_sql(str(tmp_path), STORAGE))
+        db.execute(latest_sql(tmp_path))
         found = db.sql("SELECT sampling.frames, mood FROM latest ORDER BY unit_id").fetchall()
     assert found == [(None, None), ("exact", "calm"), ("exact", None)]
     joined(tmp_path)
-    (file,) = tmp_path.rglob("*.parquet")
+    (file,) = tmp_path.rglob("part-*.parquet")
     table = read_parquet(str(file), STORAGE)
     assert table.schema.names == [*ANNOTATION.names, "mood"]
     assert table.select(ANNOTATION.names).schema.equals(ANNOTATION)

@@ -1,21 +1,26 @@
-"""Runs, retries, settling and compaction at once, with kills: no row that was committed is lost.
+"""Runs, retries, seals, settling and compaction at once, with kills: no committed row is lost.
 
 Every storage operation is a point at which another writer may go on, or at which the process is
-killed. The oracle is a dictionary: unit -> the best row that was ever committed.
+killed. The oracle is a dictionary: unit -> the best row that was ever committed. A reader of the
+plain files of ``annotations`` looks in between: a unit that it has seen stays.
 """
 
 import random
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline.output import compact, table
-from pipeline.output.duplicates import remove_duplicates, remove_rows
+from pipeline.output import compact, seal, table
+from pipeline.output.duplicates import remove_rows
+from pipeline.output.file_names import piece_files
 from pipeline.output.rows import RunKey
 from pipeline.output.table import read_committed
 from pipeline.storage.storage import Storage
+from schemas.tables.annotation import ANNOTATIONS, PIECES
 from tests.support.annotation_rows import row
 from tests.support.run_key import run_key
 from tests.support.sealed import commit_rows
@@ -69,7 +74,11 @@ def join_all(output: str, storage: Storage) -> None:
 
 
 def settle(output: str, storage: Storage) -> None:
-    remove_duplicates(read_committed(output, ["abc"], storage), storage)
+    seal.settle(lambda: read_committed(output, ["abc"], storage), output, storage)
+
+
+def seal_all(output: str, storage: Storage) -> None:
+    seal.seal_pieces([file["uri"] for file in piece_files(output, storage)], output, storage)
 
 
 def drop_failed_rows(output: str, storage: Storage) -> None:
@@ -132,8 +141,9 @@ class Killed(BaseException):
 class Turns:
     """Lets one of several threads go on at a time, chosen by a seed; the choice may be to kill."""
 
-    def __init__(self, seed: int, kill_share: float) -> None:
-        self.random, self.kill_share = random.Random(seed), kill_share
+    def __init__(self, seed: int, kill_share: float, look: Callable[[], None]) -> None:
+        """look: called after each turn."""
+        self.random, self.kill_share, self.look = random.Random(seed), kill_share, look
         self.waiting: dict[int, threading.Event] = {}
         self.idle = threading.Event()
 
@@ -165,6 +175,7 @@ class Turns:
         self.idle.clear()
         let()
         assert self.idle.wait(60)
+        self.look()
 
     def _run(self, number: int, job: Callable[[Storage], None], storage: Storage) -> None:
         try:
@@ -208,19 +219,39 @@ class Taking(Storage):
         return found
 
 
+class PlainReader:
+    """Finds each unit of ``annotations`` that it has found before. Files do not change."""
+
+    def __init__(self, output: str) -> None:
+        self.folder, self.units_of_file = Path(output, ANNOTATIONS), {}
+        self.seen, self.lost = set(), set()
+
+    def look(self) -> None:
+        now = set()
+        for file in self.folder.rglob("part-*.parquet"):
+            if file not in self.units_of_file:
+                self.units_of_file[file] = set(pq.read_table(file)["unit_id"].to_pylist())
+            now |= self.units_of_file[file]
+        self.lost |= self.seen - now
+        self.seen = now
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_random_writers_against_a_dictionary(tmp_path, seed: int):
     """Every second time with kills."""
     chance, kill_share = random.Random(seed), 0.04 * (seed % 2)
     output = str(tmp_path)
     best: dict[str, tuple[int, int]] = {}
+    reader = PlainReader(output)
 
-    def commit(key: RunKey, batches: list[list[dict]]) -> Callable[[Storage], None]:
+    def commit(
+        key: RunKey, batches: list[list[dict]], folder: str = ANNOTATIONS
+    ) -> Callable[[Storage], None]:
         def job(storage: Storage) -> None:
             for rows in batches:
                 num_written = storage.num_written
                 try:
-                    commit_rows(rows, output, key, storage)
+                    table.commit_rows(rows, f"{output}/{folder}", key, storage)
                 finally:
                     for one in rows if storage.num_written > num_written else ():
                         attempts = one["error"]["attempts"] if one["error"] else 0
@@ -245,13 +276,17 @@ def test_random_writers_against_a_dictionary(tmp_path, seed: int):
         patched.setattr("os.fsync", lambda _: None)
         jobs = [commit(keys[0], batches(1))]
         jobs += [commit(chance.choice(keys), batches(attempts)) for attempts in (1, 2, 3)]
+        jobs += [commit(chance.choice(keys), batches(attempts), PIECES) for attempts in (1, 2)]
         jobs += [
+            lambda storage: seal_all(output, storage),
+            lambda storage: (seal_all(output, storage), settle(output, storage)),
             lambda storage: settle(output, storage),
             lambda storage: settle(output, storage),
             lambda storage: join_all(output, storage),
             lambda storage: (join_all(output, storage), settle(output, storage)),
         ]
-        Turns(seed, kill_share).run(jobs)
+        Turns(seed, kill_share, reader.look).run(jobs)
+        seal_all(output, Storage())
         settle(output, Storage())
     found = read_committed(output, ["abc"], Storage(), [*table.COUNTED]).to_pylist()
     ranks = {
@@ -263,3 +298,4 @@ def test_random_writers_against_a_dictionary(tmp_path, seed: int):
     }
     assert len(found) == len(ranks)  # one row each
     assert ranks == best
+    assert not reader.lost

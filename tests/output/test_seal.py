@@ -21,12 +21,13 @@ from pipeline.output.file_names import (
 )
 from pipeline.output.seal import seal_pieces, seal_shard
 from pipeline.output.table import commit_rows, read_committed
-from pipeline.output.views import views_sql
+from pipeline.output.views import connect
 from pipeline.storage.ids import digest
 from pipeline.storage.storage import Storage, join
 from schemas.tables.annotation import PIECES
 from schemas.tables.manifest import MediaItem
 from tests.support.annotation_rows import row
+from tests.support.latest_sql import latest_sql
 from tests.support.run_key import run_key
 
 KEY = run_key("test-20260101-abcdef", "abc", run_date="2026-01-01")
@@ -54,7 +55,7 @@ def plain(output: Path) -> list[str]:
 
 
 def in_sql(output: Path, view: str) -> list[str]:
-    sql = views_sql(str(output), STORAGE)
+    sql = latest_sql(output)
     rows = duckdb.connect().execute(sql).execute(f"SELECT unit_id FROM {view} ORDER BY 1")
     return [unit_id for (unit_id,) in rows.fetchall()]
 
@@ -173,7 +174,9 @@ def test_the_rows_of_an_interrupted_run_are_read_from_its_pieces(tmp_path):
     commit(tmp_path, *rows)
     assert plain(tmp_path) == []
     for view in ("annotations", "latest"):
-        assert in_sql(tmp_path, view) == sorted(ids)
+        with connect(str(tmp_path), STORAGE) as db:
+            found = db.sql(f"SELECT unit_id FROM {view}").fetchall()
+        assert sorted(unit_id for (unit_id,) in found) == sorted(ids)
     found = read_annotations(Selection(uri=str(tmp_path)), STORAGE)
     assert sorted(one["unit_id"] for one in found.rows) == sorted(ids)
     assert read_committed(str(tmp_path), ["abc"], STORAGE).num_rows == 2

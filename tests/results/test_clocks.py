@@ -14,13 +14,13 @@ from pipeline.output.compact import find_superseded_rows, join_listing
 from pipeline.output.file_names import file_name
 from pipeline.output.listing import write_listing
 from pipeline.output.rows import ANNOTATION, annotation_row
-from pipeline.output.views import views_sql
 from pipeline.storage.ids import digest
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import Storage
 from schemas.tables.listing import LISTING, MAX_AHEAD_SECONDS
 from schemas.tables.manifest import MediaItem
 from tests.support.annotation_rows import row
+from tests.support.latest_sql import latest_sql
 from tests.support.run_key import run_key
 from tests.support.sealed import commit_rows
 from tests.support.units import QUESTIONS, answer, unit
@@ -49,7 +49,7 @@ def mark(output: Path, at: datetime, content: str | None) -> None:
 def latest(output: Path) -> list[str]:
     """The contents that `latest` shows; the same by SQL and by Python."""
     with duckdb.connect() as db:
-        db.execute(views_sql(str(output), STORAGE))
+        db.execute(latest_sql(output))
         by_sql = [version for (version,) in db.sql("SELECT content_version FROM latest").fetchall()]
     rows = read_annotations(Selection(uri=str(output), recipe_id="abc"), STORAGE).rows
     assert [row["content_version"] for row in rows] == by_sql
@@ -112,7 +112,7 @@ def test_of_two_answers_to_a_unit_both_readers_take_the_same(tmp_path: Path):
         folder = f"{tmp_path}/annotations/run_date=2026-01-01"
         write_parquet(table, f"{folder}/{file_name(run_id, 'abc')}", STORAGE)
     with duckdb.connect() as db:
-        db.execute(views_sql(str(tmp_path), STORAGE))
+        db.execute(latest_sql(tmp_path))
         assert db.sql("SELECT run_id FROM latest").fetchall() == [("z",)]
     (found,) = read_annotations(Selection(uri=str(tmp_path)), STORAGE).rows
     assert found["run_id"] == "z"

@@ -16,10 +16,11 @@ from jobs.cli.main import main
 from jobs.results import sql
 from pipeline.output.file_names import file_name
 from pipeline.output.rows import ITEM
-from pipeline.output.views import views_sql, write_views
+from pipeline.output.views import write_views
 from pipeline.storage.parquet import write_parquet
 from pipeline.storage.storage import Storage
 from schemas.errors import UserError
+from tests.support.latest_sql import latest_sql
 from tests.support.units import answer, clip_unit, failed_unit, unit, write_table
 
 LONG = "A red tram passes the old gate. " * 40
@@ -59,7 +60,7 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_lost(output, query: s
     seen = "".join(text.split())
     if "row 1" not in text and width < 200:
         return  # in a narrow table a cell is on several lines
-    rows = duckdb.sql(f"{views_sql(str(output), Storage())} {query}").to_arrow_table().to_pylist()
+    rows = duckdb.sql(f"{latest_sql(output)} {query}").to_arrow_table().to_pylist()
     values = [value for row in rows for value in row.values() if isinstance(value, str | int)]
     for value in values:
         assert "".join(str(value).replace("\x1b", "\\x1b")[:12].split()) in seen
@@ -83,9 +84,7 @@ def test_csv_and_json_have_all_rows_and_types_as_duckdb_reads_them(output, tmp_p
     (tmp_path / "x.json").write_text(printed(output, query, 30, "json"))
     (tmp_path / "x.csv").write_text(printed(output, query, 30, "csv"))
     # Without the time, for which DuckDB's Python objects need a package more.
-    wanted = duckdb.sql(
-        f"{views_sql(str(output), Storage())} SELECT * EXCLUDE (finished) FROM ({query})"
-    )
+    wanted = duckdb.sql(f"{latest_sql(output)} SELECT * EXCLUDE (finished) FROM ({query})")
     rows = json.loads((tmp_path / "x.json").read_text())
     lines = list(csv.DictReader(io.StringIO((tmp_path / "x.csv").read_text())))
     assert [[name for name in row if name != "finished"] for row in rows] == [wanted.columns] * 3

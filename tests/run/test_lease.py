@@ -78,6 +78,17 @@ def test_a_driver_taken_for_dead_stops(tmp_path: Path):
     assert json.loads((tmp_path / "lease.json").read_text())["pid"] == 3  # not ours to remove
 
 
+def test_a_driver_that_slept_learns_it_before_its_thread_does(tmp_path: Path, monkeypatch):
+    """The whole machine was suspended: the thread has not looked yet."""
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 1e6)
+    with leased(str(tmp_path), Storage(), console()) as mine:
+        mine.confirm()
+        left_by(tmp_path, host="other", pid=3)
+        mine.check()
+        with pytest.raises(ResourceError, match="process 3 on other has taken over this run"):
+            mine.confirm()
+
+
 @pytest.mark.parametrize("error", [KeyError("token"), RuntimeError("closed"), RecursionError()])
 def test_a_thread_that_cannot_renew_ends_the_run_with_a_message(tmp_path: Path, error: Exception):
     """Whatever the storage raises, also what no one thought of."""

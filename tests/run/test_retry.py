@@ -11,8 +11,11 @@ from rich.console import Console
 
 from jobs.plan import plan
 from jobs.run import annotate, retry
+from pipeline.output.table import commit_rows
+from pipeline.storage.storage import Storage
 from schemas.errors import JobFileError
 from schemas.job.job import Job, check_job
+from schemas.tables.annotation import PIECES
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 
@@ -173,3 +176,32 @@ def test_the_earlier_run_that_has_such_units_is_named(checkpoint: Path, tmp_path
         paint(tmp_path / name, "green")
     retry.run(job, console(), run_id=first.run_id, error_types=["media_unreadable"])
     assert "earlier run" not in retried("media_unreadable")
+
+
+def test_what_a_killed_retry_answered_is_in_the_table_at_every_moment(
+    checkpoint: Path, tmp_path: Path, monkeypatch
+):
+    """Its answer is in a piece, the row that failed in the table; the next retry goes on."""
+    paint(tmp_path / "whole.png", "red")
+    lines = [json.dumps({"uri": name, "media_id": name}) for name in ("whole.png", "late.png")]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
+    spec = {"input": {"manifest": str(tmp_path / "manifest.jsonl")}, "output": str(tmp_path / "o")}
+    model = {"source": str(checkpoint), "engine": "simulated", "simulated": {"speed": 1000.0}}
+    job = check_job(spec | {"name": "mine", "model": model}, "test")
+    run = annotate.run(job, console())
+    late = rows_of(tmp_path / "o")["late.png"] | {"status": "ok", "error": None}
+    late = {name: value for name, value in late.items() if name != "run_date"}
+    commit_rows([late], str(tmp_path / "o" / PIECES), run.key, Storage())
+
+    seen = []
+    remove = Storage.remove
+
+    def watched(storage: Storage, uri: str) -> None:
+        remove(storage, uri)
+        table = ds.dataset(tmp_path / "o" / "annotations").to_table(["unit_id"])
+        seen.append(set(table["unit_id"].to_pylist()))
+
+    monkeypatch.setattr(Storage, "remove", watched)
+    retry.run(job, console())
+    assert len(seen) > 2 and all(late["unit_id"] in found for found in seen)
+    assert rows_of(tmp_path / "o")["late.png"]["status"] == "ok"

@@ -12,7 +12,7 @@ from jobs.run.sealing import Sealing
 from pipeline.output.file_names import piece_files
 from pipeline.output.table import commit_rows, read_committed
 from pipeline.storage.storage import Storage, join
-from schemas.errors import StorageError
+from schemas.errors import ResourceError, StorageError
 from schemas.tables.annotation import PIECES
 from schemas.tables.columns import to_table
 from schemas.tables.unit import UNIT, Unit
@@ -24,6 +24,10 @@ KEY = run_key("test-20260101-abcdef", "abc", run_date="2026-01-01")
 EARLIER = run_key("test-20251231-abcdef", "abc", run_date="2025-12-31")
 STORAGE = Storage()
 NOTHING = pa.table({"unit_id": pa.array([], pa.string()), "file": pa.array([], pa.string())})
+
+
+def held() -> None:
+    """The lease is still this driver's."""
 
 
 def units_of(**shards: int) -> pa.Table:
@@ -49,7 +53,7 @@ def plain(output: Path) -> list[str]:
 
 def test_a_shard_is_sealed_when_its_last_unit_has_a_row(tmp_path):
     units = units_of(a=0, b=0, c=1)
-    with Sealing(str(tmp_path), KEY, STORAGE, units, NOTHING) as sealing:
+    with Sealing(str(tmp_path), KEY, STORAGE, units, NOTHING, held) as sealing:
         assert sealing.committed(answered(tmp_path, a=0)) == []
         assert sealing.committed(answered(tmp_path, c=1)) == [1]
         assert sealing.committed(answered(tmp_path, b=0)) == [0]
@@ -60,7 +64,7 @@ def test_a_shard_is_sealed_when_its_last_unit_has_a_row(tmp_path):
 
 def test_what_a_killed_start_left_complete_is_sealed_first(tmp_path):
     answered(tmp_path, a=0, b=0, c=1)
-    with Sealing(str(tmp_path), KEY, STORAGE, units_of(d=1), NOTHING):
+    with Sealing(str(tmp_path), KEY, STORAGE, units_of(d=1), NOTHING, held):
         pass
     assert plain(tmp_path) == ["a", "b"]
     assert len(piece_files(str(tmp_path), STORAGE)) == 1
@@ -68,7 +72,7 @@ def test_what_a_killed_start_left_complete_is_sealed_first(tmp_path):
 
 def test_an_error_of_the_run_seals_nothing_more_and_is_not_hidden(tmp_path):
     def stopped() -> None:
-        with Sealing(str(tmp_path), KEY, STORAGE, units_of(a=0, b=0), NOTHING) as sealing:
+        with Sealing(str(tmp_path), KEY, STORAGE, units_of(a=0, b=0), NOTHING, held) as sealing:
             sealing.committed(answered(tmp_path, a=0))
             raise RuntimeError("the cluster is gone")
 
@@ -84,7 +88,7 @@ def test_a_shard_that_cannot_be_written_ends_the_run(tmp_path):
             raise StorageError("no space left")
 
     def run() -> None:
-        with Sealing(str(tmp_path), KEY, Full(), units_of(a=0), NOTHING) as sealing:
+        with Sealing(str(tmp_path), KEY, Full(), units_of(a=0), NOTHING, held) as sealing:
             sealing.committed(answered(tmp_path, a=0))
 
     with pytest.raises(StorageError, match="no space left"):
@@ -100,7 +104,7 @@ def test_rows_that_failed_earlier_go_when_the_new_ones_are_sealed(tmp_path, orde
     sealed.commit_rows([*failed, kept], str(tmp_path), EARLIER, STORAGE)
     rows = read_committed(str(tmp_path), ["abc"], STORAGE).select(["unit_id", "file"])
     units = units_of(a=0, b=1, c=0)
-    with Sealing(str(tmp_path), KEY, STORAGE, units, rows) as sealing:
+    with Sealing(str(tmp_path), KEY, STORAGE, units, rows, held) as sealing:
         sealing.committed(answered(tmp_path, c=0))
         for unit_id in order:
             sealing.committed(answered(tmp_path, **{unit_id: {"a": 0, "b": 1}[unit_id]}))
@@ -124,6 +128,47 @@ def test_two_shards_with_rows_in_one_file_copy_its_other_rows_once(tmp_path, mon
     monkeypatch.setattr(
         sealing_module, "seal_shard", lambda *args: (seal(*args), together.wait(30))[0]
     )
-    with Sealing(str(tmp_path), KEY, STORAGE, units_of(a=0, b=1), rows) as sealing:
+    with Sealing(str(tmp_path), KEY, STORAGE, units_of(a=0, b=1), rows, held) as sealing:
         sealing.committed(answered(tmp_path, a=0, b=1))
     assert plain(tmp_path) == ["a", "b", "kept 0", "kept 1", "kept 2"]
+
+
+class Lost:
+    """A lease that is lost after a number of checks."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise ResourceError("process 3 on other has taken over this run")
+
+
+@pytest.mark.parametrize(
+    ("after", "in_table", "num_pieces", "num_failed"),
+    [(0, [], 2, 1), (1, ["a", "b"], 2, 1), (2, ["a", "b"], 0, 1), (3, ["a", "b"], 0, 0)],
+)
+def test_a_driver_that_lost_the_run_changes_nothing(
+    tmp_path, after, in_table, num_pieces, num_failed
+):
+    """Neither before it writes the shard, nor before it removes pieces, nor rows that failed."""
+    sealed.commit_rows(
+        [row("a", "ma", "v", error="storage_failed")], str(tmp_path), EARLIER, STORAGE
+    )
+    rows = read_committed(str(tmp_path), ["abc"], STORAGE).select(["unit_id", "file"])
+
+    def run() -> None:
+        lost = Lost(after)
+        with Sealing(str(tmp_path), KEY, STORAGE, units_of(a=0, b=0), rows, lost) as sealing:
+            sealing.committed(answered(tmp_path, a=0, b=0))
+
+    if after < 3:
+        with pytest.raises(ResourceError, match="has taken over this run"):
+            run()
+    else:
+        run()
+    table = ds.dataset(tmp_path / "annotations").to_table(["unit_id", "status"]).to_pylist()
+    assert sorted(one["unit_id"] for one in table if one["status"] == "ok") == in_table
+    assert sum(one["status"] == "failed" for one in table) == num_failed
+    assert len(piece_files(str(tmp_path), STORAGE)) == num_pieces

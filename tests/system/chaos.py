@@ -154,7 +154,9 @@ class Job:
         return [file["uri"] for file in files]
 
     def pieces(self) -> list[str]:
-        files = self.storage.list_files(join(self.output, "annotations-pieces"), "**/*.parquet")
+        files = self.storage.list_files(
+            join(self.output, "annotations-pieces"), "**/part-*.parquet"
+        )
         return [file["uri"] for file in files]
 
     def rows(self) -> list[dict]:
@@ -180,7 +182,7 @@ class Job:
         files = [file["uri"] for file in self.storage.list_files(self.output, "**/*")]
         files += [file["uri"] for file in self.storage.list_files(self.output, "**/.*")]
         known = re.compile(
-            r"/(part-[^/]*\.parquet|(run|summary)\.json|log-[\d.]+\.jsonl|latest\.sql)$"
+            r"/((part-[^/]*|_empty)\.parquet|(run|summary)\.json|log-[\d.]+\.jsonl|latest\.sql)$"
         )
         return sorted({uri for uri in files if not known.search(uri)})
 

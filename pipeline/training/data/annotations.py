@@ -102,9 +102,10 @@ def _query(spec: DataSpec, storage: Storage) -> tuple[list[dict[str, Any]], list
 def _parquet_files(uri: str, storage: Storage) -> list[str]:
     """The Parquet files of a folder, or of the annotations in an output folder, pieces first."""
     for folders in ((join(uri, PIECES), join(uri, ANNOTATIONS)), (uri,)):
-        found = [file for one in folders for file in storage.list_files(one, "**/*.parquet")]
-        if found:
-            return [file["uri"] for file in found]
+        listed = [file for one in folders for file in storage.list_files(one, "**/*.parquet")]
+        uris = [file["uri"] for file in listed]
+        if found := [uri for uri in uris if not uri.rpartition("/")[2].startswith((".", "_"))]:
+            return found
     return []
 
 
