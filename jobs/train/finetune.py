@@ -1,4 +1,4 @@
-"""``reelscribe finetune``: train Qwen3-VL on corrected annotations, with Ray Train.
+"""``reelscribe finetune``: train a checkpoint on corrected annotations, with Ray Train.
 
 The output folder:
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.model.checkpoint_files import check_weights, folder_digest, optional_json
-from pipeline.model.family import MODEL_TYPES, PUBLISHED_NAMES, quantised
+from pipeline.model.family import MODEL_TYPES, quantised
 from pipeline.model.memory import ModelMemory
 from pipeline.model.sizes import ModelSize
 from schemas.errors import ModelError
 from schemas.job.job import Job
-from schemas.job.model import Model, Yarn
+from schemas.job.model import PUBLISHED_NAMES, Model, Yarn
 
 GENERATION_KEYS = ("temperature", "top_p", "top_k", "repetition_penalty")
 THINKING_TOKENS = 8192

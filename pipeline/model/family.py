@@ -39,9 +39,6 @@ _DEFAULTS = {
 MODEL_TYPES = tuple(_DEFAULTS)
 """``model_type`` of the configurations that Reelscribe runs."""
 
-PUBLISHED_NAMES = "Qwen3-VL, Qwen3.5, Qwen3.6 and Qwen3.8"
-"""Checkpoints of these types, for messages."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
