@@ -4,12 +4,18 @@ import importlib.util
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.model.checkpoint_files import check_weights, folder_digest, optional_json
-from pipeline.model.family import MODEL_TYPES, quantised
+from pipeline.model.family import (
+    MODEL_TYPES,
+    PROCESSOR_FILES,
+    Processors,
+    other_patches,
+    quantised,
+)
 from pipeline.model.memory import ModelMemory
 from pipeline.model.sizes import ModelSize
 from schemas.errors import ModelError
@@ -34,6 +40,7 @@ class Checkpoint:
     generation: the GENERATION_KEYS that its ``generation_config.json`` sets.
     quantization: how the weights are quantised, as ``quantization`` returns it.
     memory: what its model takes.
+    processors: what its own processors take at most.
     """
 
     model_type: str
@@ -42,6 +49,7 @@ class Checkpoint:
     generation: dict[str, Any]
     quantization: str | None
     memory: ModelMemory
+    processors: Processors = field(default_factory=Processors)
 
 
 def inspect_checkpoint(model: Model) -> Checkpoint:
@@ -82,6 +90,12 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
             f"model.max_model_len {model.max_model_len} is over the checkpoint's context of "
             f"{context}" + ("" if model.yarn else "; model.yarn can extend it")
         )
+    processors = _processor_files(model)
+    if others := "; ".join(other_patches(config, processors)):
+        raise ModelError(
+            f"model.source: {model.source} was trained with other patches: {others}; use a "
+            "checkpoint with those of Qwen3-VL"
+        )
     if folder.is_dir():
         if model.engine != "simulated":
             check_weights(folder)
@@ -97,6 +111,7 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
         generation=_recommended_generation(model),
         quantization=quantization(config),
         memory=memory,
+        processors=Processors.of(processors),
     )
 
 
@@ -143,6 +158,18 @@ def _recommended_generation(model: Model) -> dict[str, Any]:
     if not isinstance(config, dict) or not config.get("do_sample"):
         return {}
     return {key: config[key] for key in GENERATION_KEYS if config.get(key) is not None}
+
+
+def _processor_files(model: Model) -> dict[str, Any]:
+    """The configurations of a checkpoint's processors, of those that it has: as transformers."""
+    source, revision = model.source, model.revision
+    joined = optional_json(source, revision, "processor_config.json")
+    joined = joined if isinstance(joined, dict) else {}
+    found = {
+        kind: joined.get(f"{kind}_processor") or optional_json(source, revision, name)
+        for kind, name in PROCESSOR_FILES.items()
+    }
+    return {kind: config for kind, config in found.items() if config is not None}
 
 
 def _read_json(model: Model, name: str) -> tuple[dict[str, Any], str | None]:
