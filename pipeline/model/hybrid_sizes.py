@@ -62,6 +62,11 @@ class LinearSize:
         gates = 2 * self.width * self.value_heads
         return gates + self._convolved * self.kernel + 2 * self.value_heads + self.value_width
 
+    @property
+    def parameters(self) -> int:
+        """All parameters of the layer, without its MLP."""
+        return self.projections + self.other_parameters
+
     def state_bytes(self, value_bytes: int) -> int:
         """Bytes of a sequence's state: inputs of the convolution, and the recurrence in float32."""
         recurrent = self.value_heads * self.key_width * self.value_width
