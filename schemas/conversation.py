@@ -1,7 +1,7 @@
 """A training example: media, and a conversation about them; the assistant's turns are learnt."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from schemas.tables.manifest import MediaItem
@@ -20,11 +20,14 @@ class Conversation:
     """One training example.
 
     origin: file and row, for messages.
+    only_last: of its answers, only the last is learnt. Not in its text, of which the digest of a
+        training's data is made.
     """
 
     origin: str
     media: tuple[MediaItem, ...]
     turns: tuple[Turn, ...]
+    only_last: bool = field(default=False, repr=False)
 
     def shares_media(self, other: "Conversation") -> bool:
         """Whether both have the same media, so that they can share one vision encode."""

@@ -78,7 +78,10 @@ def _print_version(ctx: click.Context, _: click.Parameter, is_given: bool) -> No
     help="json: write a run's events to stderr as JSON lines, with run and unit ids.",
 )
 def main(log_format: str) -> None:
-    """Annotate archives of images and videos with Qwen3-VL: a manifest in, a Parquet table out."""
+    """Annotate archives of images and videos with Qwen3-VL, Qwen3.5, Qwen3.6 or Qwen3.8.
+
+    A manifest in, a Parquet table out.
+    """
     from schemas.shown import log_shown
 
     log_shown()

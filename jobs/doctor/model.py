@@ -75,6 +75,11 @@ def model_findings(job: Job) -> tuple[list[Finding], Found | None]:
     found = [checked("model", "found", locate)]
     if folders:
         found.append(checked("model", "whole", inspect, seconds=_SECONDS))
+        found += [
+            finding("model", "budget", State.WARNING, line)
+            for checkpoint in checkpoints
+            for line in checkpoint.processors.exceeded(job.budget)
+        ]
         found.append(checked("model", "tokenizer", tokenize, seconds=_SECONDS))
     if model.adapter is not None:
         found.append(checked("model", "adapter", lambda: _check_adapter(model)))

@@ -5,7 +5,6 @@ the library Sentence Transformers: ``modules.json`` names a pooling module, and 
 says that the vector is the hidden state of the last token.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.model.checkpoint import Checkpoint
+from pipeline.model.checkpoint_files import optional_json
 from schemas.errors import ModelError
 from schemas.job.job import Job
 from schemas.task import EMBEDDING
@@ -40,9 +40,9 @@ def read_embedding(source: str, revision: str | None, size: int) -> Embedding | 
     size: of its hidden states.
 
     Raises:
-        ModelError: it embeds in a way that is not computed here.
+        ModelError: it embeds in a way that is not computed here, or the hub does not say.
     """
-    modules = _read(source, revision, _MODULES)
+    modules = optional_json(source, revision, _MODULES)
     if not isinstance(modules, list):
         return None
     found = {_kind(module): module for module in modules}
@@ -54,7 +54,9 @@ def read_embedding(source: str, revision: str | None, size: int) -> Embedding | 
             f"its {_MODULES}; computed are {', '.join(_COMPUTED)}"
         )
     folder = str(found["Pooling"].get("path"))
-    config = _read(source, revision, f"{folder}/config.json") if _FOLDER.fullmatch(folder) else None
+    config = None
+    if _FOLDER.fullmatch(folder):
+        config = optional_json(source, revision, f"{folder}/config.json")
     modes = _pooling_modes(config) if isinstance(config, dict) else []
     if modes != ["lasttoken"]:
         raise ModelError(
@@ -139,19 +141,8 @@ def _pooling_modes(config: Mapping[str, Any]) -> list[str]:
 
 
 def _default_instruction(source: str, revision: str | None) -> str | None:
-    config = _read(source, revision, "config_sentence_transformers.json")
+    config = optional_json(source, revision, "config_sentence_transformers.json")
     if not isinstance(config, dict) or not isinstance(prompts := config.get("prompts"), dict):
         return None
     text = prompts.get(config.get("default_prompt_name"))
     return text if isinstance(text, str) and text.strip() else None
-
-
-def _read(source: str, revision: str | None, name: str) -> Any:
-    """Read a JSON file of a checkpoint; None if there is none, or it is no JSON."""
-    from transformers.utils.hub import cached_file
-
-    try:
-        file = cached_file(source, name, revision=revision)
-        return json.loads(Path(file).read_text(encoding="utf-8")) if file else None
-    except (OSError, ValueError, RecursionError):
-        return None

@@ -65,6 +65,8 @@ def print_plan(
         where = "" if dry_run else ", in the plan's `error` column"
         console.print(f"  ... and {more:,} more{where}")
     console.print(Text(one_line(f"the engine is {context.run.engine}")), soft_wrap=True)
+    for line in context.checkpoint.processors.exceeded(context.job.budget):
+        console.print(Text(f"warning: {line}", style="yellow"), soft_wrap=True)
     if context.expects_reasoning:
         is_on = context.job.generation.reasoning == "on"
         why = "generation.reasoning is on" if is_on else "the checkpoint always does so"

@@ -17,7 +17,8 @@ def add_problems(data: DataSet, unit: BoxUnit, *, will_fix: bool) -> DataSet:
 
     will_fix: boxes in pixels that can be converted are not a problem.
     """
-    problems = data.problems + [p for checked in data.checked for p in checked.problems]
+    found = [p for checked in data.checked for p in checked.problems]
+    problems = list(dict.fromkeys(data.problems + found))  # samples of one row repeat them
     boxes = [b for checked in data.checked for b in checked.boxes]
     if data.spec.annotations is not None:
         unit, note = "normalised", None  # the pipeline wrote these answers, in 0..1000

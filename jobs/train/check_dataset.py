@@ -19,13 +19,14 @@ from jobs.train.box_units import BoxUnit, add_problems
 from jobs.train.check_report import DataSet, print_report, write_lines, write_report
 from jobs.train.job_checks import check_model, with_absolute_paths
 from pipeline.manifest.uris import resolve_uri, without_slash
+from pipeline.model.prompter import Prompter
 from pipeline.storage.storage import Storage
 from pipeline.training.check import Checked, Work, build_check
 from pipeline.training.data.answer_boxes import pixels_to_1000
 from pipeline.training.data.conversations import read_rows
-from pipeline.training.data.examples import media_base
+from pipeline.training.data.examples import Example, media_base
 from pipeline.training.data.read import read_data
-from pipeline.training.sample import group_by_media
+from pipeline.training.groups import group_by_media, one_answer_each
 from schemas.conversation import Conversation, DataProblem
 from schemas.errors import UserError
 from schemas.job.finetune import DataSpec, FinetuneJob, load_finetune_job
@@ -94,8 +95,9 @@ def run(
     # A data set that the job lists several times is checked once.
     specs = list({spec.model_dump_json(): spec for spec in specs}.values())
     _check_outputs(specs, fix, report)
-    data_sets = _read(specs, job, storage)
+    examples = [read_data(spec, storage) for spec in specs]
     check_model(job)  # after the files, because a model hub may be slow to refuse
+    data_sets = _with_works(specs, examples, job)
     data_sets = check_samples(data_sets, job, headers_only, storage, console)
     data_sets = [add_problems(data, boxes, will_fix=fix is not None) for data in data_sets]
     print_report(data_sets, console)
@@ -129,12 +131,16 @@ def _check_outputs(specs: Sequence[DataSpec], fix: str | None, report: str | Non
         raise UserError("--fix and --report name the same file")
 
 
-def _read(specs: Sequence[DataSpec], job: FinetuneJob, storage: Storage) -> list[DataSet]:
+def _with_works(
+    specs: Sequence[DataSpec], read: Sequence[list[Example]], job: FinetuneJob
+) -> list[DataSet]:
+    """The data sets with the samples that training makes of what was read."""
     data_sets, number = [], 0
-    for spec in specs:
-        examples = read_data(spec, storage)
+    prompter = Prompter(job.model.source, job.model.revision)
+    for spec, examples in zip(specs, read, strict=True):
         good = [example for example in examples if isinstance(example, Conversation)]
-        groups = group_by_media(good, share_media=job.training.share_media)
+        divided = one_answer_each(good, prompter)
+        groups = group_by_media(divided, share_media=job.training.share_media)
         works = [Work(sample=number + k, conversations=g) for k, g in enumerate(groups)]
         number += len(works)
         problems = [example for example in examples if isinstance(example, DataProblem)]
@@ -194,15 +200,15 @@ def _fix(data: DataSet, out: str, storage: Storage, console: Console) -> None:
         row = row if is_beside else _with_absolute_media(row, base)
         kept.append(_convert_boxes(row, data.sizes[origin]) if origin in data.sizes else row)
     converted = [b for c in data.checked for b in c.boxes if b.origin in data.sizes.keys() - bad]
-    boxes = sum(b.num_places for b in converted)
+    boxes, rows = sum(b.num_places for b in converted), {b.origin for b in converted}
     if kept:
         write_lines(kept, out, storage)
     print_summary(
         console,
         f"fixed: {out}" if kept else f"no row can be kept, {out} was not written",
         [
-            ("converted", f"{len(converted):,} rows, {boxes:,} boxes and points in them"),
-            ("kept", f"{len(kept) - len(converted):,} rows as they are"),
+            ("converted", f"{len(rows):,} rows, {boxes:,} boxes and points in them"),
+            ("kept", f"{len(kept) - len(rows):,} rows as they are"),
             ("left out", f"{len(bad):,} rows, with the problems above"),
         ],
     )

@@ -1,4 +1,4 @@
-"""``reelscribe finetune``: train Qwen3-VL on corrected annotations, with Ray Train.
+"""``reelscribe finetune``: train a checkpoint on corrected annotations, with Ray Train.
 
 The output folder:
 
@@ -26,18 +26,27 @@ from jobs.train.job_checks import (
 from jobs.train.launch import train_on_ray
 from jobs.train.placement import placed
 from jobs.train.survey import check_learnt, predict_row_memory, print_survey, survey_samples
+from pipeline.model.prompter import Prompter
 from pipeline.storage.storage import Storage, join
 from pipeline.training.data.read import read_data
-from pipeline.training.sample import Group, TrainingData, group_by_media
+from pipeline.training.groups import Group, group_by_media, one_answer_each
+from pipeline.training.sample import TrainingData
 from schemas.conversation import Conversation, DataProblem
 from schemas.errors import ManifestError
 from schemas.job.finetune import DataSpec, FinetuneJob
 
 
 def mix(
-    specs: Sequence[DataSpec], storage: Storage, *, share_media: bool, seed: int
+    specs: Sequence[DataSpec],
+    storage: Storage,
+    *,
+    share_media: bool,
+    seed: int,
+    prompter: Prompter | None = None,
 ) -> list[Group]:
     """Read data sets, and take each by its share: 50 is a random half, 250 is all of it 2.5 times.
+
+    prompter: divides conversations whose earlier turns its template rewrites; None: there are none.
 
     Raises:
         ManifestError: a data set is missing or empty, or has wrong rows; names the first.
@@ -54,6 +63,8 @@ def mix(
                 "all of them"
             )
         conversations = [e for e in examples if isinstance(e, Conversation)]
+        if prompter is not None:
+            conversations = one_answer_each(conversations, prompter)
         groups = group_by_media(conversations, share_media=share_media)
         whole, part = divmod(spec.share, 100)
         rng = random.Random(f"{seed}/{number}")
@@ -79,8 +90,10 @@ def run(job: FinetuneJob, console: Console, *, dry_run: bool = False) -> None:
     storage = Storage(job.storage_options)
     check_model(job)
     check_arguments(job)
+    share_media, seed = job.training.share_media, job.training.seed
+    prompter = Prompter(job.model.source, job.model.revision)
     train, validation = (
-        mix(specs, storage, share_media=job.training.share_media, seed=job.training.seed)
+        mix(specs, storage, share_media=share_media, seed=seed, prompter=prompter)
         for specs in (job.data, job.validation)
     )
     data = TrainingData(train=train, validation=validation, storage=storage)

@@ -12,7 +12,7 @@ from jobs.plan.runs import redact_uris
 from pipeline.model.checkpoint import check_engine, inspect_checkpoint
 from pipeline.storage.parquet import read_json
 from pipeline.storage.storage import Storage, join
-from pipeline.training.sample import Group
+from pipeline.training.groups import Group
 from schemas.errors import JobFileError, ModelError
 from schemas.job.finetune import DataSpec, FinetuneJob
 from schemas.job.model import Model

@@ -20,7 +20,8 @@ from pipeline.engines.speed import EngineTimes
 from pipeline.model.checkpoint import load_config
 from pipeline.model.sizes import ModelSize
 from pipeline.training.check import Checked, Work
-from pipeline.training.sample import Group, Size, TrainingData, too_many_skipped
+from pipeline.training.groups import Group
+from pipeline.training.sample import Size, TrainingData, too_many_skipped
 from schemas.conversation import DataProblem, ProblemType
 from schemas.errors import ManifestError
 from schemas.job.engines import Simulated, SimulatedGpu
@@ -150,7 +151,8 @@ def predict_hours(survey: Survey, gpu: SimulatedGpu) -> float:
 
     Operations over what the GPU's maker promises, times the share that ``pipeline.engines.speed``
     assumes. Passes over the language model: forward, again with gradient checkpointing, backward
-    for the activations, and without LoRA for the weights.
+    for the activations, and without LoRA for the weights. Linear layers read the tokens that
+    conversations share again for each of them.
     """
     job = survey.job
     config = load_config(job.model.source, job.model.revision, job.model.yarn)
@@ -159,12 +161,15 @@ def predict_hours(survey: Survey, gpu: SimulatedGpu) -> float:
     passes = 2 + job.training.gradient_checkpointing + (job.lora is None)
     # In causal attention a token sees half of its row: as many operations as parameters for each.
     seen = size.text.num_full * text.num_attention_heads * text.head_dim
+    linear = size.text.linear.parameters if size.text.linear else 0
+    share = size.text.num_linear * linear / size.text.active_parameters
     seconds = 0.0
     for sample in survey.good:
         tokens = sample.num_tokens
         seconds += sample.num_vision * times.per_vision_token
         attention = 1 + seen * tokens / size.text.active_parameters
-        seconds += passes * tokens * times.per_prompt_token * attention
+        read = tokens * attention + sample.num_repeated * share
+        seconds += passes * read * times.per_prompt_token
     assert job.resources.num_workers != "auto"
     epochs = survey.steps / survey.steps_per_epoch
     return seconds * epochs / job.resources.num_workers / 3600

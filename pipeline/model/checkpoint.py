@@ -1,27 +1,34 @@
 """Read what a run needs of a checkpoint before its weights: model type, context, identity."""
 
-import hashlib
 import importlib.util
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.model.family import MODEL_TYPES, PUBLISHED_NAMES, quantised
+from pipeline.model.checkpoint_files import check_weights, folder_digest, optional_json
+from pipeline.model.family import (
+    MODEL_TYPES,
+    PROCESSOR_FILES,
+    Processors,
+    other_patches,
+    quantised,
+)
 from pipeline.model.memory import ModelMemory
+from pipeline.model.sizes import ModelSize
 from schemas.errors import ModelError
 from schemas.job.job import Job
-from schemas.job.model import Model, Yarn
+from schemas.job.model import PUBLISHED_NAMES, Model, Yarn
 
 GENERATION_KEYS = ("temperature", "top_p", "top_k", "repetition_penalty")
 THINKING_TOKENS = 8192
 """Default ``max_new_tokens`` of a Thinking checkpoint. Its authors recommend up to 40,960, which
 is too long for most contexts."""
 
-_NUM_SAMPLES, _SAMPLE_BYTES = 1024, 1 << 16
-"""A weight file over 64 MB is hashed by this many evenly spaced pieces, to cover all layers."""
+_WRONG_VALUES = (TypeError, ValueError, AttributeError, ArithmeticError)
+"""What sizes of a wrong kind raise where they are used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,7 @@ class Checkpoint:
     generation: the GENERATION_KEYS that its ``generation_config.json`` sets.
     quantization: how the weights are quantised, as ``quantization`` returns it.
     memory: what its model takes.
+    processors: what its own processors take at most.
     """
 
     model_type: str
@@ -41,6 +49,7 @@ class Checkpoint:
     generation: dict[str, Any]
     quantization: str | None
     memory: ModelMemory
+    processors: Processors = field(default_factory=Processors)
 
 
 def inspect_checkpoint(model: Model) -> Checkpoint:
@@ -75,16 +84,22 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
             f"model.source {model.source!r} is a {model_type!r} model; Reelscribe runs "
             f"{PUBLISHED_NAMES} (model_type {', '.join(MODEL_TYPES)})"
         )
-    context = _context(config, model)
+    context, memory = _sizes(config, model)
     if model.max_model_len is not None and model.max_model_len > context:
         raise ModelError(
             f"model.max_model_len {model.max_model_len} is over the checkpoint's context of "
             f"{context}" + ("" if model.yarn else "; model.yarn can extend it")
         )
+    processors = _processor_files(model)
+    if others := "; ".join(other_patches(config, processors)):
+        raise ModelError(
+            f"model.source: {model.source} was trained with other patches: {others}; use a "
+            "checkpoint with those of Qwen3-VL"
+        )
     if folder.is_dir():
         if model.engine != "simulated":
-            _check_weights(folder)
-        identity = _folder_digest(folder)
+            check_weights(folder)
+        identity = folder_digest(folder)
     else:
         identity = f"{model.source}@{commit or model.revision or 'main'}"
     if model.adapter is not None:
@@ -95,7 +110,8 @@ def inspect_checkpoint(model: Model) -> Checkpoint:
         identity=identity,
         generation=_recommended_generation(model),
         quantization=quantization(config),
-        memory=_memory(config, model),
+        memory=memory,
+        processors=Processors.of(processors),
     )
 
 
@@ -138,13 +154,22 @@ def with_generation_defaults(job: Job, checkpoint: Checkpoint, *, is_thinking: b
 
 
 def _recommended_generation(model: Model) -> dict[str, Any]:
-    try:
-        config, _ = _read_json(model, "generation_config.json")
-    except (OSError, ValueError):
-        return {}
-    if not config.get("do_sample"):
+    config = optional_json(model.source, model.revision, "generation_config.json")
+    if not isinstance(config, dict) or not config.get("do_sample"):
         return {}
     return {key: config[key] for key in GENERATION_KEYS if config.get(key) is not None}
+
+
+def _processor_files(model: Model) -> dict[str, Any]:
+    """The configurations of a checkpoint's processors, of those that it has: as transformers."""
+    source, revision = model.source, model.revision
+    joined = optional_json(source, revision, "processor_config.json")
+    joined = joined if isinstance(joined, dict) else {}
+    found = {
+        kind: joined.get(f"{kind}_processor") or optional_json(source, revision, name)
+        for kind, name in PROCESSOR_FILES.items()
+    }
+    return {kind: config for kind, config in found.items() if config is not None}
 
 
 def _read_json(model: Model, name: str) -> tuple[dict[str, Any], str | None]:
@@ -166,10 +191,32 @@ def _read_json(model: Model, name: str) -> tuple[dict[str, Any], str | None]:
     return config, extract_commit_hash(file, None)
 
 
+def _sizes(config: dict[str, Any], model: Model) -> tuple[int, ModelMemory]:
+    """The context in tokens, and what the model takes.
+
+    Raises:
+        ModelError: names a field of the configuration that is missing, or has no value of its kind.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        return _context(config, model), _memory(config, model)
+    except KeyError as error:
+        reason = f"it does not say {error.args[0]}"
+    except (*_WRONG_VALUES, OSError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+    raise ModelError(
+        f"model.source: the config.json of {model.source} cannot be used: {reason}; copy the "
+        "checkpoint again, or correct the file"
+    )
+
+
 def _context(config: dict[str, Any], model: Model) -> int:
     """The context in tokens, with what ``model.yarn`` adds."""
-    context = (config.get("text_config") or {}).get("max_position_embeddings")
-    if context is None or model.yarn is not None:  # a default of the class, or computed by it
+    text = config.get("text_config")
+    context = text.get("max_position_embeddings") if isinstance(text, Mapping) else None
+    # A default of the class, or computed by it, or wrong, which the class says.
+    if not isinstance(context, int) or model.yarn is not None:
         loaded = load_config(model.source, model.revision, model.yarn)
         context = loaded.text_config.max_position_embeddings
     return int(context)
@@ -177,11 +224,26 @@ def _context(config: dict[str, Any], model: Model) -> int:
 
 def _memory(config: dict[str, Any], model: Model) -> ModelMemory:
     try:
-        return ModelMemory.of(config, model)
-    except KeyError:  # a default of the class
-        given = config.get("dtype") or config.get("torch_dtype")
-        loaded = load_config(model.source, model.revision, model.yarn).to_dict()
-        return ModelMemory.of(loaded | {"dtype": given}, model)
+        found = ModelMemory.of(config, model)
+        if _are_numbers(found.size):
+            return found
+    except (KeyError, *_WRONG_VALUES):
+        pass
+    # A default of the class, or a wrong value: the class says in which field.
+    given = config.get("dtype") or config.get("torch_dtype")
+    loaded = load_config(model.source, model.revision, model.yarn).to_dict()
+    found = ModelMemory.of(loaded | {"dtype": given}, model)
+    if not _are_numbers(found.size):
+        raise ValueError(f"a size is not a number, or negative, in {found.size}")
+    return found
+
+
+def _are_numbers(size: ModelSize) -> bool:
+    """Whether a model's sizes are numbers, as far down as their parts go."""
+    parts = (size.vision, size.text, size.text.linear, size.text.streams)
+    sizes = [pair for part in parts if part for pair in vars(part).items()]
+    numbers = [value for name, value in sizes if name not in ("linear", "streams")]
+    return all(isinstance(number, int) and number >= 0 for number in numbers)
 
 
 def load_config(source: str, revision: str | None, yarn: Yarn | None) -> Any:
@@ -222,49 +284,4 @@ def _adapter_identity(adapter: str) -> str:
         raise ModelError(
             f"model.adapter: {folder} is not an adapter: it has no adapter_config.json"
         )
-    return _folder_digest(folder)
-
-
-def _check_weights(folder: Path) -> None:
-    """Open every weight file: a missing or truncated one would fail later, in an actor."""
-    from safetensors import SafetensorError, safe_open
-
-    tensors: dict[str, set[str]] = {path.name: set() for path in folder.glob("*.safetensors")}
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            for tensor, name in json.loads(index.read_text())["weight_map"].items():
-                tensors.setdefault(name, set()).add(tensor)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise ModelError(f"model.source: {index} cannot be read: {error!r}") from None
-    if not tensors:
-        raise ModelError(f"model.source: {folder} has no *.safetensors weights")
-    for name, expected in sorted(tensors.items()):
-        try:
-            with safe_open(folder / name, framework="np") as file:
-                missing = sorted(expected - set(file.keys()))
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"model.source: {folder / name} cannot be read: {error}") from None
-        if missing:
-            raise ModelError(
-                f"model.source: {folder / name} lacks {len(missing):,} tensors that {index.name} "
-                f"says it has, such as {missing[0]}: copy the checkpoint again"
-            )
-
-
-def _folder_digest(folder: Path) -> str:
-    """Hash a checkpoint's files: small ones whole, large weights by 1,024 pieces of 64 KB."""
-    weights = sorted(folder.glob("*.safetensors"))
-    configs = [*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.txt")]
-    digest = hashlib.sha256()
-    for path in sorted(configs):
-        digest.update(path.name.encode() + path.read_bytes())
-    for path in weights:
-        size = path.stat().st_size
-        digest.update(f"{path.name}{size}".encode())
-        step = max(size // _NUM_SAMPLES, _SAMPLE_BYTES)
-        with path.open("rb") as file:
-            for start in range(0, size, step):
-                file.seek(start)
-                digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()[:32]
+    return folder_digest(folder)

@@ -1,11 +1,22 @@
-"""Facts that differ between checkpoints, read from a configuration: model type and quantisation.
+"""Facts that differ between checkpoints, read from a configuration: type, quantisation, processors.
 
 The model types share Qwen3-VL's processors: patches, sizes, prompts and positions do not differ.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from pipeline.model.frame_size import (
+    MERGE_SIZE,
+    PATCH_SIZE,
+    PIXEL_MEAN,
+    PIXEL_STD,
+    TEMPORAL_PATCH_SIZE,
+    TOKEN_PIXELS,
+)
+from schemas.job.sampling import Budget
 
 LayerKind = Literal["full", "linear"]
 
@@ -38,9 +49,6 @@ _DEFAULTS = {
 
 MODEL_TYPES = tuple(_DEFAULTS)
 """``model_type`` of the configurations that Reelscribe runs."""
-
-PUBLISHED_NAMES = "Qwen3-VL, Qwen3.5, Qwen3.6 and Qwen3.8"
-"""Checkpoints of these types, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,3 +164,86 @@ def _with_scale(bits: Any, group_size: Any) -> float | None:
         return None
     size = group_size if isinstance(group_size, int) else _GROUP_SIZE
     return bits + ((_SCALE_BITS + bits) / size if size > 0 else 0.0)
+
+
+PROCESSOR_FILES = {"image": "preprocessor_config.json", "video": "video_preprocessor_config.json"}
+"""Files of a checkpoint's processors, where ``processor_config.json`` does not have them."""
+
+_PATCHES: dict[str, float] = {
+    "patch_size": PATCH_SIZE,
+    "merge_size": MERGE_SIZE,
+    "spatial_merge_size": MERGE_SIZE,
+    "temporal_patch_size": TEMPORAL_PATCH_SIZE,
+}
+_COMPUTED: dict[str, float] = _PATCHES | {
+    "image_mean": PIXEL_MEAN,
+    "image_std": PIXEL_STD,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processors:
+    """What the processors that come with a checkpoint take at most; None: their files do not say.
+
+    image_tokens: of an image. clip_tokens: of a video as a whole.
+    """
+
+    image_tokens: int | None = None
+    clip_tokens: int | None = None
+
+    @classmethod
+    def of(cls, files: Mapping[str, Any]) -> "Processors":
+        """Read them from the processors' configurations, by "image" and "video"."""
+        image, video = (_max_pixels(files.get(kind)) for kind in ("image", "video"))
+        return cls(
+            image_tokens=image // TOKEN_PIXELS if image else None,
+            clip_tokens=video // (TOKEN_PIXELS * TEMPORAL_PATCH_SIZE) if video else None,
+        )
+
+    def exceeded(self, budget: Budget) -> Iterator[str]:
+        """What a job's budget allows beyond them, a sentence each.
+
+        A video only under the rule of these processors: the makers' other code has its own limits.
+        """
+        given = {"budget.image_tokens[1]": (budget.image_tokens[1], self.image_tokens, "an image")}
+        if budget.video_rule == "per_clip":
+            given["budget.unit_tokens"] = (budget.unit_tokens, self.clip_tokens, "a video")
+        for key, (allowed, known, what) in given.items():
+            if known is not None and allowed > known:
+                yield (
+                    f"{key} is {allowed:,}, and the checkpoint's own processor gives {what} at "
+                    f"most {known:,} tokens: larger ones may be unknown to the model"
+                )
+
+
+def other_patches(config: Mapping[str, Any], files: Mapping[str, Any]) -> Iterator[str]:
+    """How a checkpoint's patches differ from those that are computed here, for a message.
+
+    config: of its ``config.json``. files: its processors' configurations, by "image" and "video".
+    """
+    vision = config.get("vision_config")
+    places = [("config.json", vision, _PATCHES)]
+    places += [(PROCESSOR_FILES[kind], found, _COMPUTED) for kind, found in files.items()]
+    for name, found, computed in places:
+        if isinstance(found, Mapping):
+            for key, ours in computed.items():
+                if found.get(key) is not None and not _is_equal(found[key], ours):
+                    yield f"{key} is {found[key]} by its {name}, and {ours:.3g} is computed"
+
+
+def _max_pixels(config: Any) -> int | None:
+    """A processor's maximum, in pixels; older files have ``max_pixels``, which comes first."""
+    if not isinstance(config, Mapping):
+        return None
+    size = config.get("size")
+    given = config.get("max_pixels") or (size.get("longest_edge") if isinstance(size, dict) else 0)
+    return given if isinstance(given, int) and given > 0 else None
+
+
+def _is_equal(value: Any, number: float) -> bool:
+    """Whether a value, or each of a list, is a number."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return all(isinstance(v, int | float) and math.isclose(v, number, rel_tol=1e-4) for v in values)

@@ -20,6 +20,8 @@ MERGE_SIZE = 2
 TEMPORAL_PATCH_SIZE = 2
 FACTOR = PATCH_SIZE * MERGE_SIZE
 TOKEN_PIXELS = FACTOR * FACTOR
+PIXEL_MEAN = 0.5
+PIXEL_STD = 0.5
 MAX_ASPECT_RATIO = 200
 REQUESTED_SIZE_TOKENS = (4, 16384)
 """Range of the tokens of an image or frame whose sides a conversation sets."""

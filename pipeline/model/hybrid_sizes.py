@@ -62,6 +62,11 @@ class LinearSize:
         gates = 2 * self.width * self.value_heads
         return gates + self._convolved * self.kernel + 2 * self.value_heads + self.value_width
 
+    @property
+    def parameters(self) -> int:
+        """All parameters of the layer, without its MLP."""
+        return self.projections + self.other_parameters
+
     def state_bytes(self, value_bytes: int) -> int:
         """Bytes of a sequence's state: inputs of the convolution, and the recurrence in float32."""
         recurrent = self.value_heads * self.key_width * self.value_width
@@ -117,14 +122,15 @@ class StreamSize:
         num_full: its full layers.
 
         Raises:
-            KeyError: a size is missing, which transformers' configuration class fills in.
+            KeyError: a size is missing, which transformers' configuration class fills in, or one
+                of the indexer, for which it has no default.
         """
         width, streams = text["hidden_size"], text["hc_count"]
         joined = width * streams
         mixer = joined * (1 + 2 * text["hc_lowrank"])
         mixers = text["num_hidden_layers"] * 2 * (mixer + joined * streams) + mixer
-        index_width = text["indexer_head_dim"]
-        heads = text["indexer_n_heads"] + text["indexer_kv_heads"]
+        index_width = _given(text, "indexer_head_dim")
+        heads = _given(text, "indexer_n_heads") + _given(text, "indexer_kv_heads")
         indexers = num_full * (width * heads * index_width + 2 * index_width)
         own = text["ple_embed_dim"] or width
         num_ngrams = len(set(text.get("ple_layer_ids") or ()))
@@ -151,6 +157,13 @@ def in_chunks(num_tokens: int, length: int) -> int:
     """
     length = max(1, length)
     return num_tokens // length * math.ceil(length / CHUNK_TOKENS) * CHUNK_TOKENS
+
+
+def _given(text: Mapping[str, Any], name: str) -> int:
+    """A size that transformers' class leaves at None if the configuration does not have it."""
+    if text.get(name) is None:
+        raise KeyError(f"text_config.{name}")
+    return int(text[name])
 
 
 def _num_heads(text: Mapping[str, Any]) -> int:

@@ -5,11 +5,14 @@ import math
 import numpy as np
 import torch
 
-from pipeline.model.frame_size import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE
+from pipeline.model.frame_size import (
+    MERGE_SIZE,
+    PATCH_SIZE,
+    PIXEL_MEAN,
+    PIXEL_STD,
+    TEMPORAL_PATCH_SIZE,
+)
 from schemas.tables.unit import PreparedUnit
-
-PIXEL_MEAN = 0.5
-PIXEL_STD = 0.5
 
 
 def seen_pixels(unit: PreparedUnit) -> list[torch.Tensor]:

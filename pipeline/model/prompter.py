@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.media.timestamps import pair_seconds
-from pipeline.model.reasoning import SWITCHES, Setting, TemplateReasoning, continued, is_open
+from pipeline.model.reasoning import SWITCHES, Setting, TemplateReasoning, is_open
 from schemas.conversation import Turn
 from schemas.errors import ModelError
 from schemas.job.job import Job
 from schemas.tables.media import Sampling
-from schemas.task import REASONING_ENDS
 
 IMAGE_SLOT = "<|vision_start|><|image_pad|><|vision_end|>"
 VIDEO_SLOT = "<|vision_start|><|video_pad|><|vision_end|>"
@@ -29,8 +28,8 @@ PAIR_LAYOUT = "<{seconds:.1f} seconds><|vision_start|><|video_pad|><|vision_end|
 """A frame pair of a video; the pad is later repeated for each token of the pair."""
 
 _OTHER = "model.source: {} is not a checkpoint of Qwen3-VL or its family: {}"
-_END_OF_TURN = "<|im_end|>"
-_SLOT = re.compile(f"{re.escape(IMAGE_SLOT)}|{re.escape(VIDEO_SLOT)}")
+END_OF_TURN = "<|im_end|>"
+SLOT = re.compile(f"{re.escape(IMAGE_SLOT)}|{re.escape(VIDEO_SLOT)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +153,7 @@ class Prompter:
         tools: JSON list of functions, which the template writes into a system turn.
         """
         prompt = self._render_question(vision, text, tools)
-        visions = [vision] if vision else []
-        return self._expand(self._slot_ids(prompt, visions), visions)
+        return self.prompt_ids(prompt, [vision] if vision else [])
 
     def length(self, vision: Vision, text: str, tools: str | None = None) -> PromptLength:
         """Length of ``input_ids``, without building them."""
@@ -170,60 +168,40 @@ class Prompter:
         visions: the images and videos in them, in order.
         add_vision_id: let the template number them: "Picture 1: ", "Video 1: ".
         """
-        prompt = self._render(json.loads(_escape(messages)), add_vision_id=add_vision_id)
-        return self._expand(self._slot_ids(prompt, visions), visions)
+        prompt = self._render(json.loads(escape(messages)), add_vision_id=add_vision_id)
+        return self.prompt_ids(prompt, visions)
 
     def chat_length(
         self, messages: str, visions: Sequence[Vision], *, add_vision_id: bool = False
     ) -> PromptLength:
         """Length of ``chat_ids``, without building them."""
-        prompt = self._render(json.loads(_escape(messages)), add_vision_id=add_vision_id)
+        prompt = self._render(json.loads(escape(messages)), add_vision_id=add_vision_id)
         return self._length(prompt, visions)
 
-    def conversation_ids(
-        self, turns: Sequence[Turn], visions: Sequence[Vision]
-    ) -> tuple[list[int], list[bool]]:
-        """Token ids of a whole conversation, and whether each of them is learnt.
+    def turns_prompt(
+        self, turns: Sequence[Turn], visions: Sequence[Vision], reasoning: Setting | None = None
+    ) -> str:
+        """The prompt of turns up to the next answer, before it is tokenised.
 
-        The assistant's turns are learnt, with the token that ends them. A question is tokenised up
-        to the answer, as in ``input_ids``, and the answer separately, as it is generated. An answer
-        with reasoning is learnt after the prompt for which reasoning is on. Where the template
-        opens ``<think>``, an answer without reasoning learns to close it at once.
-
-        Raises:
-            ValueError: the template rewrites earlier turns (Thinking checkpoints drop reasoning),
-                so that no single sequence has what the model sees before each answer.
+        visions: of the whole conversation; a turn's parts are places in it.
+        reasoning: default: the prompter's own.
         """
-        messages = [_message(turn, visions) for turn in turns]
-        ids: list[int] = []
-        learnt: list[bool] = []
-        before, unused = "", list(visions)
-        for k, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            answer = "".join(_escape(part) for part in turn.parts if isinstance(part, str))
-            setting: Setting = "on" if REASONING_ENDS in answer else self.reasoning
-            prompt = self._render(messages[:k], reasoning=setting)
-            if not prompt.startswith(before):
-                raise ValueError(
-                    "the chat template rewrites earlier turns: give each conversation one answer"
-                )
-            added = prompt[len(before) :]
-            question = self._expand(self._slot_ids(added, unused), unused)
-            unused = unused[len(_SLOT.findall(added)) :]
-            if is_open(prompt):
-                answer = continued(answer)
-            answer_ids = self.tokenizer.encode(answer + _END_OF_TURN, add_special_tokens=False)
-            ids += question + answer_ids
-            learnt += [False] * len(question) + [True] * len(answer_ids)
-            before = prompt + answer + _END_OF_TURN
-        return ids, learnt
+        return self._render([_message(turn, visions) for turn in turns], reasoning=reasoning)
+
+    def prompt_ids(self, prompt: str, visions: Sequence[Vision]) -> list[int]:
+        """Token ids of a prompt, or of a part of it, with the images and videos in it, in order."""
+        return self._expand(self._slot_ids(prompt, visions), visions)
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids of an answer as it is generated, with the token that ends the turn."""
+        ids: list[int] = self.tokenizer.encode(answer + END_OF_TURN, add_special_tokens=False)
+        return ids
 
     def _render_question(self, vision: Vision | None, text: str, tools: str | None) -> str:
         turn = Turn(role="user", parts=(0, text) if vision else (text,))
         return self._render(
             [_message(turn, [vision] if vision else [])],
-            json.loads(_escape(tools)) if tools else None,
+            json.loads(escape(tools)) if tools else None,
         )
 
     def _render(
@@ -255,7 +233,7 @@ class Prompter:
             seconds = pair_seconds(vision.pts_seconds)
             return "".join(PAIR_LAYOUT.format(seconds=t) for t in seconds)
 
-        prompt = _SLOT.sub(layout, prompt)
+        prompt = SLOT.sub(layout, prompt)
         ids: list[int] = self.tokenizer.encode(prompt, add_special_tokens=self.embeds)
         return ids
 
@@ -288,12 +266,12 @@ def _message(turn: Turn, visions: Sequence[Vision]) -> dict[str, Any]:
         if isinstance(part, int):
             content.append({"type": visions[part].media_type})
         else:
-            content.append({"type": "text", "text": _escape(part)})
+            content.append({"type": "text", "text": escape(part)})
     if turn.role == "user":
         return {"role": turn.role, "content": content}
     return {"role": turn.role, "content": "".join(part["text"] for part in content)}
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Break up special tokens in a user's text, so that it cannot forge media or turns."""
     return text.replace("<|", "< |")

@@ -16,14 +16,13 @@ from pipeline.model.positions import IMAGE
 from pipeline.model.prompter import Prompter, Vision
 from pipeline.storage.storage import Storage
 from pipeline.training.attention import branch_masks
+from pipeline.training.groups import Group, halves
 from pipeline.training.sample import (
     IGNORED,
     ROOT,
-    Group,
     PreparedMedia,
     Preparer,
     Sample,
-    halves,
 )
 from schemas.conversation import DataProblem, ProblemType
 from schemas.job.finetune import FinetuneJob
@@ -65,7 +64,8 @@ class Samples(Dataset[Prepared]):
         if isinstance(prepared, Sample):
             return [prepared]
         if not is_long or len(group) == 1:
-            return [dataclasses.replace(prepared, origin=c.origin) for c in group]
+            origins = dict.fromkeys(c.origin for c in group)
+            return [dataclasses.replace(prepared, origin=origin) for origin in origins]
         return [part for half in halves(group) for part in self._prepare(preparer, half)]
 
 

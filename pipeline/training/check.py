@@ -25,16 +25,8 @@ from pipeline.training.data.answer_boxes import (
     find_marks,
     is_over_1000,
 )
-from pipeline.training.sample import (
-    ROOT,
-    Group,
-    PreparedMedia,
-    Preparer,
-    Sample,
-    Size,
-    halves,
-    max_tokens,
-)
+from pipeline.training.groups import Group, halves
+from pipeline.training.sample import ROOT, PreparedMedia, Preparer, Sample, Size, max_tokens
 from schemas.conversation import Conversation, DataProblem, ProblemType
 from schemas.errors import ErrorType, UnitError
 from schemas.job.finetune import FinetuneJob
@@ -228,7 +220,8 @@ class Checker(Preparer):
             except MarksError as error:
                 problems += _problems([conversation], ProblemType.BAD_BOX, str(error))
             else:
-                found |= {conversation.origin: marks} if marks else {}
+                if marks:
+                    found.setdefault(conversation.origin, []).extend(marks)
         size = self._media_size(group[0].media) if found else None
         return problems, [_answer_boxes(origin, marks, size) for origin, marks in found.items()]
 
@@ -244,6 +237,7 @@ class Checker(Preparer):
 
 def _find_marks(conversation: Conversation) -> list[Marks]:
     answers = [turn for turn in conversation.turns if turn.role == "assistant"]
+    answers = answers[-1:] if conversation.only_last else answers
     return [marks for turn in answers for part in turn.parts for marks in find_marks(str(part))]
 
 
@@ -264,7 +258,8 @@ def _answer_boxes(origin: str, found: list[Marks], size: tuple[int, int] | None)
 
 def _problems(group: Sequence[Conversation], type_: ProblemType, message: str) -> list[DataProblem]:
     """The same problem for each conversation of a sample."""
-    return [DataProblem(origin=c.origin, type=type_, message=message) for c in group]
+    origins = dict.fromkeys(c.origin for c in group)
+    return [DataProblem(origin=origin, type=type_, message=message) for origin in origins]
 
 
 def _first(faults: Sequence[str]) -> str | None:

@@ -1,5 +1,6 @@
 """Load the model to train, and export the trained one."""
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ from schemas.job.finetune import FinetuneJob, Lora
 
 # All files of a published checkpoint except its weights.
 _FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+_MTP = "mtp_num_hidden_layers"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -96,6 +98,9 @@ def export(
 
     Whole checkpoints have the source's dtype: training keeps float32, and an engine that takes a
     checkpoint as it is would need twice the memory. Adapters stay float32.
+
+    Layers that guess further tokens (``mtp``) are in no model of transformers, so they are neither
+    trained nor written, and the configuration says that there are none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     origin = _source_folder(source, revision)
@@ -114,6 +119,8 @@ def export(
     # The index of an earlier export in several files would point to files that are gone.
     (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     model.save_pretrained(folder)
+    if lora is None or lora.merge:
+        _say_no_mtp(folder)
 
 
 def _source_folder(source: str, revision: str | None) -> Path:
@@ -142,6 +149,17 @@ def _set_dtype(config: Any, dtype: torch.dtype) -> None:
         part.dtype = dtype
 
 
+def _say_no_mtp(folder: Path) -> None:
+    """Say in a configuration that there are no layers for speculative decoding."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    parts = [part for part in (config, config.get("text_config")) if part and part.get(_MTP)]
+    for part in parts:
+        part[_MTP] = 0
+    if parts:
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def _cast_files(folder: Path, dtype: torch.dtype) -> None:
     """Write a checkpoint's files again in ``dtype``: those of a sharded model are float32."""
     from safetensors.torch import load_file, save_file
@@ -155,3 +173,4 @@ def _cast_files(folder: Path, dtype: torch.dtype) -> None:
         config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         _set_dtype(config, dtype)
         config.save_pretrained(folder)
+        _say_no_mtp(folder)

@@ -16,6 +16,8 @@ from pipeline.model.positions import TEXT, Grid, Ints, mrope_positions, token_ty
 from pipeline.model.prompter import Prompter, Vision
 from pipeline.plan.planner import PROBE_THREADS, Planner
 from pipeline.storage.storage import Storage
+from pipeline.training.groups import Group
+from pipeline.training.turns import conversation_ids
 from pipeline.workers.child_limits import ChildLimits
 from pipeline.workers.child_process import Isolated
 from pipeline.workers.isolated_decoder import IsolatedDecoder
@@ -33,10 +35,6 @@ IGNORED = -100
 
 ROOT = 0
 """Branch number of the tokens that all conversations of a sample share."""
-
-
-Group = tuple[Conversation, ...]
-"""Conversations about the same media."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +63,21 @@ class PreparedMedia:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Tokens of a sample: all, those that are learnt, those of media, and those of branches."""
+    """Tokens of a sample: all, those that are learnt, those of media, and those of branches.
+
+    num_conversations: how many there are after the tokens that they share.
+    """
 
     num_tokens: int
     num_learnt: int
     num_vision: int = 0
     num_branched: int = 0
+    num_conversations: int = 1
+
+    @property
+    def num_repeated(self) -> int:
+        """Tokens that a linear layer reads again: shared ones, for each further conversation."""
+        return (self.num_conversations - 1) * (self.num_tokens - self.num_branched)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +121,7 @@ class Sample:
             num_learnt=self.num_learnt,
             num_vision=int((self.types != TEXT).sum()),
             num_branched=int((self.branches != ROOT).sum()),
+            num_conversations=max(1, len(np.unique(self.branches[self.branches != ROOT]))),
         )
 
 
@@ -154,7 +162,7 @@ class Preparer:
 
         Returns a problem if media cannot be read or the sample exceeds ``model.max_model_len``.
         """
-        origin = ", ".join(conversation.origin for conversation in group)
+        origin = ", ".join(dict.fromkeys(conversation.origin for conversation in group))
         try:
             media = tuple(self.prepare_media(item) for item in group[0].media)
         except UnitError as error:
@@ -204,7 +212,9 @@ class Preparer:
     ) -> Sample:
         visions = [part.vision for part in media]
         grids = [part.grid_thw for part in media]
-        tokenized = [self.prompter.conversation_ids(c.turns, visions) for c in group]
+        tokenized = [
+            conversation_ids(self.prompter, c.turns, visions, only_last=c.only_last) for c in group
+        ]
         root = _num_shared(tokenized) if len(group) > 1 else len(tokenized[0][0])
         parts: list[tuple[Ints, ...]] = []
         for k, (ids, learnt) in enumerate(tokenized):
@@ -248,39 +258,6 @@ def _num_shared(tokenized: Sequence[tuple[list[int], list[bool]]]) -> int:
             break
         shared += 1
     return shared
-
-
-def group_by_media(conversations: Sequence[Conversation], *, share_media: bool) -> list[Group]:
-    """Group neighbouring conversations about the same media.
-
-    A conversation with text before its media is alone in its group: it cannot share their tokens.
-
-    share_media: false: each conversation is alone in its group.
-    """
-    groups: list[Group] = []
-    for conversation in conversations:
-        can_share = (
-            groups
-            and share_media
-            and _begins_with_media(conversation)
-            and _begins_with_media(groups[-1][0])
-        )
-        if can_share and conversation.shares_media(groups[-1][0]):
-            groups[-1] = (*groups[-1], conversation)
-        else:
-            groups.append((conversation,))
-    return groups
-
-
-def _begins_with_media(conversation: Conversation) -> bool:
-    num_media = len(conversation.media)
-    return conversation.turns[0].parts[:num_media] == tuple(range(num_media))
-
-
-def halves(group: Group) -> tuple[Group, Group]:
-    """What training makes of a group whose conversations are too long together."""
-    half = len(group) // 2
-    return group[:half], group[half:]
 
 
 def too_many_skipped(skipped: Mapping[str, str], num_samples: int, limit: float) -> str:

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from schemas.job.job import Job
 from schemas.job.load import check, read_spec
-from schemas.job.model import Yarn
+from schemas.job.model import SOURCE, Yarn
 from schemas.job.resources import DecodeLimits
 from schemas.job.sampling import Budget, SamplingSpec
 from schemas.job.section import Section
@@ -18,7 +18,7 @@ from schemas.task import EMBEDDING
 class TrainedModel(Section):
     """The checkpoint to start from."""
 
-    source: str = Field(description="A Qwen3-VL checkpoint, dense or MoE: hub id or local folder.")
+    source: str = Field(description=SOURCE)
     revision: str | None = Field(None, description="Hub revision: branch, tag or commit.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",

@@ -7,6 +7,11 @@ from pydantic import Field, model_validator
 from schemas.job.engines import Simulated, Vllm
 from schemas.job.section import Section
 
+PUBLISHED_NAMES = "Qwen3-VL, Qwen3.5, Qwen3.6 and Qwen3.8"
+"""Checkpoints that Reelscribe runs, for messages."""
+
+SOURCE = f"A checkpoint ({PUBLISHED_NAMES}; dense or MoE): hub id or local folder."
+
 
 class Yarn(Section):
     """YaRN: a longer context by interpolated rotary positions."""
@@ -26,10 +31,7 @@ class Yarn(Section):
 class Model(Section):
     """Which checkpoint, and how the engine runs it."""
 
-    source: str = Field(
-        "Qwen/Qwen3-VL-4B-Instruct",
-        description="A Qwen3-VL checkpoint, dense or MoE: hub id or local folder.",
-    )
+    source: str = Field("Qwen/Qwen3-VL-4B-Instruct", description=SOURCE)
     revision: str | None = Field(None, description="Hub revision: branch, tag or commit.")
     adapter: str | None = Field(
         None,

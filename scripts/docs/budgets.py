@@ -243,6 +243,11 @@ def _memory_section() -> list[str]:
             ("bfloat16", *(f"{card}, {kind}" for card in CARDS for kind in ("images", "windows"))),
             units_rows(shape_of(window, NUM_TASKS)),
         ),
+        "A checkpoint without another name is of Qwen3-VL.\n"
+        "Those of 27B have the same sizes in Qwen3.5, Qwen3.6 and Qwen3.8, and those of 35B-A3B in "
+        "Qwen3.5 and Qwen3.6.\n"
+        "Their linear layers are counted as transformers computes them; the kernels of "
+        "`flash-linear-attention` take less.\n",
         "This is arithmetic from the checkpoint's configuration (`pipeline/model/memory.py`): "
         "weights; keys and values of each token; the largest of a pass of the vision tower, of "
         f"{PREFILL_CHUNK_TOKENS:,} prompt tokens, and of the logits.\n"

@@ -10,13 +10,79 @@ from pipeline.model.memory import (
     num_fitting,
     usable_bytes,
 )
-from pipeline.model.sizes import GPUS, PUBLISHED
+from pipeline.model.sizes import GPUS, PUBLISHED, ModelSize
 from schemas.job.sampling import Budget
 
 QUESTION_TOKENS = 100
 """Of a prompt behind the media: a question of usual length, with what the template adds."""
 
-CHECKPOINTS = ("2B", "4B", "8B", "30B-A3B", "32B")
+
+_VISION = {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_position_embeddings": 2304,
+}
+_TEXT = {
+    "head_dim": 256,
+    "vocab_size": 248_320,
+    "full_attention_interval": 4,
+    "linear_num_key_heads": 16,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+}
+_MOE = {
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+}
+
+
+def _hybrid(**text: int) -> ModelSize:
+    """The size by a configuration's fields."""
+    config = {
+        "model_type": "qwen3_5_moe" if "num_experts" in text else "qwen3_5",
+        "vision_config": _VISION | {"out_hidden_size": text["hidden_size"]},
+        "text_config": _TEXT | text,
+    }
+    return ModelSize.of(config)
+
+
+SIZES = PUBLISHED | {
+    "Qwen3.5-9B": _hybrid(
+        num_hidden_layers=32,
+        hidden_size=4096,
+        intermediate_size=12_288,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        linear_num_value_heads=32,
+    ),
+    "Qwen3.5-27B": _hybrid(
+        num_hidden_layers=64,
+        hidden_size=5120,
+        intermediate_size=17_408,
+        num_attention_heads=24,
+        num_key_value_heads=4,
+        linear_num_value_heads=48,
+    ),
+    "Qwen3.5-35B-A3B": _hybrid(
+        num_hidden_layers=40,
+        hidden_size=2048,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        linear_num_value_heads=32,
+        **_MOE,
+    ),
+}
+"""By name; those without one are of Qwen3-VL.
+
+Source of the hybrids: the defaults of transformers' configuration classes for 9B and 35B-A3B, and
+for 27B the values of ``config.json`` of Qwen/Qwen3.6-27B. Not read from published files here.
+"""
+
+CHECKPOINTS = ("2B", "4B", "8B", "30B-A3B", "32B", *list(SIZES)[len(PUBLISHED) :])
 CARDS = ("l40s", "h100", "h200")
 NUM_TASKS = 5
 
@@ -35,7 +101,7 @@ def unit_shape(num_vision_tokens: int, num_time_tokens: int, num_tasks: int) -> 
 
 def units_on(unit: BatchShape, checkpoint: str, gpu: str) -> int:
     """How many units like ``unit`` a GPU works on at a time, in bfloat16."""
-    memory = ModelMemory(size=PUBLISHED[checkpoint])
+    memory = ModelMemory(size=SIZES[checkpoint])
     left = usable_bytes(GPUS[gpu].memory_bytes) - memory.weight_bytes
     return num_fitting(memory, unit, left)
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from transformers import AutoConfig
 
 from pipeline.model.prompter import Prompter
-from pipeline.model.sizes import GPUS
+from pipeline.model.sizes import GPUS, ModelSize
 from pipeline.plan.planner import Planner
 from pipeline.storage.storage import Storage
 from pipeline.tasks.registry import TASKS
@@ -26,7 +27,7 @@ from scripts.docs.budgets import (
     shape_of,
     unit_costs,
 )
-from scripts.docs.memory_tables import CARDS, smallest_gpu
+from scripts.docs.memory_tables import CARDS, SIZES, smallest_gpu
 from tests.support.paths import ROOT
 
 DEMO = ROOT / "jobs" / "demo_model"
@@ -126,3 +127,27 @@ def test_the_page_has_the_units_that_fit():
     (of_4b,) = (line for line in lines if line.startswith("| 4B |"))
     counts = dict(zip(CARDS, [int(cell) for cell in of_4b.split("|")[3:-1:2]], strict=True))
     assert counts["h100"] >= 12 and counts["l40s"] < counts["h100"] < counts["h200"]
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active"),
+    [
+        ("Qwen3.5-9B", 9.4e9, 9.4e9),
+        ("Qwen3.5-27B", 27.4e9, 27.4e9),
+        ("Qwen3.5-35B-A3B", 35.1e9, 3.9e9),  # with both embeddings, 1 billion, and the tower
+    ],
+)
+def test_hybrids_have_the_parameters_of_their_names(name: str, total: float, active: float):
+    size = SIZES[name]
+    assert size.parameters == pytest.approx(total, rel=0.01)
+    assert size.vision.parameters + size.text.active_parameters == pytest.approx(active, rel=0.02)
+    assert f"| {name} |" in budgets_page()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"), [("qwen3_5", "Qwen3.5-9B"), ("qwen3_5_moe", "Qwen3.5-35B-A3B")]
+)
+def test_two_of_them_are_the_defaults_of_transformers_classes(model_type: str, name: str):
+    config = AutoConfig.for_model(model_type).to_dict()
+    config["vision_config"]["out_hidden_size"] = config["text_config"]["hidden_size"]
+    assert ModelSize.of(config) == SIZES[name]

@@ -1,6 +1,7 @@
 """The facts of each model type are those of transformers' own configuration and model."""
 
 import json
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -14,12 +15,15 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from jobs.cli.main import main
 from pipeline.model.checkpoint import inspect_checkpoint
 from pipeline.model.family import MODEL_TYPES, family_of
 from pipeline.model.prompter import Prompter
 from pipeline.plan.planner import Planner
 from pipeline.storage.storage import Storage
 from schemas.errors import ModelError
+from schemas.job.finetune import TrainedModel
+from schemas.job.model import PUBLISHED_NAMES, Model
 from schemas.tables.manifest import MediaItem
 from scripts.demo_model import tiny_checkpoint
 from tests.support.family import HYBRIDS, family_checkpoint
@@ -29,6 +33,13 @@ from tests.support.job_files import TINY_BUDGET, make_job
 @pytest.fixture(params=MODEL_TYPES)
 def folder(request, tmp_path_factory) -> Path:
     return family_checkpoint(tmp_path_factory, request.param)
+
+
+def test_each_help_text_names_the_family():
+    fields = (Model.model_fields["source"], TrainedModel.model_fields["source"])
+    for text in (main.help, *(field.description for field in fields)):
+        missing = [n for n in re.findall(r"Qwen[\w.-]+", PUBLISHED_NAMES) if n not in str(text)]
+        assert not missing, text
 
 
 def read(folder: Path) -> dict:

@@ -21,6 +21,7 @@ from pipeline.plan.planner import Planner
 from pipeline.plan.recipe import recipe, recipe_id
 from pipeline.storage.storage import Storage
 from pipeline.tasks.parse import parse_raw
+from pipeline.training.turns import conversation_ids
 from schemas.conversation import Turn
 from schemas.errors import JobFileError
 from schemas.job.job import Job, load_job
@@ -284,7 +285,7 @@ def turns(*texts: str) -> list[Turn]:
 def test_an_answer_is_learnt_after_the_prompt_that_it_answers(checkpoint, template, answer, end):
     """One with reasoning after that of ``on``, any other after that of ``off``."""
     prompter = prompter_of(checkpoint, template)
-    ids, learnt = prompter.conversation_ids(turns("What?", answer), [])
+    ids, learnt = conversation_ids(prompter, turns("What?", answer), [])
     assert prompter.tokenizer.decode(ids).endswith(f"<|im_start|>{end}<|im_end|>")
     question = prompter_of(checkpoint, template, "on" if "hm" in answer else "off")
     assert ids[: learnt.index(True)] == question.input_ids(None, "What?")

@@ -21,7 +21,8 @@ def test_a_checkpoint_that_generates_does_not_embed(checkpoint: Path, tmp_path: 
     only = make_embedding(checkpoint, tmp_path / "only", modules=("Transformer",))
     assert found(only) is None
     (only / "modules.json").write_text("{ no JSON")
-    assert found(only) is None
+    with pytest.raises(ModelError, match=r"modules\.json cannot be read"):
+        found(only)
 
 
 @pytest.mark.parametrize(

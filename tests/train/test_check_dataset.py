@@ -15,7 +15,8 @@ from jobs.console.output_path import check_output
 from pipeline.storage.storage import Storage
 from pipeline.training.check import Checker, Work
 from pipeline.training.data.read import read_data
-from pipeline.training.sample import Preparer, group_by_media
+from pipeline.training.groups import group_by_media
+from pipeline.training.sample import Preparer
 from schemas.errors import UserError
 from schemas.job.finetune import DataSpec, FinetuneJob
 from tests.support.clips import numbered_frames, write_clip

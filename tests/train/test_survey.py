@@ -13,6 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from rich.console import Console
+from transformers import AutoModelForImageTextToText
 
 from jobs.cli.main import main
 from jobs.cluster import machines
@@ -38,6 +39,7 @@ from schemas.conversation import DataProblem, ProblemType
 from schemas.errors import ManifestError, ModelError, ResourceError
 from schemas.job.finetune import FinetuneJob
 from schemas.job.load import check
+from tests.support.family import family_checkpoint
 from tests.support.pages import blocks
 from tests.support.paths import ROOT
 
@@ -262,6 +264,29 @@ def test_hours_are_operations_over_the_published_speed(tmp_path, checkpoint):
     language = passes * 2 * (LANGUAGE_8B + 36 * 32 * 128 * tokens) * tokens
     seconds = (language + 2 * VISION_8B * 4 * vision) / (0.4 * 989e12)
     assert hours == pytest.approx(seconds / 3600, rel=0.02)
+
+
+def test_linear_layers_read_shared_tokens_again_for_each_conversation(tmp_path, tmp_path_factory):
+    """By hand, with the parameters that the model itself has in these layers."""
+    folder = family_checkpoint(tmp_path_factory, "qwen3_5")
+    made = job(tmp_path, folder)
+
+    def seconds(num_conversations: int) -> float:
+        size = Size(num_tokens=1000, num_learnt=10, num_branched=100)
+        part = replace(size, num_conversations=num_conversations)
+        sample = replace(checked(1000), parts=(part,))
+        training = Survey(job=made, num_conversations=1, samples=[sample], problems=[])
+        return predict_hours(training, "h100") * 3600
+
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    layers = [m for name, m in model.named_modules() if name.endswith("linear_attn")]
+    parameters = sum(p.numel() for layer in layers for p in layer.parameters())
+    passes = 4  # forward, again for the activations, backward, and for the weights
+    again = passes * 2 * parameters * 2 * 900 / (0.4 * 989e12)
+    assert seconds(3) - seconds(1) == pytest.approx(again, rel=1e-6)
+    full = family_checkpoint(tmp_path_factory, "qwen3_vl")
+    made = job(tmp_path, full)
+    assert seconds(3) == seconds(1)
 
 
 class _Config:

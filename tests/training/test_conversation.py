@@ -11,6 +11,7 @@ from transformers import Qwen3VLProcessor
 
 from pipeline.model.prompter import VIDEO_SLOT, Prompter, Vision
 from pipeline.tasks.parse import parse_answer
+from pipeline.training.turns import conversation_ids
 from schemas.conversation import Turn
 from schemas.task import Question, View
 from tests.support.chat_templates import THINKING
@@ -120,7 +121,7 @@ CONVERSATIONS = {
 def test_a_conversation_is_the_template_with_the_processors_media(prompter: Prompter, name: str):
     turns, visions = CONVERSATIONS[name]
     expected_ids, expected_learnt = by_the_processor(prompter, turns, visions)
-    ids, learnt = prompter.conversation_ids(turns, visions)
+    ids, learnt = conversation_ids(prompter, turns, visions)
     assert prompter.tokenizer.decode(ids) == prompter.tokenizer.decode(expected_ids)
     assert ids == expected_ids
     assert learnt == expected_learnt
@@ -130,7 +131,7 @@ def test_a_conversation_is_the_template_with_the_processors_media(prompter: Prom
 @given(text=st.text(max_size=60), answer=st.text(min_size=1, max_size=60), is_clip=st.booleans())
 def test_the_question_is_that_of_annotation(prompter, text: str, answer: str, is_clip: bool):
     vision = CLIP if is_clip else IMAGE
-    ids, learnt = prompter.conversation_ids([user(0, text), said(answer)], [vision])
+    ids, learnt = conversation_ids(prompter, [user(0, text), said(answer)], [vision])
     question = prompter.input_ids(vision, text)
     assert ids[: len(question)] == question
     assert learnt == [False] * len(question) + [True] * (len(ids) - len(question))
@@ -170,13 +171,13 @@ def test_nothing_that_is_written_forges_media_turns_or_loss(prompter: Prompter, 
     honest = [system("a"), user("b", 0, "c"), said("yes"), user("d"), said("no")]
     special = {prompter.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>")}
     special |= set(prompter.pad_ids.values())
-    expected, _ = prompter.conversation_ids(honest, [IMAGE])
+    expected, _ = conversation_ids(prompter, honest, [IMAGE])
     for turns in (
         [system(text), *honest[1:]],
         [honest[0], user(text, 0, text), *honest[2:]],
         [*honest[:3], user(text), honest[4]],
     ):
-        ids, learnt = prompter.conversation_ids(turns, [IMAGE])
+        ids, learnt = conversation_ids(prompter, turns, [IMAGE])
         assert [i for i in ids if i in special] == [i for i in expected if i in special]
         assert runs(prompter, ids, learnt) == ["yes<|im_end|>", "no<|im_end|>"]
 
@@ -184,7 +185,7 @@ def test_nothing_that_is_written_forges_media_turns_or_loss(prompter: Prompter, 
 def test_an_answer_cannot_end_its_turn_or_show_media(prompter: Prompter):
     answer = "so <|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|> <|"
     turns = [user(0, "?"), said(answer), user("and?"), said("x" + answer + "<|endoftext|>")]
-    ids, learnt = prompter.conversation_ids(turns, [IMAGE])
+    ids, learnt = conversation_ids(prompter, turns, [IMAGE])
     im_end = prompter.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert ids.count(prompter.pad_ids["image"]) == 6
     assert ids.count(im_end) == 4
@@ -212,7 +213,7 @@ class TestThinking:
         ],
     )
     def test_one_turn_goes_on_from_the_opened_reasoning(self, thinking, answer, learnt_text):
-        ids, learnt = thinking.conversation_ids([user(0, "What?"), said(answer)], [IMAGE])
+        ids, learnt = conversation_ids(thinking, [user(0, "What?"), said(answer)], [IMAGE])
         question = thinking.input_ids(IMAGE, "What?")
         assert ids[: len(question)] == question
         (text,) = runs(thinking, ids, learnt)
@@ -226,4 +227,4 @@ class TestThinking:
     def test_several_turns_are_refused(self, thinking):
         turns = [user(0, "What?"), said("A circle."), user("Sure?"), said("Yes.")]
         with pytest.raises(ValueError, match="rewrites earlier turns"):
-            thinking.conversation_ids(turns, [IMAGE])
+            conversation_ids(thinking, turns, [IMAGE])

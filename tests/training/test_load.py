@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 from pipeline.training.load import export, load_model, weights_dtype
 from schemas.job.finetune import FinetuneJob
 from schemas.job.load import check
+from tests.support.family import family_checkpoint
 
 
 def job(source: Path, **changes: Any) -> FinetuneJob:
@@ -67,6 +68,34 @@ def test_the_export_of_a_sharded_model_too(published: Path, tmp_path: Path):
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     for name, tensor in again.state_dict().items():
         torch.testing.assert_close(tensor, expected[name].to(torch.bfloat16), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_5", "qwen3_5_moe"])
+@pytest.mark.parametrize("way", ["weights", "merged adapters", "sharded"])
+def test_layers_for_speculation_are_announced_if_they_are_there(
+    model_type, way, tmp_path, tmp_path_factory
+):
+    """A configuration with layers that no file has would start an engine that cannot draft."""
+    source = family_checkpoint(tmp_path_factory, model_type)
+    made = job(source, lora={"r": 4} if way == "merged adapters" else None)
+    model = load_model(made)
+    if way == "sharded":
+        model.save_pretrained(tmp_path, max_shard_size="100KB")
+    export(model, str(source), None, made.lora, tmp_path, has_weights=way != "sharded")
+    assert announced_layers(source) == layers_in_files(source) == 1
+    assert announced_layers(tmp_path) == layers_in_files(tmp_path)
+    text, trained = (json.loads((f / "config.json").read_text()) for f in (source, tmp_path))
+    assert trained["text_config"]["layer_types"] == text["text_config"]["layer_types"]
+
+
+def announced_layers(folder: Path) -> int:
+    config = json.loads((folder / "config.json").read_text())
+    return config["text_config"]["mtp_num_hidden_layers"]
+
+
+def layers_in_files(folder: Path) -> int:
+    names = {name for path in folder.glob("model*.safetensors") for name in load_file(path)}
+    return len({name.split(".")[2] for name in names if name.startswith("mtp.layers.")})
 
 
 def test_adapters_apart_stay_as_they_were_trained(published: Path, tmp_path: Path):

@@ -20,8 +20,10 @@ from pipeline.storage.storage import Storage
 from pipeline.training import attention
 from pipeline.training.attention import BRANCHED, IMPLEMENTATION, branch_mask
 from pipeline.training.batches import collate, on_device
-from pipeline.training.sample import IGNORED, Preparer, Sample, group_by_media
+from pipeline.training.groups import group_by_media
+from pipeline.training.sample import IGNORED, Preparer, Sample
 from pipeline.training.train import token_loss
+from pipeline.training.turns import conversation_ids
 from schemas.conversation import Conversation, Turn
 from schemas.job.finetune import FinetuneJob
 from schemas.job.load import check
@@ -111,9 +113,8 @@ def by_hand(model: Any, preparer: Preparer, conversations: Sequence[Conversation
     count = 0
     for conversation in conversations:
         media = [preparer.prepare_media(item) for item in conversation.media]
-        ids, learnt = preparer.prompter.conversation_ids(
-            conversation.turns, [m.vision for m in media]
-        )
+        visions = [m.vision for m in media]
+        ids, learnt = conversation_ids(preparer.prompter, conversation.turns, visions)
         input_ids = torch.tensor([ids])
         types = torch.zeros_like(input_ids)
         inputs: dict[str, Any] = {}

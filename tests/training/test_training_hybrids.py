@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 from jobs.train.finetune import mix
 from jobs.train.job_checks import check_model
 from pipeline.model.patches import patches
+from pipeline.model.prompter import Prompter
 from pipeline.storage.storage import Storage
 from pipeline.training.attention import IMPLEMENTATION, separate_conversations
 from pipeline.training.batches import collate, on_device
@@ -73,11 +74,13 @@ def make_job(tmp_path: Path, checkpoint: Path, **changes: Any) -> FinetuneJob:
     return check(FinetuneJob, spec | changes, "test")
 
 
-def samples(job: FinetuneJob, *, share_media: bool) -> list[Sample]:
+def samples(
+    job: FinetuneJob, *, share_media: bool, prompter: Prompter | None = None
+) -> list[Sample]:
     preparer = Preparer(job, Storage())
     found = [
         preparer.prepare(group)
-        for group in mix(job.data, Storage(), share_media=share_media, seed=0)
+        for group in mix(job.data, Storage(), share_media=share_media, seed=0, prompter=prompter)
     ]
     assert all(isinstance(sample, Sample) for sample in found)
     return found
@@ -132,6 +135,41 @@ def test_a_row_teaches_what_single_conversations_do(folder, tmp_path):
         for name, gradient in wanted.items():
             atol = 2e-5 * float(gradient.abs().max())
             torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=atol, msg=name)
+
+
+def test_several_answers_teach_what_each_does_after_its_own_prompt(dense, tmp_path):
+    """The template writes an empty block of reasoning before an answer, and not in earlier ones."""
+    talk = [("human", "<image>\nWhat?"), ("gpt", "A square."), ("human", "Sure?"), ("gpt", "Yes.")]
+    job = make_job(tmp_path, dense)
+    turns = [{"from": speaker, "value": text} for speaker, text in talk]
+    (tmp_path / "data.json").write_text(json.dumps([{"image": "a.png", "conversations": turns}]))
+    with pytest.raises(AssertionError):  # as one sequence it is a problem of its row
+        samples(job, share_media=True)
+    prompter = Prompter(str(dense))
+    alone, shared = (samples(job, share_media=s, prompter=prompter) for s in (False, True))
+    assert (len(alone), len(shared)) == (2, 1)
+    expected, wanted = by_hand(load(dense, "sdpa"), alone)
+    model = load(dense, IMPLEMENTATION)
+    separate_conversations(model)
+    loss, found = by_row(model, shared)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for name, gradient in wanted.items():
+        atol = 2e-5 * float(gradient.abs().max())
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=atol, msg=name)
+
+
+def test_what_linear_layers_read_again_is_known(dense, tmp_path):
+    job = make_job(tmp_path, dense)
+    row = samples(job, share_media=True)
+    assert [sample.size.num_conversations for sample in row] == [3, 1]
+    model = load(dense, IMPLEMENTATION)
+    separate_conversations(model)
+    read: list[int] = []
+    layer = model.get_submodule("model.language_model.layers.0.linear_attn.in_proj_qkv")
+    layer.register_forward_hook(lambda module, args, out: read.append(args[0].shape[1]))
+    by_row(model, row)
+    assert sum(read) == sum(s.size.num_tokens + s.size.num_repeated for s in row)
+    assert sum(read) > sum(s.size.num_tokens for s in row)
 
 
 def test_without_it_samples_would_reach_each_other(dense, tmp_path):

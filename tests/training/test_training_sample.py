@@ -14,7 +14,8 @@ from pipeline.plan.planner import Planner
 from pipeline.stages.prepare import Prepare
 from pipeline.storage.storage import Storage
 from pipeline.tasks.registry import TASKS
-from pipeline.training.sample import IGNORED, ROOT, Preparer, Sample, group_by_media, max_tokens
+from pipeline.training.groups import group_by_media
+from pipeline.training.sample import IGNORED, ROOT, Preparer, Sample, max_tokens
 from pipeline.workers.code_version import code_digest
 from pipeline.workers.isolated_decoder import IsolatedDecoder
 from schemas.conversation import Conversation, DataProblem, Turn
