@@ -281,4 +281,4 @@ def test_what_the_cpu_build_does_not_compute_is_an_error_before_the_start(
 
     job = hybrid_job(source(model_type), dtype=dtype)
     with pytest.raises(ModelError, match=message):
-        engine_args(job, None, has_reasoning=False)
+        engine_args(job, None, opens_reasoning=False)
