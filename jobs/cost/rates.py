@@ -191,18 +191,21 @@ def features(
 
 
 def read_again(units: pa.Table, kept: KeptPrefix) -> Array:
-    """Tokens of its shared beginning that the engine reads again in each unit, float64 [N]."""
+    """Tokens of its shared beginning that the engine reads again in each unit, float64 [N].
 
-    def begins(prompts: Any) -> Array:
-        own = pc.struct_field(prompts, "num_own_tokens")
-        return np.asarray(pc.subtract(pc.struct_field(prompts, "num_prompt_tokens"), own))
-
+    Prompts of a unit share a beginning if it is of one length: tools before the media change it.
+    """
     prompts = units["prompts"]
-    of_all = _sum_of_lists(prompts, begins)
-    again = _sum_of_lists(prompts, lambda p: kept.num_read_again(begins(p)))
-    # The first prompt with a beginning reads it anyway; usually all prompts have the same one.
-    further = 1 - units["num_shared_tokens"].to_numpy() / np.maximum(of_all, 1)
-    return np.asarray(np.round(again * further))
+    flat = pc.list_flatten(prompts)
+    rows = np.asarray(pc.list_parent_indices(prompts)).astype(np.int64)
+    lengths = np.asarray(pc.struct_field(flat, "num_prompt_tokens")).astype(np.int64)
+    begins = lengths - np.asarray(pc.struct_field(flat, "num_own_tokens"))
+    groups = rows * (begins.max(initial=0) + 1) + begins
+    order = np.lexsort((lengths, groups))
+    _, firsts, counts = np.unique(groups[order], return_index=True, return_counts=True)
+    shortest = order[firsts]
+    again = kept.num_read_again(begins[shortest], lengths[shortest], counts)
+    return np.bincount(rows[shortest], weights=again, minlength=len(units)).astype(np.float64)
 
 
 def _written(prompts: Any, output_tokens: Mapping[str, float]) -> Array:

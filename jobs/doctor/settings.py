@@ -9,6 +9,7 @@ from jobs.doctor.finding import Finding, State, checked, finding
 from jobs.doctor.model import Found, assumed_of_model
 from jobs.run.on_finish import check_on_finish
 from pipeline.engines.answer_schema import check_grammars
+from pipeline.engines.vllm.limits import check_sampling
 from pipeline.media.shots import check_shots
 from pipeline.model.checkpoint import with_generation_defaults
 from pipeline.model.reasoning import with_reasoning
@@ -33,7 +34,7 @@ def job_findings(
     pools: list[Pools] = []
     checks: list[tuple[str, bool, Callable[[], str]]] = [
         ("actors", has_machines, lambda: _check_actors(job, pools)),
-        ("answers", True, lambda: _check_grammars(job)),
+        ("answers", True, lambda: _check_answers(job)),
         ("shots", job.sampling.segmentation.kind == "shots", _check_shots),
         ("on_finish", job.on_finish != OnFinish(), lambda: _check_on_finish(job)),
         ("columns", bool(schema_of_questions(job.questions())), lambda: _columns(job, storage)),
@@ -54,8 +55,9 @@ def _check_actors(job: Job, pools: list[Pools]) -> str:
     return f"they fit into {cpus:g} CPUs and {gpus:g} GPUs"
 
 
-def _check_grammars(job: Job) -> str:
+def _check_answers(job: Job) -> str:
     check_grammars(job)
+    check_sampling(job)
     return "their schemas, if they have some, can be constrained to"
 
 

@@ -18,11 +18,12 @@ from jobs.cluster.engine_choice import (
     with_engine,
 )
 from jobs.plan.runs import Run
+from pipeline.engines.vllm.limits import check_sampling
 from pipeline.model.checkpoint import Checkpoint, check_engine
 from pipeline.output.file_names import FILE_NAME, table_files
 from pipeline.plan.recipe import recipe, recipe_id, recipe_ids
 from pipeline.storage.storage import Storage, join
-from schemas.errors import ModelError
+from schemas.errors import JobFileError, ModelError
 from schemas.job.job import Job
 from schemas.tables.annotation import ANNOTATIONS
 
@@ -39,7 +40,7 @@ def job_with_engine(
 
     Raises:
         ModelError: the engine cannot run the checkpoint's kind of weights.
-        JobFileError: the engine cannot run with the job's resources.
+        JobFileError: the engine cannot run with the job's resources or sampling settings.
         ResourceError: the cluster does not answer.
         StorageError: the output cannot be read.
     """
@@ -53,10 +54,11 @@ def job_with_engine(
         chosen, line = with_engine(job, choice)
     try:
         check_engine(checkpoint, chosen.model)
-    except ModelError as error:
+        check_sampling(chosen)
+    except (ModelError, JobFileError) as error:
         problem = f"{error}; the engine is {line}"
         if not (only_plan and of_this_machine):
-            raise ModelError(problem) from None
+            raise type(error)(problem) from None
         logger.warning("%s", problem)
     return chosen, line
 

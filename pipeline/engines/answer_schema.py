@@ -10,10 +10,14 @@ from schemas.job.job import Job
 from schemas.task import Question
 
 
-def grammar_of(question: Question) -> str | None:
+def grammar_of(question: Question, reasoning_ids: tuple[int, int] | None = None) -> str | None:
     """The grammar of a task's answers, in llguidance's Lark syntax; None if it has no schema.
 
     The JSON may be in a code fence, as models usually write it.
+
+    reasoning_ids: token ids of ``<think>`` and ``</think>``, with which an answer may begin
+        reasoning of any tokens that comes before the JSON; None: it has none, or the grammar is
+        applied after its end.
     """
     get_schema = TASKS[question.task].json_schema
     schema = get_schema(question) if get_schema else None
@@ -21,7 +25,14 @@ def grammar_of(question: Question) -> str | None:
         return None
     # At most a line break and indentation: weak models would write white space without end.
     schema = schema | {"x-guidance": {"whitespace_pattern": "\\n? {0,16}"}}
-    return f'start: json | "```json\\n" json "\\n```"\njson: %json {json.dumps(schema)}\n'
+    start = "answer"
+    if reasoning_ids is not None:
+        begin, end = reasoning_ids
+        start = f"(<[{begin}]> <[^{end}]>* <[{end}]>)? answer"
+    return (
+        f'start: {start}\nanswer: json | "```json\\n" json "\\n```"\n'
+        f"json: %json {json.dumps(schema)}\n"
+    )
 
 
 def check_grammars(job: Job) -> None:

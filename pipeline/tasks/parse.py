@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -79,21 +79,19 @@ def parse_answer(
         KeyError: there is no such task.
     """
     task = TASKS[question.task]
-    reasoning, text = split_reasoning(_strip_special_tokens(raw_text), is_open=thinking)
-    if text is None:
-        parsed = _unread("the reasoning was not closed: there is no answer")
-    else:
-        parsed = _parsed(task, text, question, view)
-    status, note = parsed.status, parsed.note
+    split = split_reasoning(_strip_special_tokens(raw_text), is_open=thinking)
+    parsed = _unread() if split.answer is None else _parsed(task, split.answer, question, view)
+    status, notes = parsed.status, [split.note, parsed.note]
+    if split.note and status == AnswerStatus.OK:
+        status = AnswerStatus.REPAIRED
     if finish_reason == "length":
         status = AnswerStatus.TRUNCATED
-        cut = f"cut at max_new_tokens = {question.max_new_tokens}"
-        note = f"{cut}; {note}" if note else cut
+        notes.insert(0, f"cut at max_new_tokens = {question.max_new_tokens}")
     elif finish_reason == "loop":
         status = AnswerStatus.LOOPED
-        cut = "stopped where it repeated itself; the copies are left out"
-        note = f"{cut}; {note}" if note else cut
-    return Answer(value=parsed.value, status=status, note=note, reasoning=reasoning)
+        notes.insert(0, "stopped where it repeated itself; the copies are left out")
+    note = "; ".join(note for note in notes if note) or None
+    return Answer(value=parsed.value, status=status, note=note, reasoning=split.reasoning)
 
 
 def _parsed(task: Task, text: str, question: Question, view: View) -> Parsed:
@@ -116,7 +114,7 @@ def _parsed(task: Task, text: str, question: Question, view: View) -> Parsed:
     return parsed
 
 
-def _unread(note: str) -> Parsed:
+def _unread(note: str | None = None) -> Parsed:
     return Parsed(value=None, status=AnswerStatus.UNPARSED, note=note)
 
 
@@ -165,26 +163,47 @@ def _shifted(value: Any, seconds: float) -> Any:
     }
 
 
-def split_reasoning(text: str, *, is_open: bool) -> tuple[str | None, str | None]:
+class SplitAnswer(NamedTuple):
+    """Reasoning and answer; None for either that is not there.
+
+    note: why there is no answer, or that text which may belong to it is in the reasoning.
+    """
+
+    reasoning: str | None
+    answer: str | None
+    note: str | None = None
+
+
+def split_reasoning(text: str, *, is_open: bool) -> SplitAnswer:
     """Split an answer from reasoning: it is what follows the LAST tag, if that ends reasoning.
 
     What comes before may quote tags, or be an answer that was thought over. So text before the last
-    ``</think>`` is never in the answer, and there is no answer while a ``<think>`` is open.
+    ``</think>`` is never in the answer, and there is no answer while a ``<think>`` is open. An
+    answer that quotes a tag looks the same, so its text is in the reasoning, with a note.
+    Without a tag all is answer.
 
     is_open: the prompt opened the reasoning.
-
-    Returns reasoning and answer, None for either that is not there; without a tag all is answer.
     """
-    end = text.rfind(REASONING_ENDS)
+    first_end, end = text.find(REASONING_ENDS), text.rfind(REASONING_ENDS)
     begin = text.rfind(REASONING_BEGINS)
-    if begin > end or (is_open and end < 0):
-        reasoning, answer = text, None
-    elif end < 0:
-        reasoning, answer = "", text.strip()
-    else:
-        reasoning, answer = text[:end], text[end + len(REASONING_ENDS) :].strip()
-    reasoning = clean_text(reasoning).strip().removeprefix(REASONING_BEGINS).strip()
-    return reasoning or None, answer
+    has_begun = is_open or text.startswith(REASONING_BEGINS)
+    if end < 0 and not has_begun and begin < 0:
+        return SplitAnswer(None, text.strip())
+    if begin > end or end < 0:
+        note = "the reasoning was not closed: there is no answer"
+        if not has_begun or end >= 0:
+            note = f"{REASONING_BEGINS} is not closed: all text is taken as reasoning"
+        return SplitAnswer(_reasoning(text), None, note)
+    reasoning, answer = _reasoning(text[:end]), text[end + len(REASONING_ENDS) :].strip()
+    is_one_block = has_begun and begin < first_end
+    if is_one_block or reasoning is None:
+        return SplitAnswer(reasoning, answer)
+    note = f"all text before the last {REASONING_ENDS} is taken as reasoning"
+    return SplitAnswer(reasoning, answer, note)
+
+
+def _reasoning(text: str) -> str | None:
+    return clean_text(text).strip().removeprefix(REASONING_BEGINS).strip() or None
 
 
 def _strip_special_tokens(text: str) -> str:

@@ -17,10 +17,11 @@ class Retry(Section):
 
     temperature: float = Field(0.7, ge=0, le=5, description="Instead of the value in `generation`.")
     top_p: float = Field(0.8, gt=0, le=1, description="Instead of the value in `generation`.")
-    top_k: int = Field(20, ge=0, description="Instead of the value in `generation`.")
+    top_k: int = Field(20, ge=0, lt=1 << 31, description="Instead of the value in `generation`.")
     repetition_penalty: float = Field(
         1.1,
         gt=0,
+        allow_inf_nan=False,
         description="Instead of the value in `generation`, for answers in prose: lists, tables and "
         "JSON repeat themselves by their form.",
     )
@@ -50,9 +51,14 @@ class Generation(Section):
     temperature: float = Field(0.0, ge=0, le=5, description="0: greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="With temperature: nucleus sampling.")
     top_k: int = Field(
-        0, ge=0, description="With temperature: sample from the k likeliest tokens; 0: from all."
+        0,
+        ge=0,
+        lt=1 << 31,
+        description="With temperature: sample from the k likeliest tokens; 0: from all.",
     )
-    repetition_penalty: float = Field(1.0, gt=0, description="transformers' repetition penalty.")
+    repetition_penalty: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="transformers' repetition penalty."
+    )
     presence_penalty: float = Field(
         0.0,
         ge=-2,

@@ -21,7 +21,7 @@ from jobs.cost.estimate import (
     money,
     print_estimate,
 )
-from jobs.cost.rates import FEATURES, Rates, Work, features
+from jobs.cost.rates import FEATURES, Rates, Work, features, read_again
 from jobs.plan.runs import open_run
 from pipeline.engines.vllm.prefix import KeptPrefix
 from pipeline.storage.storage import Storage
@@ -102,6 +102,34 @@ def test_what_the_engine_does_not_keep_each_further_task_reads_again(block, agai
     assert (vision, text) == (100, 20 + 5 + 7 + again), "encoded once, whatever is kept"
     (alone,) = features(planned(1, ("caption",)), {}, kept)[:, 1]
     assert alone == 20 + 5, "one task reads all once"
+
+
+@pytest.mark.parametrize(
+    ("kept", "again"),
+    [
+        (KeptPrefix(), 0),
+        (KeptPrefix(block_tokens=None), 2 * 120),
+        (KeptPrefix(block_tokens=100), 2 * 20),
+        # The first prompt's state is at 100 of its 125 tokens, or at 122, behind the media.
+        (KeptPrefix(block_tokens=100, has_states=True), 2 * 20),
+        (KeptPrefix(block_tokens=61, has_states=True), 120 + 59),
+    ],
+)
+def test_prompts_with_another_beginning_share_nothing(kept, again):
+    """Of five prompts two have tools before the media, in a beginning of 150 tokens."""
+    unit = Unit(
+        unit_id="u",
+        media_id="u",
+        uri="a.mp4",
+        prompts=tuple(
+            Prompt(task=f"t{n}", num_prompt_tokens=begin + n, num_own_tokens=n)
+            for begin, n in ((150, 5), (120, 9), (120, 5), (150, 7), (120, 7))
+        ),
+        num_shared_tokens=270,
+    )
+    alone = dataclasses.replace(unit, prompts=unit.prompts[:2])
+    further = {1: 0, 100: 50, 61: 28, None: 150}[kept.block_tokens]
+    assert read_again(to_table([unit, alone], UNIT), kept).tolist() == [again + further, 0]
 
 
 def test_the_page_says_what_is_read_again_and_by_which_rule():

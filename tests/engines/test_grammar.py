@@ -2,13 +2,18 @@
 
 import json
 from pathlib import Path
+from random import Random
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
+from llguidance import LLMatcher
+from llguidance.hf import from_tokenizer
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from jobs.plan.open_job import open_job
+from pipeline.engines.answer_schema import grammar_of
 from pipeline.engines.grammar import Grammars
 from pipeline.engines.token_sampling import PresencePenalty, RepetitionPenalty
 from pipeline.engines.transformers.engine import TransformersEngine
@@ -119,6 +124,39 @@ def test_reasoning_that_the_prompt_does_not_open_may_come_first(checkpoint):
         free, first = torch.isfinite(held(torch.zeros(2, 512)))
         assert free.all() == (end not in thinks[: step + 1])
         assert not first.all() and not first[begin]
+
+
+@pytest.mark.parametrize("reasons", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_both_engines_let_the_same_tokens_follow_where_reasoning_is_optional(
+    checkpoint, seed, reasons
+):
+    """vLLM gets one grammar of reasoning and answer; here the answer's begins after the reasoning.
+
+    A text is drawn among the tokens that may follow, `</think>` more often than others.
+    """
+    tokenizer = Prompter(str(checkpoint)).tokenizer
+    question = Question(task="custom", json_schema=json.dumps(SCHEMA))
+    begin, end = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    grammars = Grammars([question], tokenizer, 512, has_reasoning=True, is_opened=False)
+    (held,) = grammars.processors(["custom"], torch.device("cpu"))
+    text = grammar_of(question, (begin, end))
+    assert LLMatcher.validate_grammar(text) == "", "vLLM checks it without a tokenizer"
+    matcher = LLMatcher(from_tokenizer(tokenizer, n_vocab=512), text)
+    draws = Random(seed)
+    for step in range(60):
+        (finite,) = torch.isfinite(held(torch.zeros(1, 512)))
+        bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+        assert finite.tolist() == bits[:512].astype(bool).tolist()
+        allowed = finite.nonzero().flatten().tolist()
+        if step == 0:
+            allowed = [token for token in allowed if (token == begin) == reasons]
+        token = draws.choice(allowed + 20 * [end] * (end in allowed))
+        if token == tokenizer.eos_token_id:
+            break
+        held.accept(torch.tensor([token]), [token])
+        assert matcher.consume_token(token)
+    assert step > 5
 
 
 def test_a_presence_penalty_counts_a_token_of_the_answer_once():

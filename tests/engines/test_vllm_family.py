@@ -11,6 +11,7 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +27,7 @@ from pipeline.model.prompter import Prompter
 from schemas.errors import ModelError
 from schemas.job.job import Job
 from schemas.tables.columns import to_table
-from schemas.tables.unit import UNIT, PreparedUnit
+from schemas.tables.unit import UNIT, PreparedUnit, Prompt
 from tests.support.job_files import make_job
 from tests.support.messages import image, read, text, user, video
 from tests.support.prepared import media_items, prepare_units
@@ -191,22 +192,47 @@ def test_answers_are_those_of_the_model(started, source, units, model_type, clos
     assert (other < MAX_REGRET).float().mean() < close, "answers to other frames would not pass"
 
 
-def test_what_is_kept_is_as_planned_and_what_is_read_again_is_counted(started, source, units):
-    """Between images that are shorter than a block, and videos of several."""
+def noise(unit: PreparedUnit, name: str) -> PreparedUnit:
+    """The unit under another name, with frames that vLLM has never seen."""
+    size = len(unit.frame_data or b"")
+    frames = Random(name + unit.unit_id).randbytes(size)
+    return dataclasses.replace(unit, unit_id=name + unit.unit_id, frame_data=frames)
+
+
+def longer(prompt: Prompt, more: int) -> Prompt:
+    """The prompt with as many tokens more before its end."""
+    ids = prompt.input_ids or ()
+    return dataclasses.replace(
+        prompt,
+        input_ids=(*ids[:-5], *ids[-6:-5] * more, *ids[-5:]),
+        num_prompt_tokens=prompt.num_prompt_tokens + more,
+        num_own_tokens=prompt.num_own_tokens + more,
+    )
+
+
+@pytest.mark.parametrize("more", [(0, 0, 0), (0, 200, 90), (70, 100, 80), (170, 160, 250)])
+def test_what_is_kept_is_as_planned(started, source, units, more):
+    """Between images shorter than a block and videos of several, and prompts of several lengths."""
     job = hybrid_job(source("qwen3_5"))
     engine = started(job)
-    assert engine.kept == KeptPrefix(block_tokens=BLOCK) == planned_prefix(job.model)
+    assert engine.kept == KeptPrefix(block_tokens=BLOCK, has_states=True)
+    assert engine.kept == planned_prefix(job.model)
     assert engine.name.endswith(f", prefix cache in blocks of {BLOCK} tokens")
-    engine.generate([black(unit) for unit in units])  # nothing of these units is kept from before
+    asked = [
+        dataclasses.replace(
+            noise(unit, f"{more}"),
+            prompts=tuple(longer(p, n) for p, n in zip(unit.prompts, more, strict=True)),
+        )
+        for unit in units
+    ]
     with watched(engine) as seen:
-        answered = engine.generate([dataclasses.replace(u, unit_id="2" + u.unit_id) for u in units])
-    again = []
+        answered = engine.generate(asked)
+    planned = read_again(to_table(asked, UNIT), engine.kept).tolist()
+    assert [unit.num_read_again for unit in answered] == planned
     for unit in answered:
         prompts = [seen[f"{unit.unit_id}/{prompt.task}"] for prompt in unit.prompts]
         read = sum(len(o.prompt_token_ids) - o.num_cached_tokens for o in prompts)
-        again.append(read - sum(p.num_own_tokens for p in unit.prompts) - unit.num_shared_tokens)
-        assert unit.num_read_again == max(0, again[-1])
-        assert unit.num_fed_tokens == unit.num_read_again + read - again[-1]
+        assert unit.num_fed_tokens == read
 
 
 def test_without_the_cache_each_task_reads_all(started, source, units):
@@ -281,4 +307,4 @@ def test_what_the_cpu_build_does_not_compute_is_an_error_before_the_start(
 
     job = hybrid_job(source(model_type), dtype=dtype)
     with pytest.raises(ModelError, match=message):
-        engine_args(job, None, has_reasoning=False)
+        engine_args(job, None, opens_reasoning=False)

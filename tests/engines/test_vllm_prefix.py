@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.engines.vllm.admission import num_cache_tokens
@@ -85,22 +86,54 @@ def test_who_decides_whether_there_is_a_prefix_cache(config, args, expected):
 
 
 @pytest.mark.parametrize(
-    ("is_on", "expected", "said"),
+    ("config", "expected", "said"),
     [
-        (True, KeptPrefix(block_tokens=1056), "prefix cache in blocks of 1,056 tokens"),
-        (False, KeptPrefix(block_tokens=None), "no prefix cache"),
+        (
+            (True, 1056, "align"),
+            KeptPrefix(block_tokens=1056, has_states=True),
+            "prefix cache in blocks of 1,056 tokens",
+        ),
+        ((True, 16, "none"), KeptPrefix(block_tokens=16), "prefix cache in blocks of 16 tokens"),
+        ((False, 1056, "none"), KeptPrefix(block_tokens=None), "no prefix cache"),
     ],
 )
-def test_the_engine_that_runs_says_what_it_keeps(is_on, expected, said):
-    found = kept_by(SimpleNamespace(enable_prefix_caching=is_on, block_size=1056))
+def test_the_engine_that_runs_says_what_it_keeps(config, expected, said):
+    names = ("enable_prefix_caching", "block_size", "mamba_cache_mode")
+    found = kept_by(SimpleNamespace(**dict(zip(names, config, strict=True))))
     assert (found, str(found)) == (expected, said)
 
 
 @pytest.mark.parametrize(
-    ("block", "again"), [(1, 0), (16, 8), (528, 472), (2000, 1000), (None, 1000)]
+    ("block", "again"), [(1, 0), (16, 16), (528, 944), (2000, 2000), (None, 2000)]
 )
 def test_what_is_kept_in_no_whole_block_is_read_again(block, again):
-    assert KeptPrefix(block_tokens=block).num_read_again(1000) == again
+    """By two further prompts; where the shortest one ends does not matter without states."""
+    for shortest in (1001, 1100, 5000):
+        assert KeptPrefix(block_tokens=block).num_read_again(1000, shortest, 3) == again
+    assert KeptPrefix(block_tokens=block).num_read_again(1000, 1001, 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("prefix", "lengths", "cached"),
+    [
+        (144, (160, 217, 292), (0, 0, 0)),  # no whole block is shared
+        (199, (215, 272, 347), (0, 160, 160)),
+        (199, (347, 392, 482, 602), (0, 0, 160, 160)),  # the first state is behind the media
+        (199, (392, 482), (0, 0)),
+        (304, (320, 377, 452), (0, 160, 160)),  # the last token of two whole blocks is read
+        (304, (452, 497, 587, 707), (0, 0, 160, 160)),
+        (554, (570, 627, 702), (0, 480, 480)),
+        (554, (837, 957, 1077), (0, 0, 480)),
+        (554, (1077,), (0,)),
+    ],
+)
+def test_a_state_behind_the_shared_beginning_is_of_no_use(prefix, lengths, cached):
+    """cached: as vLLM 0.32 reported of such prompts, in blocks of 160 tokens."""
+    kept = KeptPrefix(block_tokens=160, has_states=True)
+    again = sum(prefix - of_prompt for of_prompt in cached[1:])
+    assert kept.num_read_again(prefix, min(lengths), len(lengths)) == again
+    arrays = [np.array([number] * 2) for number in (prefix, min(lengths), len(lengths))]
+    assert kept.num_read_again(*arrays).tolist() == [again] * 2
 
 
 @pytest.mark.parametrize(("block", "tokens"), [(1, 1090), (16, 1106), (528, 2034), (None, 3090)])
@@ -119,6 +152,22 @@ def test_a_unit_takes_the_cache_that_its_prompts_do_not_share(block, tokens):
     assert num_cache_tokens(dataclasses.replace(unit, prompts=()), KeptPrefix()) == 0
 
 
+@pytest.mark.parametrize(("own", "tokens"), [((20, 30), 1522), ((60, 70), 2130)])
+def test_a_prompt_that_reads_all_takes_the_cache_for_all(own, tokens):
+    """In blocks of 528: the state of the first one is at 528, or behind the media at 1056."""
+    prompts = tuple(
+        Prompt(
+            task=str(number),
+            num_prompt_tokens=1000 + number,
+            num_own_tokens=number,
+            input_ids=(7,) * (1000 + number),
+        )
+        for number in own
+    )
+    unit = PreparedUnit(unit_id="u", media_id="u", uri="u", prompts=prompts)
+    assert num_cache_tokens(unit, KeptPrefix(block_tokens=528, has_states=True)) == tokens
+
+
 def test_before_a_run_the_plan_takes_what_vllm_will_do(checkpoint: Path, hybrid: Path):
     def planned(source: Path, engine: str = "vllm", **args: Any) -> KeptPrefix:
         own = {"vllm": {"engine_args": args}} if engine == "vllm" else {}
@@ -129,5 +178,5 @@ def test_before_a_run_the_plan_takes_what_vllm_will_do(checkpoint: Path, hybrid:
     assert planned(hybrid, **MTP) == KeptPrefix(block_tokens=None)
     text = json.loads((hybrid / "config.json").read_text())["text_config"]
     expected = block_tokens(Model(engine="vllm"), text)
-    assert planned(hybrid) == KeptPrefix(block_tokens=expected)
+    assert planned(hybrid) == KeptPrefix(block_tokens=expected, has_states=True)
     assert expected > 16

@@ -146,7 +146,7 @@ def test_patches_go_to_several_gpus_in_shared_memory_where_there_is_enough(start
         monkeypatch.setattr(args.shutil, "disk_usage", lambda path, free=free: Usage(free))
         for size in (1, 2):
             job = vllm_job(tensor_parallel_size=size)
-            made = args.engine_args(job, CLIP, has_reasoning=False)
+            made = args.engine_args(job, CLIP, opens_reasoning=False)
             found[free, size] = made.enable_shm_tensor_arena
     assert [key for key, is_on in found.items() if is_on] == [(16 * GIB, 2)]
 

@@ -81,6 +81,24 @@ def test_no_reasoning_is_in_a_value(name: str, data: st.DataObject):
     assert (SECRET in text) == (SECRET in (read.reasoning or ""))
 
 
+@settings(max_examples=300)
+@given(data=st.data())
+def test_text_that_is_in_no_answer_is_in_the_reasoning(data: st.DataObject):
+    """And a note says so, unless it is one block at the beginning."""
+    text, opened = data.draw(outputs("caption"))
+    read = parse_answer(text, CAPTION, IMAGE, thinking=opened)
+    said = read.value or ""
+    assert words(text) == words(read.reasoning or "") + words(said)
+    begun = opened or text.startswith(BEGIN)
+    if read.reasoning and (read.value is None or not begun):
+        assert read.note and (read.status == "repaired") == (read.value is not None)
+
+
+def words(text: str) -> list[str]:
+    """The text's words, without tags."""
+    return TAG.sub(" ", text).split()
+
+
 @pytest.mark.parametrize("name", QUESTIONS)
 @pytest.mark.parametrize("opened", [False, True])
 def test_an_answer_after_reasoning_is_read_as_alone(name: str, opened: bool):
@@ -94,29 +112,37 @@ def test_an_answer_after_reasoning_is_read_as_alone(name: str, opened: bool):
         assert read.reasoning == f"{SECRET} [1, 2]"
 
 
+NO_ANSWER = "the reasoning was not closed"
+NOT_CLOSED = "<think> is not closed"
+BEFORE = "before the last </think>"
+
+
 @pytest.mark.parametrize(
-    ("text", "opened", "expected"),
+    ("text", "opened", "expected", "note"),
     [
-        ("A cat.", False, (None, "A cat.")),
-        ("", False, (None, "")),
-        ("", True, (None, None)),
-        ("<think>\n\n</think>\n\nA cat.", False, (None, "A cat.")),
-        ("hm</think>A cat.", True, ("hm", "A cat.")),
-        ("hm</think>A cat.", False, ("hm", "A cat.")),  # an end without a beginning
-        ("<think>hm</think>A cat.", True, ("hm", "A cat.")),  # opened twice
-        ("<think>hm", False, ("hm", None)),
-        ("A cat.<think>hm", False, ("A cat.<think>hm", None)),
-        ("<think>a</think>A dog.<think>b</think>A cat.", False, None),
-        ("<think>a</think>A dog.<think>b", False, None),
+        ("A cat.", False, (None, "A cat."), None),
+        ("", False, (None, ""), None),
+        ("", True, (None, None), NO_ANSWER),
+        ("<think>\n\n</think>\n\nA cat.", False, (None, "A cat."), None),
+        ("</think>A cat.", False, (None, "A cat."), None),  # nothing before it
+        ("hm</think>A cat.", True, ("hm", "A cat."), None),
+        ("so </think> and</think>A cat.", True, ("so </think> and", "A cat."), None),
+        ("hm</think>A cat.", False, ("hm", "A cat."), BEFORE),  # an end without a beginning
+        ("A <think> tag", False, ("A <think> tag", None), NOT_CLOSED),  # quoted by an answer
+        ("It says </think>", False, ("It says", ""), BEFORE),
+        ("<think>hm</think>A cat.", True, ("hm", "A cat."), None),  # opened twice
+        ("<think>hm", False, ("hm", None), NO_ANSWER),
+        ("A cat.<think>hm", False, ("A cat.<think>hm", None), NOT_CLOSED),
+        ("A dog.<think>b</think>A cat.", False, ("A dog.<think>b", "A cat."), BEFORE),
+        # Several blocks: the answer is after the last one.
+        ("a</think>A dog.<think>b</think>A", True, ("a</think>A dog.<think>b", "A"), BEFORE),
+        ("<think>a</think>A dog.<think>b", False, ("a</think>A dog.<think>b", None), NOT_CLOSED),
     ],
 )
-def test_the_forms(text: str, opened: bool, expected: tuple | None):
-    reasoning, said = split_reasoning(text, is_open=opened)
-    if expected is None:  # several blocks: the answer is after the last one
-        assert said == ("A cat." if text.endswith("A cat.") else None)
-        assert reasoning is not None and "A dog." in reasoning
-    else:
-        assert (reasoning, said) == expected
+def test_the_forms(text: str, opened: bool, expected: tuple, note: str | None):
+    found = split_reasoning(text, is_open=opened)
+    assert (found.reasoning, found.answer) == expected
+    assert found.note is None if note is None else note in found.note
 
 
 @pytest.mark.parametrize(

@@ -52,5 +52,6 @@ def num_cache_tokens(unit: PreparedUnit, kept: KeptPrefix) -> int:
         return 0
     lengths = [len(prompt.input_ids or ()) for prompt in unit.prompts]
     begins = [prompt.num_prompt_tokens - prompt.num_own_tokens for prompt in unit.prompts]
-    shared = min(begins)
-    return sum(lengths) - (len(lengths) - 1) * (shared - kept.num_read_again(shared))
+    shared, further = min(begins), len(lengths) - 1
+    again = kept.num_read_again(shared, min(lengths), len(lengths))
+    return sum(lengths) - further * shared + again

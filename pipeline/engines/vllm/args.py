@@ -97,11 +97,11 @@ def send_no_usage_data() -> None:
         os.environ.setdefault("DO_NOT_TRACK", "1")  # of libraries that vLLM uses
 
 
-def engine_args(job: Job, largest: LargestMedia | None, *, has_reasoning: bool) -> Any:
+def engine_args(job: Job, largest: LargestMedia | None, *, opens_reasoning: bool) -> Any:
     """Make vLLM's ``AsyncEngineArgs`` for a job.
 
     largest: of the run's plan; None if it is not known: then the job's limits count.
-    has_reasoning: answers begin with reasoning; a grammar applies after its end.
+    opens_reasoning: prompts end inside ``<think>``; a grammar applies after the reasoning's end.
 
     Raises:
         ModelError: ``model.vllm.engine_args`` names an argument that vLLM does not have, or vLLM
@@ -141,7 +141,7 @@ def engine_args(job: Job, largest: LargestMedia | None, *, has_reasoning: bool) 
     }
     if any(question.is_vector for question in job.questions()):
         args |= vector_args()
-    if has_reasoning:
+    if opens_reasoning:
         # Ends at </think> alone. "qwen3" ends at <tool_call> too, which a grammar then refuses.
         args["reasoning_parser"] = "deepseek_r1"
     if model.yarn is not None:

@@ -40,7 +40,7 @@ from schemas.job.generation import Generation
 from schemas.job.job import Job
 from schemas.tables.error import ErrorRecord
 from schemas.tables.unit import AnsweredUnit, PreparedUnit, Prompt, RawAnswer, UnitStatus
-from schemas.task import Question
+from schemas.task import REASONING_BEGINS, REASONING_ENDS, Question
 
 logger = logging.getLogger(__name__)
 
@@ -98,13 +98,14 @@ class VllmEngine:
         self._prompter = Prompter.of(job)
         self._opens_reasoning = self._prompter.opens_reasoning
         constrained = job.questions() if job.generation.constrained else ()
-        self._grammars = {question.name: grammar_of(question) for question in constrained}
+        reasoning_ids = self._optional_reasoning()
+        self._grammars = {q.name: grammar_of(q, reasoning_ids) for q in constrained}
         self._adapter = adapter_request(job.model)
         self._numbers = itertools.count()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
         send_no_usage_data()
-        args = engine_args(job, largest, has_reasoning=self._prompter.expects_reasoning)
+        args = engine_args(job, largest, opens_reasoning=self._opens_reasoning)
 
         async def start() -> Any:
             # The usage context decides vLLM's default batch: that of its class for offline work.
@@ -128,6 +129,14 @@ class VllmEngine:
         self._admission = Admission(
             int(_QUEUE_FACTOR * (cache.num_gpu_blocks or 0) * cache.block_size)
         )
+
+    def _optional_reasoning(self) -> tuple[int, int] | None:
+        """Token ids around reasoning that no prompt opens, but an answer may; None if none may."""
+        if self._opens_reasoning or not self._prompter.expects_reasoning:
+            return None
+        tags = [REASONING_BEGINS, REASONING_ENDS]
+        begin, end = self._prompter.tokenizer.convert_tokens_to_ids(tags)
+        return begin, end
 
     def generate(
         self, units: Sequence[PreparedUnit], generation: Generation | None = None

@@ -5,9 +5,12 @@ blocks does not read them again: its prefix cache. With attention alone a block 
 linear layer has one state for all tokens before, so it can only be continued where that state was
 kept: vLLM keeps it at the end of the last whole block of a prompt, and makes the blocks so long
 that one holds as many bytes as a state, 500 to 2,000 tokens. What is shorter is read for each
-task. Importing this module does not import vLLM.
+task. Where the first prompt has its last whole block behind the shared beginning, the second one
+reads all; vLLM sees that both begin alike, and keeps the second one's state there for the others.
+Importing this module does not import vLLM.
 
-Source: ``_align_hybrid_block_size`` and ``MambaManager`` of vLLM 0.32.
+Source: ``_align_hybrid_block_size``, ``MambaManager`` and ``_mamba_block_aligned_split`` of vLLM
+0.32.
 """
 
 import math
@@ -34,15 +37,35 @@ class KeptPrefix:
     """What an engine keeps of the beginning that the prompts of a unit share.
 
     block_tokens: whole blocks of this length are kept, in tokens; 1: all of it; None: nothing.
+    has_states: linear layers are continued only from the end of a prompt's last whole block.
     """
 
     block_tokens: int | None = 1
+    has_states: bool = False
 
-    def num_read_again(self, prefix_tokens: TokensT) -> TokensT:
-        """Tokens of a shared beginning that each prompt after the first one reads again."""
+    def num_read_again(
+        self, prefix_tokens: TokensT, shortest_tokens: TokensT, num_prompts: TokensT
+    ) -> TokensT:
+        """Tokens of a shared beginning that the prompts after the first one read again, together.
+
+        prefix_tokens: of the beginning; the text that prompts may share after the media is not
+            known to the plan, and not counted.
+        shortest_tokens: of the whole prompt that is read first, the shortest one. With states, one
+            that vLLM reads in several parts may leave more of them than are counted here.
+        """
+        further: TokensT = num_prompts - 1
+        again: TokensT = further * prefix_tokens
         if self.block_tokens is None:
-            return prefix_tokens
-        return prefix_tokens % self.block_tokens
+            return again
+        kept = prefix_tokens // self.block_tokens * self.block_tokens
+        again = again - further * kept
+        if not self.has_states:
+            return again
+        # One token at least is read, so a prompt of whole blocks has its state a block earlier.
+        state_at = (shortest_tokens - 1) // self.block_tokens * self.block_tokens
+        is_missed = (state_at > prefix_tokens) & (further > 0)
+        again = again + is_missed * kept
+        return again
 
     def __str__(self) -> str:
         if self.block_tokens is None:
@@ -55,8 +78,12 @@ def kept_by(cache_config: Any) -> KeptPrefix:
 
     cache_config: vLLM's ``CacheConfig`` after the start, when its blocks have their final size.
     """
-    is_on = bool(cache_config.enable_prefix_caching)
-    return KeptPrefix(block_tokens=int(cache_config.block_size) if is_on else None)
+    if not cache_config.enable_prefix_caching:
+        return KeptPrefix(block_tokens=None)
+    return KeptPrefix(
+        block_tokens=int(cache_config.block_size),
+        has_states=cache_config.mamba_cache_mode == "align",
+    )
 
 
 def prefix_caching(own: Vllm, family: Family) -> bool | None:
@@ -91,7 +118,7 @@ def planned_prefix(model: Model) -> KeptPrefix:
         return KeptPrefix(block_tokens=None)
     if not family.is_hybrid:
         return KeptPrefix()  # all but 15 tokens
-    return KeptPrefix(block_tokens=block_tokens(model, config["text_config"]))
+    return KeptPrefix(block_tokens=block_tokens(model, config["text_config"]), has_states=True)
 
 
 def block_tokens(model: Model, text: Mapping[str, Any]) -> int:
