@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich import box
@@ -10,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.cost.rates import Rates, features, read_again
+from jobs.cost.rates import Rates, Work, features, read_again
 from pipeline.engines.speed import EngineTimes
-from pipeline.engines.vllm.prefix import KeptPrefix
+from pipeline.engines.vllm.prefix import KeptPrefix, planned_prefix
 from pipeline.model.checkpoint import load_config
 from pipeline.model.sizes import ModelSize
 from schemas.errors import CostError
@@ -215,6 +216,17 @@ def check_cost(estimated: Estimate, job: Job) -> None:
         "items (--limit, --sample), lower sampling.fps or budget, or raise --max-cost; `reelscribe "
         "plan` shows what each would change. Nothing was annotated"
     )
+
+
+def relative_error(units: pa.Table, job: Job, known: Rates | None) -> float:
+    """The standard error of the mean cost of a medium, over that mean; 0 without units."""
+    if not units.num_rows:
+        return 0.0
+    costs = Work(units, known, planned_prefix(job.model)).costs
+    media = units["media_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    of_media = np.bincount(media, weights=costs)
+    mean = of_media.mean()
+    return float(of_media.std() / np.sqrt(len(of_media)) / mean) if mean else 0.0
 
 
 def time_unit(seconds: float) -> TimeUnit:

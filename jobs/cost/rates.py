@@ -108,12 +108,12 @@ class Work:
     @property
     def num_units(self) -> int:
         """Number of units, about if not all are known."""
-        return round(self._num_known / self.share_known)
+        return round(self._num_known / (self.share_known or 1.0))
 
     @property
     def total_cost(self) -> float:
         """The cost of all units, about if not all are known."""
-        return max(self._known_cost / self.share_known, self.done_cost)
+        return max(self._known_cost / (self.share_known or 1.0), self.done_cost)
 
     def count_done(self, rows: pa.Table) -> float:
         """Count the rows of a committed file; returns their cost. rows: COMMITTED."""

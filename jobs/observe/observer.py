@@ -24,9 +24,9 @@ class Watch:
             self._set("reelscribe_actors", number, stage=stage)
         self._set("reelscribe_waiting_units", num_units)
 
-    def more(self, num_units: int) -> None:
-        """Count further units that were planned."""
-        self._waiting += num_units
+    def expect(self, num_units: int) -> None:
+        """Set the number of units, where more are known by now."""
+        self._waiting = max(0, num_units - self.num_units)
         self._set("reelscribe_waiting_units", self._waiting)
 
     def committed(self, rows: pa.Table, seconds_left: float | None) -> None:

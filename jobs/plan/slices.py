@@ -1,5 +1,7 @@
 """The slices of a large job: cut its items, plan them, and read their plans."""
 
+import re
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
@@ -18,6 +20,7 @@ from pipeline.plan.slices import (
     SliceSettings,
     bounds_of,
     cut_items,
+    has_videos,
     in_slices,
 )
 from pipeline.storage.parquet import read_parquet, write_parquet
@@ -31,9 +34,10 @@ def cut_large(
 ) -> list[list[MediaItem]] | None:
     """Cut the items of a large job into slices; None: they are few, and planned at once.
 
-    An interrupted run keeps its slices, also if ``only_new`` has fewer items by then. Where the
-    listing does not tell which media are new, only the headers of all do: these are planned at
-    once too. dry_run: nothing is written, and all are.
+    An interrupted run keeps its slices, also if ``only_new`` has fewer items by then. All items are
+    planned at once too where the whole plan is needed: where the listing does not tell which media
+    are new, with a limit to their number, and for conversations with vLLM, whose media may be
+    larger than the job's limits. dry_run: nothing is written, and all are planned at once.
 
     Raises:
         StorageError: the storage refused or failed.
@@ -44,13 +48,31 @@ def cut_large(
     try:
         return in_slices(items, read_parquet(_bounds_uri(context), context.storage))
     except FileNotFoundError:
-        if context.job.input.only_new and not all(is_matchable(item) for item in items):
-            return None
         slices = cut_items(items)
-        if context.run.starts or len(slices) <= 1:
+        if len(slices) <= 1 or (context.run.starts and not written) or _needs_all(context, items):
             return None
         write_parquet(bounds_of(slices), _bounds_uri(context), context.storage)
         return slices
+
+
+def _needs_all(context: JobContext, items: Sequence[MediaItem]) -> bool:
+    """Whether units can be annotated only when all items are planned."""
+    given = context.job.input
+    if given.only_new and (given.limit is not None or not all(map(is_matchable, items))):
+        return True
+    is_vllm = context.job.model.engine == "vllm"
+    return is_vllm and any(item.messages is not None for item in items)
+
+
+def slices_with_plan(context: JobContext) -> set[int]:
+    """The numbers of the slices whose plans are written.
+
+    Raises:
+        StorageError: the storage refused or failed.
+    """
+    uris = plan_files(context.run.folder(context.job.output), context.storage)
+    found = [re.search(r"/slice-(\d+)\.parquet$", uri) for uri in uris]
+    return {int(match[1]) for match in found if match}
 
 
 def check_planned(context: JobContext) -> None:
@@ -64,7 +86,7 @@ def check_planned(context: JobContext) -> None:
         return
     with suppress(FileNotFoundError):
         num_slices = read_parquet(_bounds_uri(context), context.storage).num_rows
-        if len(plan_files(context.run.folder(context.job.output), context.storage)) < num_slices:
+        if len(slices_with_plan(context)) < num_slices:
             raise JobFileError(
                 f"{context.run.run_id} is not planned to its end: run `reelscribe annotate` with "
                 "the same job again, then retry what failed"
@@ -93,6 +115,7 @@ def slices_to_plan(
         run_id=context.run.run_id,
         max_model_len=context.checkpoint.max_model_len,
         max_batch_tokens=max_batch_tokens,
+        attempt=uuid.uuid4().hex,
     )
     found = [
         Slice(
@@ -104,7 +127,8 @@ def slices_to_plan(
         )
         for (number, some), num_items_later in zip(rows.items(), later, strict=True)
     ]
-    return SlicedItems(slices=found, settings=settings)
+    items = [item for number in rows for item in slices[number]]
+    return SlicedItems(slices=found, settings=settings, has_videos=has_videos(items))
 
 
 def plan_slices(
@@ -121,5 +145,6 @@ def plan_slices(
         slices_to_plan(context, slices, dict.fromkeys(range(len(slices)))), context, console
     )
     plan = read_plan(context, ())
-    check_access(plan)
+    if not context.num_known:
+        check_access(plan)
     return plan

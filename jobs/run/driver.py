@@ -206,7 +206,7 @@ def run_chain(
     ):
         log.write("annotating", units=work.num_units, ray=run.ray, **dataclasses.asdict(pools))
         metrics = Metrics(job.name) if run.ray else None
-        watch = Watch(metrics, pools, log, work.num_units)
+        watch = Watch(metrics, pools, log, max(work.num_units, _num_items(source)))
         rates = _follow(_and_seal(tables, sealing, log), work, watch, driver, learn)
         run = dataclasses.replace(
             run,
@@ -220,6 +220,11 @@ def run_chain(
         log.count()
         log.write("annotated", seconds=round(time.monotonic() - began, 3))
     return run
+
+
+def _num_items(source: list[pa.Table] | SlicedItems) -> int:
+    """The number of items that are not planned yet: each has a unit or more."""
+    return sum(len(s.items) for s in source.slices) if isinstance(source, SlicedItems) else 0
 
 
 @contextmanager

@@ -66,8 +66,9 @@ class Sealing:
     def add(self, units: pa.Table, earlier: pa.Table) -> None:
         """Add units that are left to do, all of their shards. earlier: as for the constructor."""
         self._left.update(_counts(units))
-        for file, shards in _shards_by_file(units, earlier).items():
-            self._waiting[file] |= shards
+        with self._settling:
+            for file, shards in _shards_by_file(units, earlier).items():
+                self._waiting[file] |= shards
 
     def __enter__(self) -> Self:
         """Seal what an earlier start left complete."""

@@ -2,30 +2,28 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
-from rich.text import Text
 
 from jobs.cluster.gpus import batch_tokens
 from jobs.cluster.session import fitted_pools, ray_session
 from jobs.console.progress import Progress
-from jobs.cost.estimate import Estimate, check_cost, estimate, money
+from jobs.cost.estimate import Estimate, check_cost, estimate, money, relative_error
 from jobs.cost.rates import Work
 from jobs.observe.observer import Watch
 from jobs.plan.listing import record_done_media
 from jobs.plan.open_job import JobContext
 from jobs.plan.plan_file import check_access, folder_of_plan, read_plan
 from jobs.plan.print_plan import print_plan
-from jobs.plan.probe import probe_items
+from jobs.plan.probe import probe_items, probe_slices
 from jobs.plan.runs import Run
-from jobs.plan.slices import slices_to_plan
+from jobs.plan.slices import slices_to_plan, slices_with_plan
 from jobs.run.driver import Driver, run_chain, started
 from jobs.run.finish import finish
 from jobs.run.sealing import Sealing
@@ -34,10 +32,10 @@ from pipeline.output.seal import settle
 from pipeline.output.table import COUNTED, ids_in, read_committed
 from pipeline.plan.plan_file import read_plan_file, slice_plan
 from pipeline.plan.shards import SHARDS_PER_SLICE
-from pipeline.plan.slices import SLICE_ITEMS, plan_items
+from pipeline.plan.slices import Slice, media_to_plan_again, plan_items
 from pipeline.plan.to_do import units_to_do
 from pipeline.storage.parquet import read_parquet
-from schemas.errors import CostError, StorageError
+from schemas.errors import CostError, ResourceError, StorageError
 from schemas.tables.manifest import MediaItem
 from schemas.tables.unit import UNIT
 
@@ -45,102 +43,118 @@ from schemas.tables.unit import UNIT
 def annotate_slices(driver: Driver, slices: Sequence[Sequence[MediaItem]]) -> Run:
     """Plan the slices, commit one row for each unit, and finish the run.
 
-    slices: of the job's items, as ``cut_items`` returns them.
+    slices: of the job's items, as ``cut_large`` returns them.
 
     Raises:
-        UserError: the predicted cost is over the job's limit, or the cluster or storage failed.
+        UserError: the predicted cost is over the job's limit, no media can be read, or the cluster
+            or storage failed.
     """
     context, job, console = driver.context, driver.context.job, driver.console
     planned = _Planned(context, slices, console)
-    if planned.source.slices:
-        planned.check_sample()
-        run = dataclasses.replace(started(context), ray=driver.why_ray)
-        with (
-            Sealing.of_later_units(
-                job.output, run.key, context.storage, driver.lease.confirm
-            ) as sealing,
-            ray_session(console),
-            fitted_pools(job) as pools,
-        ):
-            work = Work(UNIT.empty_table(), run.cost, planned_prefix(job.model))
-            source = planned.source
-            chain = (source, job, run.key, context.storage, pools, job.resources.units_per_file)
+    planned.check_ahead()
+    if driver.engine is not None:
+        driver.engine.close()  # its memory is for Ray's actors
+    run = dataclasses.replace(started(context), ray=driver.why_ray or "it is planned in slices")
+    work = Work(UNIT.empty_table(), run.cost, planned_prefix(job.model))
+    place = (job.output, run.key, context.storage)
+    with Sealing.of_later_units(*place, driver.lease.confirm) as sealing:
 
-            def learn(rows: pa.Table, progress: Progress, watch: Watch) -> None:
-                for units, earlier in planned.seen_in(rows):
-                    sealing.add(units, earlier)
-                    work.add(units, planned.share_known)
-                    watch.more(units.num_rows)
-                is_about = planned.share_known < 1
-                progress.expect(units=work.num_units, cost=work.total_cost, is_about=is_about)
+        def learn(found: Iterable[tuple[pa.Table, pa.Table]]) -> None:
+            for units, earlier in found:
+                sealing.add(units, earlier)
+                work.add(units, planned.share_known)
 
-            run = run_chain(driver, run, chain, work, sealing, learn)
-    else:
-        run = started(context)
+        def learn_by(rows: pa.Table, progress: Progress, watch: Watch) -> None:
+            learn(planned.seen_in(rows))
+            is_about = planned.share_known < 1
+            progress.expect(units=work.num_units, cost=work.total_cost, is_about=is_about)
+            watch.expect(work.num_units)
+
+        learn(planned.known())
+        if planned.source.slices:
+            with ray_session(console), fitted_pools(job) as pools:
+                units_per_file = job.resources.units_per_file
+                chain = (planned.source, job, run.key, context.storage, pools, units_per_file)
+                run = run_chain(driver, run, chain, work, sealing, learn_by)
     driver.lease.check()  # a driver that has lost the run must not settle its rows
-    plan = read_plan(context, ())
+    plan = planned.whole()
     return finish(context, run, plan, time.monotonic() - driver.started, console)
 
 
 class _Planned:
-    """What is known of the slices of a run, by the units that come back committed."""
+    """What is known of the slices of a run: by their plans, and by units that come back committed.
+
+    source: the slices that have units to do, or may have.
+    """
 
     def __init__(
         self, context: JobContext, slices: Sequence[Sequence[MediaItem]], console: Console
     ) -> None:
         self._context, self._console = context, console
         self._folder = folder_of_plan(context)
-        self._recorded: set[int] = set()
         job, run = context.job, context.run
-        of_slices = self._media(slices)
-        media = pa.array([name for names in of_slices for name in names], pa.string())
+        self._with_plan = slices_with_plan(context)
+        media = self._media(slices)
+        self._sizes = [len(names) for names in media]
+        names = pa.array([name for some in media for name in some], pa.string())
 
         def read() -> pa.Table:
-            return read_committed(job.output, run.recipe_ids, context.storage, COUNTED, media)
+            return read_committed(job.output, run.recipe_ids, context.storage, COUNTED, names)
 
         rows = settle(read, job.output, context.storage)
-        sizes = [len(names) for names in of_slices]
-        self._rows = _by_slice(rows, media, sizes)
+        self._rows = _by_slice(rows, names, self._sizes)
+        self._plan_covered(slices)
         left = [number for number in range(len(slices)) if not self._is_done(number)]
         if len(left) < len(slices):
             console.print(f"{len(slices) - len(left):,} of {len(slices):,} slices are done already")
         rows_left = {number: self._rows.get(number) for number in left}
         max_tokens = batch_tokens(job, context.checkpoint.memory)
         self.source = slices_to_plan(context, slices, rows_left, max_tokens)
-        self._unseen = {number: len(slices[number]) for number in left}
-        self._num_items = self._num_unseen = sum(self._unseen.values())
-        self._is_readable = False
+        self._unseen = set(left)
+        self._num_media = sum(self._sizes[number] for number in left)
         self._seconds = 0.0
 
     @property
     def share_known(self) -> float:
-        """The share of the items whose units are known, about."""
-        return 1 - self._num_unseen / max(1, self._num_items)
+        """The share of the media whose units are known."""
+        unseen = sum(self._sizes[number] for number in self._unseen)
+        return 1 - unseen / max(1, self._num_media)
 
-    def check_sample(self) -> None:
-        """Plan the first slice, and check what all will cost by it.
+    def check_ahead(self) -> None:
+        """Check what the run will cost, by its plan or by that of the first slice.
 
         Raises:
             CostError: it may cost more than the job's limit.
+            StorageError: no media can be read.
         """
-        context, job, first = self._context, self._context.job, self.source.slices[0]
-        units = plan_items(
-            first,
-            self._folder,
-            context.storage,
-            lambda items: probe_items(items, context, self._console),
-        )
-        num_first = max(1, len(first.items))
-        print_plan(units, context, self._console, num_media=self._num_items)
-        self.source = dataclasses.replace(self.source, sample=units)
-        if not (context.run.cost or job.cost.per_hour or job.limits.max_cost is not None):
+        slices = self.source.slices
+        unplanned = [items for items in slices if items.number not in self._with_plan]
+        if not unplanned:
+            for items in slices:
+                self._check_cost(self._to_do(items.number, self._read(items.number))[0])
+            self._seconds = 0.0
             return
-        predicted = self._estimate(units)
-        factor = self._num_items / num_first
-        about = dataclasses.replace(predicted, seconds=predicted.seconds * factor)
-        self._console.print(Text(f"predicted by them: about {money(about, job)}"), soft_wrap=True)
-        upper = about.seconds * (1 + 2 * _relative_error(units, context))
-        check_cost(dataclasses.replace(about, seconds=upper), job)
+        first, context = unplanned[0], self._context
+        plan = plan_items(first, self.source.settings, context.storage, self._probe)
+        self._check_access(plan, slices)
+        units, _ = self._to_do(first.number, plan)
+        print_plan(units, context, self._console, num_media=self._num_media)
+        job = context.job
+        if context.run.cost or job.cost.per_hour or job.limits.max_cost is not None:
+            predicted = self._estimate(units)
+            factor = self._num_media / max(1, self._sizes[first.number])
+            about = dataclasses.replace(predicted, seconds=predicted.seconds * factor)
+            self._console.print(f"predicted by them: about {money(about, job)}", markup=False)
+            upper = about.seconds * (1 + 2 * relative_error(units, job, context.run.cost))
+            check_cost(dataclasses.replace(about, seconds=upper), job)
+
+    def known(self) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """As ``seen_in``, of the slices whose plans stay as they are."""
+        for items in self.source.slices:
+            if items.number in self._with_plan:
+                plan = self._read(items.number)
+                if not media_to_plan_again(plan, items):
+                    yield self._seen(items.number, plan)
 
     def seen_in(self, rows: pa.Table) -> Iterator[tuple[pa.Table, pa.Table]]:
         """Read the plans of slices whose first units were committed.
@@ -150,43 +164,75 @@ class _Planned:
 
         Raises:
             CostError: what is planned costs more than the job's limit.
-            StorageError: the storage refused or failed, or no media can be read.
+            StorageError: the storage refused or failed.
         """
         for number in np.unique(rows["shard"].to_numpy() // SHARDS_PER_SLICE).tolist():
-            if number not in self._unseen:
-                continue
-            self._num_unseen -= self._unseen.pop(number)
-            plan = self._read(number)
-            self._check_access(plan)
-            units, earlier = self._to_do(number, plan)
-            self._check_cost(units)
-            yield units, earlier
+            if number in self._unseen:
+                yield self._seen(number, self._read(number))
+
+    def whole(self) -> pa.Table:
+        """Read the plan of all slices, and record media of which earlier runs wrote all rows.
+
+        Raises:
+            ResourceError: a slice is not planned.
+            StorageError: the storage refused or failed.
+        """
+        context = self._context
+        if missing := len(self._sizes) - len(slices_with_plan(context)):
+            raise ResourceError(
+                f"{context.run.run_id}: {missing} slices are not planned yet; run the same command "
+                "again"
+            )
+        plan = read_plan(context, ())
+        if self._rows:
+            rows = pa.concat_tables(self._rows.values())
+            units = units_to_do(plan, rows, context.run.run_id)
+            record_done_media(plan, rows, units, context, self._console)
+        return plan
+
+    def _seen(self, number: int, plan: pa.Table) -> tuple[pa.Table, pa.Table]:
+        self._unseen.discard(number)
+        units, earlier = self._to_do(number, plan)
+        self._check_cost(units)
+        return units, earlier
 
     def _media(self, slices: Sequence[Sequence[MediaItem]]) -> list[set[str]]:
         """The ids of the media of each slice, also of those that ``only_new`` does not list now."""
 
         def planned(number: int) -> list[str]:
-            with suppress(FileNotFoundError):
-                uri = slice_plan(self._folder, number)
-                return ids_in(read_parquet(uri, self._context.storage, ["media_id"]), "media_id")
-            return []
+            if number not in self._with_plan:
+                return []
+            uri = slice_plan(self._folder, number)
+            return ids_in(read_parquet(uri, self._context.storage, ["media_id"]), "media_id")
 
-        found = [{item.media_id for item in items} for items in slices]
-        if self._context.run.starts:
-            with ThreadPoolExecutor(16) as pool:
-                for names, more in zip(found, pool.map(planned, range(len(slices))), strict=True):
-                    names.update(more)
-        return found
+        with ThreadPoolExecutor(16) as pool:
+            of_plans = pool.map(planned, range(len(slices)))
+            return [
+                {item.media_id for item in items}.union(names)
+                for items, names in zip(slices, of_plans, strict=True)
+            ]
+
+    def _plan_covered(self, slices: Sequence[Sequence[MediaItem]]) -> None:
+        """Plan slices of whose media all have rows, of earlier runs, before engines start.
+
+        They seldom have units to do, and engines would wait for the next ones.
+        """
+        covered = [
+            number
+            for number, rows in self._rows.items()
+            if number not in self._with_plan
+            and pc.count_distinct(rows["media_id"]).as_py() == self._sizes[number]
+        ]
+        if covered:
+            source = slices_to_plan(self._context, slices, dict.fromkeys(covered))
+            probe_slices(source, self._context, self._console)
+            self._with_plan |= set(covered)
 
     def _is_done(self, number: int) -> bool:
         """Whether all units of a slice have their rows, by its plan."""
-        if number not in self._rows:
+        if number not in self._with_plan or number not in self._rows:
             return False
-        try:
-            plan = self._read(number)
-        except FileNotFoundError:
-            return False
-        return not self._to_do(number, plan)[0].num_rows
+        return not self._to_do(number, self._read(number))[0].num_rows
 
     def _read(self, number: int) -> pa.Table:
         return read_plan_file(slice_plan(self._folder, number), self._context.storage, ())
@@ -196,24 +242,26 @@ class _Planned:
         if rows is None:
             return plan, _NOTHING
         units = units_to_do(plan, rows, self._context.run.run_id)
-        if number not in self._recorded:
-            self._recorded.add(number)
-            record_done_media(plan, rows, units, self._context, self._console)
         earlier = rows.select(["unit_id", "file"])
         return units, earlier.filter(pc.is_in(earlier["unit_id"], units["unit_id"]))
+
+    def _probe(self, items: list[MediaItem]) -> pa.Table:
+        return probe_items(items, self._context, self._console)
 
     def _estimate(self, units: pa.Table) -> Estimate:
         job = self._context.job
         return estimate(units, job, self._context.run.cost, planned_prefix(job.model))
 
-    def _check_access(self, plan: pa.Table) -> None:
+    def _check_access(self, plan: pa.Table, slices: Sequence[Slice]) -> None:
+        """Check that some media can be read: of the first slice, else some of all others."""
+        if self._context.num_known:  # with `only_new`, what is left may never have been readable
+            return
         try:
             check_access(plan)
-            self._is_readable = True
         except StorageError:
-            is_enough = self._num_items - self._num_unseen >= SLICE_ITEMS
-            if not self._is_readable and (is_enough or not self._num_unseen):
-                raise
+            others = [item for items in slices[1:] for item in items.items]
+            some = others[:: max(1, len(others) // _NUM_TRIED)]
+            check_access(pa.concat_tables([plan, self._probe(some)]))
 
     def _check_cost(self, units: pa.Table) -> None:
         job = self._context.job
@@ -232,6 +280,7 @@ class _Planned:
             ) from None
 
 
+_NUM_TRIED = 256
 _NOTHING = pa.table({"unit_id": pa.array([], pa.string()), "file": pa.array([], pa.string())})
 
 
@@ -249,12 +298,3 @@ def _by_slice(rows: pa.Table, media: "pa.Array[Any]", sizes: Sequence[int]) -> d
         number: rows.slice(begin, end - begin)
         for number, begin, end in zip(found.tolist(), begins.tolist(), ends, strict=True)
     }
-
-
-def _relative_error(units: pa.Table, context: JobContext) -> float:
-    """The standard error of the mean cost of a medium, over that mean."""
-    costs = Work(units, context.run.cost, planned_prefix(context.job.model)).costs
-    media = units["media_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    of_media = np.bincount(media, weights=costs)
-    mean = of_media.mean()
-    return float(of_media.std() / np.sqrt(len(of_media)) / mean) if mean else 0.0

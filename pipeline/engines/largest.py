@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.job.job import Job
+
 
 @dataclass(frozen=True, kw_only=True)
 class LargestMedia:
@@ -28,3 +30,14 @@ def largest_media(blocks: Sequence[pa.Table]) -> LargestMedia:
             of_kind = pc.max(tokens.filter(pc.equal(kinds, pa.scalar(kind)))).as_py()
             largest[kind] = max(found, of_kind or 0)
     return LargestMedia(image_tokens=largest["image"], video_tokens=largest["video"])
+
+
+def largest_of_job(job: Job, *, has_videos: bool = True) -> LargestMedia:
+    """The largest image and video that the job's budget allows; a conversation may have larger."""
+    budget = job.budget
+    # With many frames, the minimum size of a frame exceeds the unit's budget.
+    min_video = int(1.05 * budget.frame_tokens[0]) * -(-job.sampling.max_frames // 2)
+    video_tokens = max(budget.unit_tokens, min_video, budget.frame_tokens[1])
+    return LargestMedia(
+        image_tokens=budget.image_tokens[1], video_tokens=video_tokens if has_videos else 0
+    )

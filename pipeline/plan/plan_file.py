@@ -12,11 +12,13 @@ import pyarrow.compute as pc
 from pipeline.output.table import ids_in, is_readable
 from pipeline.plan.secrets import remove_secrets, restore_secrets
 from pipeline.plan.shards import keep_shards, with_shards
-from pipeline.storage.parquet import read_parquet, readable, write_parquet
+from pipeline.storage.parquet import read_parquet, read_schema, readable, write_parquet
 from pipeline.storage.storage import Storage, join
 from schemas.errors import ErrorType, ManifestError
 from schemas.tables.manifest import MediaItem
 from schemas.tables.unit import UNIT
+
+_ATTEMPT = b"reelscribe.attempt"
 
 
 def plan_folder(run_folder: str) -> str:
@@ -70,13 +72,25 @@ def read_plan_file(uri: str, storage: Storage, items: Sequence[MediaItem]) -> pa
     return restore_secrets(with_shards(plan) if is_unnumbered else plan, items)
 
 
-def write_plan_file(units: pa.Table, uri: str, storage: Storage) -> None:
-    """Write UNIT rows as a file of a plan.
+def write_plan_file(units: pa.Table, uri: str, storage: Storage, attempt: str = "") -> None:
+    """Write UNIT rows as a file of a plan. attempt: of which start, for ``attempt_of``.
 
     Raises:
         StorageError: the storage refused or failed.
     """
-    write_parquet(remove_secrets(units), uri, storage)
+    table = remove_secrets(units)
+    metadata = {**(table.schema.metadata or {}), _ATTEMPT: attempt.encode()}
+    write_parquet(table.replace_schema_metadata(metadata), uri, storage)
+
+
+def attempt_of(uri: str, storage: Storage) -> str:
+    """The attempt of a file of a plan, as it was given to ``write_plan_file``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StorageError: the storage refused or failed.
+    """
+    return (read_schema(uri, storage).metadata or {}).get(_ATTEMPT, b"").decode()
 
 
 def in_order(units: pa.Table) -> pa.Table:

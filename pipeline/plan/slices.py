@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pipeline.output.table import ids_in
 from pipeline.plan.plan_file import (
+    attempt_of,
     check_distinct,
     failed_media,
     in_order,
@@ -54,25 +54,27 @@ class Slice:
 class SliceSettings:
     """What all slices of a run are planned with.
 
-    folder: of the plan. max_batch_tokens: of the engine.
+    folder: of the plan. max_batch_tokens: of the engine. attempt: a name of its own for each start,
+    which the files have that it writes.
     """
 
     folder: str
     run_id: str
     max_model_len: int
     max_batch_tokens: int
+    attempt: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlicedItems:
     """The slices of a run that have units to do, in the order in which they are planned.
 
-    sample: UNIT rows of some of them, if they are planned already.
+    has_videos: whether some items are videos, or may be.
     """
 
     slices: list[Slice]
     settings: SliceSettings
-    sample: pa.Table = field(default_factory=UNIT.empty_table)
+    has_videos: bool = True
 
 
 def cut_items(items: Sequence[MediaItem]) -> list[list[MediaItem]]:
@@ -136,16 +138,15 @@ def _weight(item: MediaItem) -> int:
 
 def plan_items(
     items: Slice,
-    folder: str,
+    settings: SliceSettings,
     storage: Storage,
     probe: Callable[[list[MediaItem]], pa.Table],
 ) -> pa.Table:
     """Plan a slice, or read its plan, and write it if it has changed.
 
-    folder: of the plan. probe: makes UNIT rows of items.
+    probe: makes UNIT rows of items.
 
-    Media that could not be read are planned again until the run has begun with the slice, then only
-    those whose storage failed.
+    Called again in one start, as Ray repeats a task, it returns the same.
 
     Returns UNIT rows, highest predicted cost first.
 
@@ -153,23 +154,37 @@ def plan_items(
         ManifestError: two units are the same.
         StorageError: the storage refused or failed.
     """
-    uri = slice_plan(folder, items.number)
+    uri = slice_plan(settings.folder, items.number)
     try:
         plan = read_plan_file(uri, storage, items.items)
     except FileNotFoundError:
-        plan = UNIT.empty_table()
-    again = media_without_storage(plan) if items.is_begun else failed_media(plan)
-    planned = set(ids_in(plan, "media_id")) - again
-    missing = [item for item in items.items if item.media_id not in planned]
-    if not missing:
-        return plan
-    fresh = probe(missing)
-    if items.is_begun and plan.num_rows:
-        units = with_fresh(plan, fresh)
-    else:
-        units = pa.concat_tables([without_media(plan, again), fresh])
+        units = probe(list(items.items)) if items.items else UNIT.empty_table()
         units = with_shards(units, first=items.number * SHARDS_PER_SLICE)
+    else:
+        again = media_to_plan_again(plan, items)
+        if not again or attempt_of(uri, storage) == settings.attempt:
+            return plan
+        fresh = probe([item for item in items.items if item.media_id in again])
+        if items.is_begun:
+            units = with_fresh(plan, fresh)
+        else:
+            units = pa.concat_tables([without_media(plan, again), fresh])
+            units = with_shards(units, first=items.number * SHARDS_PER_SLICE)
     units = in_order(units)
     check_distinct(units)
-    write_plan_file(units, uri, storage)
+    write_plan_file(units, uri, storage, settings.attempt)
     return units
+
+
+def media_to_plan_again(plan: pa.Table, items: Slice) -> set[str]:
+    """Ids of the slice's items that the next start plans again.
+
+    Those that could not be read, until the run has begun; then only those whose storage failed.
+    """
+    again = media_without_storage(plan) if items.is_begun else failed_media(plan)
+    return again & {item.media_id for item in items.items}
+
+
+def has_videos(items: Iterable[MediaItem]) -> bool:
+    """Whether some items are videos, or may be: a conversation, or an unknown kind."""
+    return any((item.media_type or guess_media_type(item.uri)) != "image" for item in items)

@@ -5,7 +5,6 @@ the fewest; therefore the most expensive blocks come first, and the last ones ar
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -91,15 +90,19 @@ def in_blocks(
     return blocks
 
 
-def calls_within_memory(calls_at_once: int, blocks: Sequence[pa.Table]) -> int:
+def calls_within_memory(calls_at_once: int, largest: float) -> int:
     """Fewer calls where blocks are large, such as a long video alone in its block; at least two.
 
-    calls_at_once: of the engine. blocks: UNIT rows.
+    calls_at_once: of the engine. largest: bytes of the frames of the largest block.
     """
-    if calls_at_once == 1 or not blocks:
+    if calls_at_once == 1:
         return calls_at_once
-    largest = max(frame_bytes(block).sum() for block in blocks)
     return min(calls_at_once, max(2, int(_MAX_BYTES // max(1.0, largest))))
+
+
+def bytes_of_tokens(num_vision_tokens: int) -> float:
+    """Bytes of the frames of so many vision tokens: 32 x 32 pixels of two frames each."""
+    return 3.0 * 2 * 32 * 32 * num_vision_tokens
 
 
 def frame_bytes(units: pa.Table) -> Costs:

@@ -20,10 +20,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.engines.largest import largest_media
+from pipeline.engines.largest import largest_media, largest_of_job
 from pipeline.output.rows import RunKey
 from pipeline.plan.slices import SlicedItems
-from pipeline.stages.blocks import calls_within_memory
+from pipeline.stages.blocks import bytes_of_tokens, calls_within_memory, frame_bytes
 from pipeline.stages.commit import Commit
 from pipeline.stages.generate import Generate
 from pipeline.stages.plan import Plan, PlanSlice
@@ -82,15 +82,15 @@ def build_annotate(
     code = code_digest()
     with running_deaths() as deaths, _rows_as_blocks():
         if isinstance(source, SlicedItems):
-            # The largest media are not known yet; a unit of the sample may fill a block.
-            blocks = [source.sample.slice(k, 1) for k in range(source.sample.num_rows)]
-            largest = None
+            largest = largest_of_job(job, has_videos=source.has_videos)
+            num_bytes = bytes_of_tokens(max(largest.image_tokens, largest.video_tokens))
             units = _planned(source, job, storage, pools, code)
         else:
-            blocks, largest = source, largest_media(source)
+            largest = largest_media(source)
+            num_bytes = max((float(frame_bytes(block).sum()) for block in source), default=0.0)
             # from_arrow would start workers only to count rows
             units = ray.data.from_blocks([as_one_row(block) for block in source])
-        engines = pools.engine_pool(calls_within_memory(Generate.calls_at_once(job), blocks))
+        engines = pools.engine_pool(calls_within_memory(Generate.calls_at_once(job), num_bytes))
         prepared = stage(units, _whole(Prepare), (job, storage, code), pools.decoder_pool())
         args = (job, DeathsActor(deaths), code, engines.num_cpus, largest)
         answered = stage(prepared, _whole(Generate), args, engines)

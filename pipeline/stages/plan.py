@@ -59,7 +59,7 @@ class PlanSlice:
             yield from map(as_one_row, self._blocks(items))
 
     def _blocks(self, items: Slice) -> list[pa.Table]:
-        units = plan_items(items, self._settings.folder, self._storage, self._probe)
+        units = plan_items(items, self._settings, self._storage, self._probe)
         if items.rows is not None:
             units = units_to_do(units, items.rows, self._settings.run_id)
         if self._pools is None:

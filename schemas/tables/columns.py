@@ -198,14 +198,16 @@ def _arrow_type(field: _RowField) -> pa.DataType:
 
 def as_one_row(table: pa.Table) -> pa.Table:
     """Put all rows of a table into one: a list of structs in the column ``rows``."""
-    rows: Any = table.to_struct_array()
-    if isinstance(rows, pa.ChunkedArray):
-        rows = rows.combine_chunks()
-    offsets = pa.array([0, len(rows)], pa.int32())
+    offsets = pa.array([0, table.num_rows], pa.int32())
+    rows = _in_one(table.to_struct_array())
     return pa.table({"rows": pa.ListArray.from_arrays(offsets, rows)})
 
 
 def from_one_row(table: pa.Table) -> pa.Table:
     """Take the rows out of what ``as_one_row`` made; of several, one after the other."""
-    rows: Any = table["rows"].combine_chunks()
-    return pa.Table.from_struct_array(rows.flatten())
+    return pa.Table.from_struct_array(_in_one(table["rows"]).flatten())
+
+
+def _in_one(found: Any) -> Any:
+    """A chunked array as one; `combine_chunks` copies a single chunk too, with all its frames."""
+    return found.chunk(0) if found.num_chunks == 1 else found.combine_chunks()

@@ -10,7 +10,7 @@ import pytest
 from jobs.cost.rates import FEATURES, Rates, Work, features, fit
 from jobs.plan.runs import open_run
 from pipeline.engines.largest import LargestMedia, largest_media
-from pipeline.stages.blocks import calls_within_memory, frame_bytes, in_blocks, limit_pools
+from pipeline.stages.blocks import bytes_of_tokens, calls_within_memory, frame_bytes, in_blocks, limit_pools
 from pipeline.stages.commit import COMMITTED
 from pipeline.stages.generate import Generate
 from pipeline.stages.pools import Pools
@@ -149,9 +149,16 @@ def test_blocks_of_an_engine_that_works_on_several_are_small():
 )
 def test_large_blocks_are_fewer_at_a_time(side, calls):
     blocks = [planned([10.0] * 2), planned([10.0], side=side)]
-    assert calls_within_memory(16, blocks) == calls
-    assert calls_within_memory(1, blocks) == 1
-    assert calls_within_memory(3, blocks) == min(3, calls)
+    largest = max(frame_bytes(block).sum() for block in blocks)
+    assert calls_within_memory(16, largest) == calls
+    assert calls_within_memory(1, largest) == 1
+    assert calls_within_memory(3, largest) == min(3, calls)
+    assert calls_within_memory(16, 0.0) == 16
+
+
+def test_the_bytes_of_vision_tokens_are_those_of_their_frames():
+    """A window of 60 frames of 1920 x 1088: 34 x 60 tokens for each pair."""
+    assert bytes_of_tokens(30 * 34 * 60) == 60 * 1920 * 1088 * 3
 
 
 def of_engine(engine: str):

@@ -11,7 +11,7 @@ import os
 import shutil
 from typing import Any
 
-from pipeline.engines.largest import LargestMedia
+from pipeline.engines.largest import LargestMedia, largest_of_job
 from pipeline.engines.vllm.adapter import adapter_args
 from pipeline.engines.vllm.pooling import vector_args
 from pipeline.engines.vllm.prefix import prefix_caching
@@ -24,7 +24,6 @@ from schemas.extras import install_command
 from schemas.job.engines import Vllm
 from schemas.job.job import Job
 from schemas.job.model import Model
-from schemas.job.sampling import Budget
 
 logger = logging.getLogger(__name__)
 
@@ -133,9 +132,7 @@ def engine_args(job: Job, largest: LargestMedia | None, *, opens_reasoning: bool
         "enable_prefix_caching": _prefix_caching(own, family),
         "mm_device_do_normalize": True,  # the patches are uint8
         "structured_outputs_config": StructuredOutputsConfig(backend="guidance"),
-        "mm_processor_kwargs": _sizes(
-            largest or _largest_of_job(job.budget, job.sampling.max_frames)
-        ),
+        "mm_processor_kwargs": _sizes(largest or largest_of_job(job)),
         "enable_shm_tensor_arena": _has_arena(own),
         "disable_log_stats": True,
     }
@@ -201,16 +198,6 @@ def _has_arena(own: Vllm) -> bool:
         own.gpus,
     )
     return False
-
-
-def _largest_of_job(budget: Budget, max_frames: int) -> LargestMedia:
-    """The largest image and video that the job's budget allows; a conversation may have larger."""
-    # With many frames, the minimum size of a frame exceeds the unit's budget.
-    min_video = int(1.05 * budget.frame_tokens[0]) * -(-max_frames // 2)
-    return LargestMedia(
-        image_tokens=budget.image_tokens[1],
-        video_tokens=max(budget.unit_tokens, min_video, budget.frame_tokens[1]),
-    )
 
 
 def _sizes(largest: LargestMedia) -> dict[str, Any]:
