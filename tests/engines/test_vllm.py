@@ -343,9 +343,9 @@ def test_an_engine_that_is_killed_is_replaced(archive, tmp_path, ray_session):
     killed, ended = [], threading.Event()
 
     def kill():
-        """End vLLM's process as soon as the first part is written."""
+        """End vLLM's process as soon as the first rows are written, in a piece of a file."""
         while not ended.is_set() and not killed:
-            if list(tmp_path.glob("out/annotations/*/part-*")):
+            if list(tmp_path.glob("out/annotations*/*/part-*")):
                 for actor in psutil.Process().children(recursive=True):
                     if not actor.name().startswith("ray::"):
                         continue
