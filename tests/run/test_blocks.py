@@ -10,7 +10,13 @@ import pytest
 from jobs.cost.rates import FEATURES, Rates, Work, features, fit
 from jobs.plan.runs import open_run
 from pipeline.engines.largest import LargestMedia, largest_media
-from pipeline.stages.blocks import bytes_of_tokens, calls_within_memory, frame_bytes, in_blocks, limit_pools
+from pipeline.stages.blocks import (
+    bytes_of_tokens,
+    calls_within_memory,
+    frame_bytes,
+    in_blocks,
+    limit_pools,
+)
 from pipeline.stages.commit import COMMITTED
 from pipeline.stages.generate import Generate
 from pipeline.stages.pools import Pools
