@@ -4,9 +4,9 @@
     python tests/system/chaos.py --kills 10 --seed 7 --storage local
 
 A small job runs on a Ray cluster of several nodes on this machine. At seeded random moments its
-driver, a decoder, an engine, the writer or a whole node get SIGKILL; a driver that ended is started
-again, with other pieces of work than before, until the run is complete. The answers are those of
-the simulated engine, which follow from the unit: one that was mixed up would be seen.
+driver, a planner, a decoder, an engine, the writer or a whole node get SIGKILL; a driver that ended
+is started again, with other pieces of work than before, until the run is complete. The answers are
+those of the simulated engine, which follow from the unit: one that was mixed up would be seen.
 """
 
 import io
@@ -34,8 +34,13 @@ from PIL import Image
 
 from pipeline.storage.storage import Storage, join
 
-VICTIMS = ("driver", "decoder", "engine", "writer", "node")
-ACTORS = {"decoder": "Prepare", "engine": "Generate", "writer": "Commit"}
+VICTIMS = ("driver", "planner", "decoder", "engine", "writer", "node")
+ACTORS = {
+    "planner": "PlanSlice",
+    "decoder": "Prepare",
+    "engine": "Generate",
+    "writer": "Commit",
+}
 NUM_MEDIA = 48
 _STARTS = 5
 SMALL_SHARDS = """
@@ -45,6 +50,11 @@ from jobs.cli.main import main
 main(prog_name="reelscribe")
 """
 """The command, with shards so small that some are sealed in the middle of the run."""
+SMALL_SLICES = f"""
+from pipeline.plan import slices
+slices.SLICE_ITEMS, slices._FIRST_ITEMS = 10, 2
+{SMALL_SHARDS}"""
+"""The same with small slices, which are planned while others are annotated."""
 DRIVER_SECONDS = 300
 """A driver that has neither ended nor been killed by then hangs."""
 
@@ -140,9 +150,11 @@ class Job:
         self.file = folder / "job.yaml"
         self.file.write_text(yaml.safe_dump(spec))
 
-    def start(self, address: str, chance: random.Random) -> subprocess.Popen:
+    def start(
+        self, address: str, chance: random.Random, code: str = SMALL_SLICES
+    ) -> subprocess.Popen:
         """Start a driver; how it cuts the work has no influence on answers."""
-        command = [sys.executable, "-c", SMALL_SHARDS, "annotate", str(self.file)]
+        command = [sys.executable, "-c", code, "annotate", str(self.file)]
         command += ["--set", f"resources.units_per_file={chance.choice([1, 2, 3])}"]
         command += ["--set", f"resources.max_batch_tokens={chance.choice([512, 1024, 4096])}"]
         environment = os.environ | {"RAY_ADDRESS": address, "RAY_worker_niceness": "0"}
@@ -182,7 +194,7 @@ class Job:
         files = [file["uri"] for file in self.storage.list_files(self.output, "**/*")]
         files += [file["uri"] for file in self.storage.list_files(self.output, "**/.*")]
         known = re.compile(
-            r"/((part-[^/]*|_empty)\.parquet|(run|summary)\.json|log-[\d.]+\.jsonl|latest\.sql)$"
+            r"/((part-[^/]*|_empty|slice-\d+|slices)\.parquet|(run|summary)\.json|log-[\d.]+\.jsonl|latest\.sql)$"
         )
         return sorted({uri for uri in files if not known.search(uri)})
 
@@ -237,6 +249,7 @@ def storm(
     outcome = Outcome()
     order = [victims[k % len(victims)] for k in range(kills)]
     chance.shuffle(order)
+    order.sort(key=lambda victim: victim == "planner")  # the last comes first: planning ends soon
     with watched(job, outcome.wrong):
         driver = job.start(machines.address, chance)
         outcome.starts = 1
@@ -316,7 +329,8 @@ def make_media(folder: Path) -> None:
 
 
 def undisturbed(job: Job, machines: Machines) -> dict[str, list]:
-    assert job.start(machines.address, random.Random(0)).wait(DRIVER_SECONDS) == 0
+    driver = job.start(machines.address, random.Random(0), SMALL_SHARDS)
+    assert driver.wait(DRIVER_SECONDS) == 0
     answers = job.answers()
     assert len(answers) == NUM_MEDIA + 2
     return answers
