@@ -45,14 +45,14 @@ class SmallChain:
     ) -> Iterator[Iterator[pa.Table]]:
         """The chain of ``build_annotate``: yields an iterator of COMMITTED tables."""
         code = code_digest()
-        commit = Commit(job, key, storage, code, units_per_file)
+        commit = Commit(job, key, storage, code)
         self._engine.open(Generate, job=job, code=code, cpus=pools.cpus_per_replica)
         prepare = Prepare(job, storage, code, num_children=pools.decoders, quiet=True)
         # One table for each block, as an engine takes it.
         prepared = _Threads(lambda block: pa.concat_tables(prepare(block)), blocks, pools.decoders)
         answered = _Threads(self._engine, self._loaded(prepared))
         try:
-            yield map(commit, answered)
+            yield (commit(some) for some in _of_rows(answered, units_per_file))
         finally:
             answered.stop()
             prepared.stop()
@@ -126,3 +126,16 @@ class _Threads:
                 return self._done.put(found, timeout=1.0)
             except queue.Full:
                 continue
+
+
+def _of_rows(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
+    """Cut tables that follow each other into tables of ``num_rows``; the last may be smaller."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        while sum(map(len, held)) >= num_rows:
+            whole = pa.concat_tables(held)
+            yield whole.slice(0, num_rows)
+            held = [whole.slice(num_rows)]
+    if sum(map(len, held)):
+        yield pa.concat_tables(held)

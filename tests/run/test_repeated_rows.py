@@ -40,26 +40,18 @@ def table_of(*rows: tuple[str, ErrorRecord | None, str]) -> pa.Table:
 
 def test_units_that_failed_are_done_again_with_their_attempts_counted():
     """So that the row of the next attempt stays, also if it fails in another way."""
-
-    class Run:
-        run_id = "r"
-
     plan = to_table([planned("a", 3.0), planned("b", 2.0), planned("c", 1.0)], UNIT)
     rows = table_of(("b", error("storage_failed", 2), "f"), ("c", None, "f"))
-    units = from_table(units_to_do(plan, rows, Run()), Unit)
+    units = from_table(units_to_do(plan, rows, "r"), Unit)
     assert [(unit.unit_id, unit.attempts) for unit in units] == [("a", 0), ("b", 2)]
     again = units[1].failed(error("media_unreadable"))
     both = table_of(("b", error("storage_failed", 2), "a"), ("b", again.error, "z"))
     assert find_superfluous_rows(both).to_pylist() == [True, False]
 
 
-def test_a_unit_that_planning_refuses_again_counts_too():
-    class Run:
-        run_id = "r"
-
-    plan = to_table([planned("a", 3.0, "storage_failed")], UNIT)
+def test_a_unit_that_planning_refuses_again_counts_too():    plan = to_table([planned("a", 3.0, "storage_failed")], UNIT)
     rows = table_of(("a", error("storage_failed", 1), "f"))
-    (unit,) = from_table(units_to_do(plan, rows, Run()), Unit)
+    (unit,) = from_table(units_to_do(plan, rows, "r"), Unit)
     assert unit.error.attempts == 2
 
 

@@ -122,7 +122,7 @@ def rows_of(job: Job) -> dict[str, dict[str, Any]]:
     columns = ["unit_id", "uri", "caption", "status", "run_id"]
     rows = ds.dataset(Path(job.output, "annotations"), format="parquet").to_table(columns)
     assert len(set(rows["unit_id"].to_pylist())) == rows.num_rows == NUM_MEDIA + 1
-    assert not list(Path(job.output).glob("annotations-pieces/**/*.parquet"))
+    assert not list(Path(job.output).glob("annotations-pieces/**/part-*.parquet"))
     return {row["uri"].rpartition("/")[2]: row for row in rows.to_pylist()}
 
 

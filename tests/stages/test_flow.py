@@ -4,6 +4,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -71,6 +72,7 @@ def test_a_piece_of_work_comes_to_the_engine_as_one(monkeypatch: pytest.MonkeyPa
     for name, fake in (("Prepare", Frames), ("Generate", Counts), ("Commit", Passes)):
         monkeypatch.setattr(build, name, fake)
     monkeypatch.setattr(build, "largest_media", lambda blocks: None)
+    monkeypatch.setattr(build, "frame_bytes", lambda block: np.zeros(1))
     pools = build.Pools(
         decoders=1, cpus_per_decoder=1, replicas=1, cpus_per_replica=1, gpus_per_replica=0
     )
