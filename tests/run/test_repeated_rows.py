@@ -49,7 +49,8 @@ def test_units_that_failed_are_done_again_with_their_attempts_counted():
     assert find_superfluous_rows(both).to_pylist() == [True, False]
 
 
-def test_a_unit_that_planning_refuses_again_counts_too():    plan = to_table([planned("a", 3.0, "storage_failed")], UNIT)
+def test_a_unit_that_planning_refuses_again_counts_too():
+    plan = to_table([planned("a", 3.0, "storage_failed")], UNIT)
     rows = table_of(("a", error("storage_failed", 1), "f"))
     (unit,) = from_table(units_to_do(plan, rows, "r"), Unit)
     assert unit.error.attempts == 2
