@@ -101,7 +101,7 @@ def calls_within_memory(calls_at_once: int, largest: float) -> int:
 
 
 def bytes_of_tokens(num_vision_tokens: int) -> float:
-    """Bytes of the frames of so many vision tokens: 32 x 32 pixels of two frames each."""
+    """Bytes of the frames that make this many vision tokens: 32 x 32 pixels of two frames each."""
     return 3.0 * 2 * 32 * 32 * num_vision_tokens
 
 
