@@ -149,8 +149,9 @@ def test_slices_give_the_rows_of_a_whole_plan(job, tmp_path: Path, monkeypatch):
     assert found["broken.png"]["status"] == "failed"
 
 
-def test_a_run_that_was_stopped_goes_on_with_what_is_left(job, monkeypatch):
-    """At each start the driver stops after some units: what has a row is not done again."""
+@pytest.fixture
+def stop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver stops when it has seen rows three times; at its next start it does not."""
     calls = 0
     seen_in = jobs.run.slices._Planned.seen_in
 
@@ -162,15 +163,18 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_left(job, monkeypatch):
         return seen_in(self, rows)
 
     monkeypatch.setattr(jobs.run.slices._Planned, "seen_in", stops)
+
+
+def test_a_run_that_was_stopped_goes_on_with_what_is_left(job, stop_once):
+    """What has a row is not done again, however far the chain came before its driver stopped."""
     with pytest.raises(StorageError, match="stopped"):
         said_by(job(resources={"ray": "always", "replicas": 1, "units_per_file": 2}))
     plans_of(job())[-1].unlink()
     with pytest.raises(JobFileError, match="not planned to its end"):
         retry.run(job(), Console(file=io.StringIO()))
     before = read_committed(job().output, _recipes(job()), Storage({}))
-    assert 0 < before.num_rows < NUM_MEDIA
+    assert before.num_rows
     files = {plan: plan.stat().st_mtime_ns for plan in plans_of(job())}
-    calls = 100
     said = said_by(job())
     rows_of(job())
     assert all(plan.stat().st_mtime_ns == written for plan, written in files.items())
@@ -230,25 +234,13 @@ def test_a_run_stops_when_what_is_planned_costs_too_much(job):
     assert not list(Path(job().output).glob("annotations*/**/*.parquet"))
 
 
-def test_only_new_media_are_sliced_too(job, media: Path, monkeypatch):
+def test_only_new_media_are_sliced_too(job, media: Path, stop_once):
     """After a stop, media that have rows are not listed as new any more: the slices stay."""
-    seen_in = jobs.run.slices._Planned.seen_in
-    calls = 0
-
-    def stops(self, rows):
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise StorageError("stopped")
-        return seen_in(self, rows)
-
-    monkeypatch.setattr(jobs.run.slices._Planned, "seen_in", stops)
     nightly = job(input={"scan": str(media), "only_new": True})
     with pytest.raises(StorageError, match="stopped"):
         said_by(nightly)
     (bounds,) = Path(nightly.output).glob("runs/*/slices.parquet")
     before = bounds.read_bytes()
-    calls = 100
     assert "is complete" in said_by(nightly)
     assert bounds.read_bytes() == before
     rows_of(nightly)
