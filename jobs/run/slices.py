@@ -73,8 +73,8 @@ def annotate_slices(driver: Driver, slices: Sequence[Sequence[MediaItem]]) -> Ru
         learn(planned.known())
         if planned.source.slices:
             with ray_session(console), fitted_pools(job) as pools:
-                units_per_file = job.resources.units_per_file
-                chain = (planned.source, job, run.key, context.storage, pools, units_per_file)
+                others = (pools.with_planners(), job.resources.units_per_file)
+                chain = (planned.source, job, run.key, context.storage, *others)
                 run = run_chain(driver, run, chain, work, sealing, learn_by)
     driver.lease.check()  # a driver that has lost the run must not settle its rows
     plan = planned.whole()

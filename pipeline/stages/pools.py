@@ -1,10 +1,11 @@
 """The actors of a run: how many each stage has, and the resources of each."""
 
+import dataclasses
 from dataclasses import dataclass
 
 RETRY_FOREVER = -1
 _REPLICAS_PER_COMMITTER = 16
-_DECODERS_PER_PLANNER = 8
+_PLACES_PER_PLANNER = 8
 _FILES_AT_ONCE = 4
 """Of a committer: one is written while the rows of the next are made."""
 WRITER = "reelscribe_writer"
@@ -20,7 +21,8 @@ READER = "reelscribe_reader"
 class Pools:
     """How many decoder and engine actors a run has, and the resources of each.
 
-    max_decoders: on a cluster that is not whole yet, how many decoders there will be.
+    max_decoders: how many decoders there will be when the cluster is whole, or all is planned.
+    planners: of a run that is planned while it annotates.
     """
 
     decoders: int
@@ -29,11 +31,30 @@ class Pools:
     cpus_per_replica: float
     gpus_per_replica: float
     max_decoders: int | None = None
+    planners: int = 0
+    cpus_per_planner: float = 0.0
+
+    def with_planners(self) -> "Pools":
+        """The same with planners, in the places of some decoders until all is planned.
+
+        So they are on nodes for work, and not on a head without CPUs.
+        """
+        if self.decoders == 1:
+            return dataclasses.replace(self, planners=1)
+        planners = max(1, self.decoders // _PLACES_PER_PLANNER)
+        return dataclasses.replace(
+            self,
+            planners=planners,
+            cpus_per_planner=self.cpus_per_decoder,
+            decoders=self.decoders - planners,
+            max_decoders=max(self.decoders, self.max_decoders or 0),
+        )
 
     def planner_pool(self) -> "Pool":
         """The actors of ``PlanSlice``, which mostly wait for the storage."""
-        actors = 1 + self.decoders // _DECODERS_PER_PLANNER
-        return Pool(num_actors=actors, num_cpus=0, resource=on_nodes(READER))
+        return Pool(
+            num_actors=self.planners, num_cpus=self.cpus_per_planner, resource=on_nodes(READER)
+        )
 
     def decoder_pool(self) -> "Pool":
         """The actors of ``Prepare``."""

@@ -326,3 +326,28 @@ def test_a_new_run_begins_with_what_the_latest_run_of_its_model_learnt(tmp_path)
     # Without counts it is not finished, whatever it says.
     unfinished = dataclasses.replace(done, status="running")
     assert open_run(job, "one manifest", small, storage)[0] == unfinished
+
+
+@pytest.mark.parametrize(
+    ("decoders", "max_decoders", "planners", "cpus"),
+    [(1, None, 1, 0.0), (2, None, 1, 2.0), (16, None, 2, 2.0), (1, 8, 1, 0.0), (20, 64, 2, 2.0)],
+)
+def test_planners_take_the_places_of_decoders(monkeypatch, decoders, max_decoders, planners, cpus):
+    """The only decoder keeps its own; a cluster that grows gets its decoders in any case."""
+    monkeypatch.setattr("pipeline.stages.pools.on_nodes", lambda resource: None)
+    before = Pools(
+        decoders=decoders,
+        cpus_per_decoder=2.0,
+        replicas=1,
+        cpus_per_replica=1.0,
+        gpus_per_replica=0.0,
+        max_decoders=max_decoders,
+    )
+    found = before.with_planners()
+    assert found.planners == planners
+    assert found.decoders == max(1, decoders - planners)
+    assert (found.max_decoders or 1) == max(decoders, max_decoders or 0)
+    pool = found.planner_pool()
+    assert (pool.num_actors, pool.num_cpus) == (planners, cpus)
+    used = found.decoders * 2.0 + pool.num_actors * pool.num_cpus
+    assert used == decoders * 2.0 or decoders == 1
