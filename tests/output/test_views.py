@@ -82,7 +82,7 @@ class Turning(LocalFileSystem):
     """The local disk as ``turn://``; calls ``then`` after the operation of a number."""
 
     protocol = "turn"
-    cacheable = False
+    cachable = False
     done: ClassVar[list[str]] = []
     then: ClassVar[tuple[int, Callable[[], None]] | None] = None
 
