@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 from jobs.plan.embedding import Embedding, read_embedding
 from pipeline.model.checkpoint import inspect_checkpoint
 from pipeline.model.checkpoint_files import optional_json
+from pipeline.model.family import PROCESSOR_FILES
 from schemas.errors import ModelError
 from schemas.job.model import Model
 from tests.support.embedding import make_embedding
@@ -103,7 +104,11 @@ def test_without_a_hub_the_cache_is_what_is_known(cached, checkpoint, tmp_path):
 
 def test_the_recommended_generation_is_not_left_out_silently(cached, checkpoint, monkeypatch):
     """A job would answer greedily where its makers sample."""
-    shutil.copy(checkpoint / "config.json", cached / "config.json")
+    for name in ("config.json", *PROCESSOR_FILES.values()):
+        shutil.copy(checkpoint / name, cached / name)
+    mark = cached.parent.parent / ".no_exist" / COMMIT / "processor_config.json"
+    mark.parent.mkdir(parents=True)
+    mark.touch()
     with pytest.raises(ModelError, match="whether some/checkpoint has a generation_config.json"):
         inspect_checkpoint(Model(source=SOURCE))
     shutil.copy(checkpoint / "generation_config.json", cached / "generation_config.json")
