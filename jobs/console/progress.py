@@ -156,12 +156,10 @@ class Progress:
     def expect(self, *, units: int, cost: float, is_about: bool) -> None:
         """Replace the totals: more is planned. is_about: the rest is not yet."""
         self._total_units, self._is_about = units, is_about
-        if self._by_cost:
-            self._total_cost = cost
-            if self._bars:
-                self._bars.update(self._bars.task_ids[0], total=cost)
-        else:
-            self._total_cost = float(units)
+        self._by_cost |= cost > 0 and not self._units
+        self._total_cost = cost if self._by_cost else float(units)
+        if self._bars:
+            self._bars.update(self._bars.task_ids[0], total=self._total_cost)
 
     def advance(
         self, units: int = 1, *, cost: float = 0.0, failed: int = 0, tokens: int = 0

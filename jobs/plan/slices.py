@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -25,8 +25,10 @@ from pipeline.plan.slices import (
 )
 from pipeline.storage.parquet import read_parquet, write_parquet
 from pipeline.storage.storage import join
-from schemas.errors import JobFileError
+from schemas.errors import JobFileError, StorageError
 from schemas.tables.manifest import MediaItem
+
+_NUM_TRIED = 256
 
 
 def cut_large(
@@ -43,6 +45,8 @@ def cut_large(
         StorageError: the storage refused or failed.
     """
     written = plan_files(context.run.folder(context.job.output), context.storage)
+    if dry_run:
+        _check_whole(context, "run `reelscribe plan` without --dry-run to complete it")
     if dry_run or any(uri.endswith("/part-0.parquet") for uri in written):
         return None
     try:
@@ -76,21 +80,42 @@ def slices_with_plan(context: JobContext) -> set[int]:
 
 
 def check_planned(context: JobContext) -> None:
-    """Check that all slices of an interrupted run are planned.
+    """Check that an interrupted run is planned to its end, and has begun, if it has slices.
 
     Raises:
-        JobFileError: some are not.
+        JobFileError: it is not.
         StorageError: the storage refused or failed.
     """
-    if context.run.status == "complete":  # its plan may be gone
+    if context.run.status != "complete":  # of one that is, the plan may be gone
+        then = "run `reelscribe annotate` with the same job, then retry what failed"
+        _check_whole(context, then, has_begun=context.run.starts > 0)
+
+
+def _check_whole(context: JobContext, then: str, *, has_begun: bool = True) -> None:
+    uris = plan_files(context.run.folder(context.job.output), context.storage)
+    if any(uri.endswith("/part-0.parquet") for uri in uris):
         return
     with suppress(FileNotFoundError):
         num_slices = read_parquet(_bounds_uri(context), context.storage).num_rows
-        if len(slices_with_plan(context)) < num_slices:
-            raise JobFileError(
-                f"{context.run.run_id} is not planned to its end: run `reelscribe annotate` with "
-                "the same job again, then retry what failed"
-            )
+        if len(slices_with_plan(context)) < num_slices or not has_begun:
+            raise JobFileError(f"{context.run.run_id} is not planned to its end: {then}")
+
+
+def check_some_access(
+    plans: Iterable[pa.Table],
+    slices: Sequence[Slice],
+    probe: Callable[[list[MediaItem]], pa.Table],
+) -> None:
+    """Check that some media can be read, by the plans that there are, else by some of all items.
+
+    Raises:
+        StorageError: none of them.
+    """
+    for plan in plans:
+        with suppress(StorageError):
+            return check_access(plan)
+    items = [item for some in slices for item in some.items]
+    check_access(probe(items[:: max(1, len(items) // _NUM_TRIED)]))
 
 
 def _bounds_uri(context: JobContext) -> str:

@@ -214,7 +214,7 @@ def run_chain(
             num_units=watch.num_units,
             num_output_tokens=watch.num_output_tokens,
             machines=machines(),
-            actors={"decoders": pools.max_decoders or pools.decoders, "engines": pools.replicas},
+            actors={"decoders": pools.decoders, "engines": pools.replicas},
             engine_versions=sorted(watch.engines),
         )
         log.count()

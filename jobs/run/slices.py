@@ -4,7 +4,6 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +18,11 @@ from jobs.cost.rates import Work
 from jobs.observe.observer import Watch
 from jobs.plan.listing import record_done_media
 from jobs.plan.open_job import JobContext
-from jobs.plan.plan_file import check_access, folder_of_plan, read_plan
+from jobs.plan.plan_file import folder_of_plan, read_plan
 from jobs.plan.print_plan import print_plan
 from jobs.plan.probe import probe_items, probe_slices
 from jobs.plan.runs import Run
-from jobs.plan.slices import slices_to_plan, slices_with_plan
+from jobs.plan.slices import check_some_access, slices_to_plan, slices_with_plan
 from jobs.run.driver import Driver, run_chain, started
 from jobs.run.finish import finish
 from jobs.run.sealing import Sealing
@@ -32,10 +31,10 @@ from pipeline.output.seal import settle
 from pipeline.output.table import COUNTED, ids_in, read_committed
 from pipeline.plan.plan_file import read_plan_file, slice_plan
 from pipeline.plan.shards import SHARDS_PER_SLICE
-from pipeline.plan.slices import Slice, media_to_plan_again, plan_items
+from pipeline.plan.slices import Slice, media_to_plan_again, plan_items, rows_by_slice
 from pipeline.plan.to_do import units_to_do
 from pipeline.storage.parquet import read_parquet
-from schemas.errors import CostError, ResourceError, StorageError
+from schemas.errors import CostError, ResourceError
 from schemas.tables.manifest import MediaItem
 from schemas.tables.unit import UNIT
 
@@ -102,9 +101,11 @@ class _Planned:
             return read_committed(job.output, run.recipe_ids, context.storage, COUNTED, names)
 
         rows = settle(read, job.output, context.storage)
-        self._rows = _by_slice(rows, names, self._sizes)
+        self._rows = rows_by_slice(rows, names, self._sizes)
         self._plan_covered(slices)
-        left = [number for number in range(len(slices)) if not self._is_done(number)]
+        with ThreadPoolExecutor(16) as pool:
+            is_done = list(pool.map(self._is_done, range(len(slices))))
+        left = [number for number in range(len(slices)) if not is_done[number]]
         if len(left) < len(slices):
             console.print(f"{len(slices) - len(left):,} of {len(slices):,} slices are done already")
         rows_left = {number: self._rows.get(number) for number in left}
@@ -121,32 +122,44 @@ class _Planned:
         return 1 - unseen / max(1, self._num_media)
 
     def check_ahead(self) -> None:
-        """Check what the run will cost, by its plan or by that of the first slice.
+        """Check that media can be read, and what the run will cost: by its plan, or a sample of it.
 
         Raises:
             CostError: it may cost more than the job's limit.
             StorageError: no media can be read.
         """
+        context, job, numbers = self._context, self._context.job, sorted(self._with_plan)
         slices = self.source.slices
         unplanned = [items for items in slices if items.number not in self._with_plan]
-        if not unplanned:
-            for items in slices:
-                self._check_cost(self._to_do(items.number, self._read(items.number))[0])
-            self._seconds = 0.0
-            return
-        first, context = unplanned[0], self._context
-        plan = plan_items(first, self.source.settings, context.storage, self._probe)
-        self._check_access(plan, slices)
-        units, _ = self._to_do(first.number, plan)
-        print_plan(units, context, self._console, num_media=self._num_media)
-        job = context.job
-        if context.run.cost or job.cost.per_hour or job.limits.max_cost is not None:
-            predicted = self._estimate(units)
-            factor = self._num_media / max(1, self._sizes[first.number])
-            about = dataclasses.replace(predicted, seconds=predicted.seconds * factor)
-            self._console.print(f"predicted by them: about {money(about, job)}", markup=False)
-            upper = about.seconds * (1 + 2 * relative_error(units, job, context.run.cost))
-            check_cost(dataclasses.replace(about, seconds=upper), job)
+        if unplanned:
+            plan_items(unplanned[0], self.source.settings, context.storage, self._probe)
+            numbers.insert(0, unplanned[0].number)
+        # With rows or `only_new`, what is left may be what was never readable.
+        if not (context.num_known or context.run.starts or self._rows):
+            check_some_access(map(self._read, numbers), slices, self._probe)
+        has_price = context.run.cost or job.cost.per_hour or job.limits.max_cost is not None
+        if unplanned:
+            units, _ = self._to_do(numbers[0], self._read(numbers[0]))
+            print_plan(units, context, self._console, num_media=self._num_media)
+            if has_price:
+                error = relative_error(units, job, context.run.cost)
+                factor = self._num_media / max(1, self._sizes[numbers[0]])
+                self._check_sum(self._estimate(units), factor, error)
+        elif has_price and slices:
+            estimates = [self._estimate(self._to_do_of(items)) for items in slices]
+            total = sum(found.seconds for found in estimates)
+            self._check_sum(dataclasses.replace(estimates[0], seconds=total))
+
+    def _check_sum(self, predicted: Estimate, factor: float = 1.0, error: float = 0.0) -> None:
+        """Print a prediction times ``factor``, and check it with twice its relative error."""
+        job = self._context.job
+        predicted = dataclasses.replace(predicted, seconds=predicted.seconds * factor)
+        about = "by them: about " if factor > 1 else ""
+        self._console.print(f"predicted {about}{money(predicted, job)}", markup=False)
+        check_cost(dataclasses.replace(predicted, seconds=predicted.seconds * (1 + 2 * error)), job)
+
+    def _to_do_of(self, items: Slice) -> pa.Table:
+        return self._to_do(items.number, self._read(items.number))[0]
 
     def known(self) -> Iterator[tuple[pa.Table, pa.Table]]:
         """As ``seen_in``, of the slices whose plans stay as they are."""
@@ -230,9 +243,10 @@ class _Planned:
 
     def _is_done(self, number: int) -> bool:
         """Whether all units of a slice have their rows, by its plan."""
-        if number not in self._with_plan or number not in self._rows:
+        if number not in self._with_plan:
             return False
-        return not self._to_do(number, self._read(number))[0].num_rows
+        plan = self._read(number)
+        return not plan.num_rows or not self._to_do(number, plan)[0].num_rows
 
     def _read(self, number: int) -> pa.Table:
         return read_plan_file(slice_plan(self._folder, number), self._context.storage, ())
@@ -252,17 +266,6 @@ class _Planned:
         job = self._context.job
         return estimate(units, job, self._context.run.cost, planned_prefix(job.model))
 
-    def _check_access(self, plan: pa.Table, slices: Sequence[Slice]) -> None:
-        """Check that some media can be read: of the first slice, else some of all others."""
-        if self._context.num_known:  # with `only_new`, what is left may never have been readable
-            return
-        try:
-            check_access(plan)
-        except StorageError:
-            others = [item for items in slices[1:] for item in items.items]
-            some = others[:: max(1, len(others) // _NUM_TRIED)]
-            check_access(pa.concat_tables([plan, self._probe(some)]))
-
     def _check_cost(self, units: pa.Table) -> None:
         job = self._context.job
         if job.limits.max_cost is None:
@@ -280,21 +283,4 @@ class _Planned:
             ) from None
 
 
-_NUM_TRIED = 256
 _NOTHING = pa.table({"unit_id": pa.array([], pa.string()), "file": pa.array([], pa.string())})
-
-
-def _by_slice(rows: pa.Table, media: "pa.Array[Any]", sizes: Sequence[int]) -> dict[int, pa.Table]:
-    """Divide committed rows by slice. media: ids of all. sizes: how many each slice has."""
-    numbers = np.repeat(np.arange(len(sizes)), sizes)
-    at = pc.index_in(rows["media_id"], value_set=media)
-    rows, at = rows.filter(pc.is_valid(at)), at.drop_null()
-    of_rows = numbers[at.to_numpy()]
-    order: np.ndarray[Any, np.dtype[np.int64]] = np.argsort(of_rows, kind="stable")
-    found, begins = np.unique(of_rows[order], return_index=True)
-    rows = rows.take(pa.array(order, pa.int64()))
-    ends = [*begins.tolist(), rows.num_rows][1:]
-    return {
-        number: rows.slice(begin, end - begin)
-        for number, begin, end in zip(found.tolist(), begins.tolist(), ends, strict=True)
-    }

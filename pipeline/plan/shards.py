@@ -19,8 +19,8 @@ SHARDS_PER_SLICE = 4096
 """The shards of the slice n are numbered from n times this."""
 
 
-def with_shards(units: pa.Table, first: int = 0) -> pa.Table:
-    """Number the shards of a plan, or of a slice of it, from ``first``, in order of uri.
+def with_shards(units: pa.Table, slice_number: int | None = None) -> pa.Table:
+    """Number the shards of a plan, or of a slice of it, in order of uri.
 
     A shard ends at ``SHARD_UNITS`` units, or at ``SHARD_COST`` with at least ``MIN_SHARD_UNITS``.
     One medium with more units is a shard by itself.
@@ -34,8 +34,10 @@ def with_shards(units: pa.Table, first: int = 0) -> pa.Table:
     costs = np.add.reduceat(units["predicted_cost"].take(at).to_numpy(), begins)
     sizes = np.diff(begins, append=len(media))
     shards = np.empty(units.num_rows, np.int32)
-    numbers = np.minimum(_number(sizes, costs), SHARDS_PER_SLICE - 1)
-    shards[at.to_numpy()] = np.repeat(first + numbers, sizes)
+    numbers = np.array(_number(sizes, costs))
+    if slice_number is not None:
+        numbers = slice_number * SHARDS_PER_SLICE + np.minimum(numbers, SHARDS_PER_SLICE - 1)
+    shards[at.to_numpy()] = np.repeat(numbers, sizes)
     return _set_shards(units, pa.array(shards))
 
 

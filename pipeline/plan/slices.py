@@ -4,9 +4,13 @@ import bisect
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline.output.table import ids_in
 from pipeline.plan.plan_file import (
     attempt_of,
     check_distinct,
@@ -19,8 +23,9 @@ from pipeline.plan.plan_file import (
     without_media,
     write_plan_file,
 )
-from pipeline.plan.shards import SHARDS_PER_SLICE, with_shards
+from pipeline.plan.shards import with_shards
 from pipeline.storage.storage import Storage
+from schemas.errors import StorageError
 from schemas.shown import redact_uri
 from schemas.tables.manifest import MediaItem, guess_media_type
 from schemas.tables.unit import UNIT
@@ -31,6 +36,9 @@ _ITEMS_OF_VIDEO = 4
 """A video counts as this many images: it may have hundreds of units."""
 _FIRST_ITEMS = 64
 """The first slices are small, each twice as large as the one before: engines start early."""
+
+OUTAGE_ITEMS = 32
+"""When this many items of one call all fail because of the storage, it is an outage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,27 +160,41 @@ def plan_items(
 
     Raises:
         ManifestError: two units are the same.
-        StorageError: the storage refused or failed.
+        StorageError: the storage refused or failed, that of the media too.
     """
     uri = slice_plan(settings.folder, items.number)
     try:
         plan = read_plan_file(uri, storage, items.items)
     except FileNotFoundError:
-        units = probe(list(items.items)) if items.items else UNIT.empty_table()
-        units = with_shards(units, first=items.number * SHARDS_PER_SLICE)
+        units = _read_by(probe, items.items) if items.items else UNIT.empty_table()
+        units = with_shards(units, items.number)
     else:
         again = media_to_plan_again(plan, items)
         if not again or attempt_of(uri, storage) == settings.attempt:
             return plan
-        fresh = probe([item for item in items.items if item.media_id in again])
+        fresh = _read_by(probe, [item for item in items.items if item.media_id in again])
         if items.is_begun:
             units = with_fresh(plan, fresh)
         else:
             units = pa.concat_tables([without_media(plan, again), fresh])
-            units = with_shards(units, first=items.number * SHARDS_PER_SLICE)
+            units = with_shards(units, items.number)
     units = in_order(units)
     check_distinct(units)
     write_plan_file(units, uri, storage, settings.attempt)
+    return units
+
+
+def _read_by(probe: Callable[[list[MediaItem]], pa.Table], items: Sequence[MediaItem]) -> pa.Table:
+    """Probe items. Many of which none is reached are an outage: they would become error rows."""
+    units = probe(list(items))
+    if len(items) >= OUTAGE_ITEMS and media_without_storage(units) >= set(
+        ids_in(units, "media_id")
+    ):
+        raise StorageError(
+            f"the storage of the media fails, {len(items)} times in a row, the last time with: "
+            f"{units['error'][-1].as_py()['message']}. Run the same command again when the storage "
+            "answers"
+        )
     return units
 
 
@@ -188,3 +210,21 @@ def media_to_plan_again(plan: pa.Table, items: Slice) -> set[str]:
 def has_videos(items: Iterable[MediaItem]) -> bool:
     """Whether some items are videos, or may be: a conversation, or an unknown kind."""
     return any((item.media_type or guess_media_type(item.uri)) != "image" for item in items)
+
+
+def rows_by_slice(
+    rows: pa.Table, media: "pa.Array[Any]", sizes: Sequence[int]
+) -> dict[int, pa.Table]:
+    """Divide committed rows by slice. media: ids of all. sizes: how many each slice has."""
+    numbers = np.repeat(np.arange(len(sizes)), sizes)
+    at = pc.index_in(rows["media_id"], value_set=media)
+    rows, at = rows.filter(pc.is_valid(at)), at.drop_null()
+    of_rows = numbers[at.to_numpy()]
+    order: np.ndarray[Any, np.dtype[np.int64]] = np.argsort(of_rows, kind="stable")
+    found, begins = np.unique(of_rows[order], return_index=True)
+    rows = rows.take(pa.array(order, pa.int64()))
+    ends = [*begins.tolist(), rows.num_rows][1:]
+    return {
+        number: rows.slice(begin, end - begin)
+        for number, begin, end in zip(found.tolist(), begins.tolist(), ends, strict=True)
+    }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 RETRY_FOREVER = -1
 _REPLICAS_PER_COMMITTER = 16
-_PLACES_PER_PLANNER = 8
+_DECODERS_PER_PLANNER = 8
 _FILES_AT_ONCE = 4
 """Of a committer: one is written while the rows of the next are made."""
 WRITER = "reelscribe_writer"
@@ -21,7 +21,7 @@ READER = "reelscribe_reader"
 class Pools:
     """How many decoder and engine actors a run has, and the resources of each.
 
-    max_decoders: how many decoders there will be when the cluster is whole, or all is planned.
+    max_decoders: on a cluster that is not whole yet, how many decoders there will be.
     planners: of a run that is planned while it annotates.
     """
 
@@ -35,19 +35,17 @@ class Pools:
     cpus_per_planner: float = 0.0
 
     def with_planners(self) -> "Pools":
-        """The same with planners, in the places of some decoders until all is planned.
+        """The same with planners, which get a tenth of each decoder's CPU, or one of several.
 
-        So they are on nodes for work, and not on a head without CPUs.
+        So they are on nodes for work and not on a head without CPUs, and find a place wherever a
+        decoder does, also when nodes are lost.
         """
-        if self.decoders == 1:
-            return dataclasses.replace(self, planners=1)
-        planners = max(1, self.decoders // _PLACES_PER_PLANNER)
+        share = 1.0 if self.cpus_per_decoder > 1 else 0.1 * self.cpus_per_decoder
         return dataclasses.replace(
             self,
-            planners=planners,
-            cpus_per_planner=self.cpus_per_decoder,
-            decoders=self.decoders - planners,
-            max_decoders=max(self.decoders, self.max_decoders or 0),
+            planners=1 + self.decoders // _DECODERS_PER_PLANNER,
+            cpus_per_planner=round(share, 4),
+            cpus_per_decoder=round(self.cpus_per_decoder - share, 4),
         )
 
     def planner_pool(self) -> "Pool":

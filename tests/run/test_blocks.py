@@ -329,25 +329,18 @@ def test_a_new_run_begins_with_what_the_latest_run_of_its_model_learnt(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("decoders", "max_decoders", "planners", "cpus"),
-    [(1, None, 1, 0.0), (2, None, 1, 2.0), (16, None, 2, 2.0), (1, 8, 1, 0.0), (20, 64, 2, 2.0)],
+    ("decoders", "cpus", "planners", "cpus_of_decoder", "cpus_of_planner"),
+    [(1, 1.0, 1, 0.9, 0.1), (7, 0.5, 1, 0.45, 0.05), (16, 2.0, 3, 1.0, 1.0)],
 )
-def test_planners_take_the_places_of_decoders(monkeypatch, decoders, max_decoders, planners, cpus):
-    """The only decoder keeps its own; a cluster that grows gets its decoders in any case."""
+def test_planners_find_a_place_wherever_decoders_do(
+    monkeypatch, decoders, cpus, planners, cpus_of_decoder, cpus_of_planner
+):
+    """Ray takes whole CPUs above one."""
     monkeypatch.setattr("pipeline.stages.pools.on_nodes", lambda resource: None)
-    before = Pools(
-        decoders=decoders,
-        cpus_per_decoder=2.0,
-        replicas=1,
-        cpus_per_replica=1.0,
-        gpus_per_replica=0.0,
-        max_decoders=max_decoders,
-    )
+    before = dataclasses.replace(pools(), decoders=decoders, cpus_per_decoder=cpus)
     found = before.with_planners()
-    assert found.planners == planners
-    assert found.decoders == max(1, decoders - planners)
-    assert (found.max_decoders or 1) == max(decoders, max_decoders or 0)
-    pool = found.planner_pool()
-    assert (pool.num_actors, pool.num_cpus) == (planners, cpus)
-    used = found.decoders * 2.0 + pool.num_actors * pool.num_cpus
-    assert used == decoders * 2.0 or decoders == 1
+    assert (found.decoders, found.planners) == (decoders, planners)
+    assert found.cpus_per_decoder == cpus_of_decoder
+    assert found.planner_pool().num_cpus == cpus_of_planner
+    used = found.decoders * found.cpus_per_decoder + found.planners * cpus_of_planner
+    assert used <= decoders * cpus

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -16,14 +17,18 @@ from PIL import Image
 from rich.console import Console
 
 import jobs.run.slices
+from jobs.plan import plan
 from jobs.run import annotate, retry
 from pipeline.output.table import read_committed
 from pipeline.plan import slices
-from pipeline.plan.slices import bounds_of, cut_items, in_slices
+from pipeline.plan.slices import Slice, SliceSettings, bounds_of, cut_items, in_slices
 from pipeline.storage.storage import Storage
 from schemas.errors import CostError, JobFileError, StorageError
 from schemas.job.job import Job
+from schemas.tables.columns import to_table
+from schemas.tables.error import ErrorRecord
 from schemas.tables.manifest import MediaItem
+from schemas.tables.unit import UNIT, Unit
 from tests.support.job_files import TINY_BUDGET, make_job
 
 NUM_MEDIA = 60
@@ -191,17 +196,12 @@ def _recipes(job: Job) -> set[str]:
 def test_units_of_an_earlier_run_are_not_done_again(job, media: Path, tmp_path: Path):
     """Also where all units of a slice have rows."""
     said_by(job())
-    (tmp_path / "list.csv").write_text(
-        "uri\n" + "".join(f"{file}\n" for file in sorted(media.iterdir()))
-    )
-    again = job(input={"manifest": str(tmp_path / "list.csv")}, name="again")
+    again = job(input=manifest_of(tmp_path, *sorted(media.iterdir())), name="again")
     said = said_by(again)
     assert f"{NUM_MEDIA + 1} by earlier runs" in said
 
 
 def test_media_that_cannot_be_read_are_planned_again_until_the_run_begins(job, media: Path):
-    from jobs.plan import plan
-
     console = Console(file=io.StringIO(), width=200)
     whole = (media / "007.jpg").read_bytes()
     (media / "007.jpg").write_bytes(b"")
@@ -247,9 +247,57 @@ def test_only_new_media_are_sliced_too(job, media: Path, stop_once):
     assert "0 are taken as new" in said_by(nightly)
 
 
+def manifest_of(tmp_path: Path, *files: object) -> dict[str, str]:
+    manifest = tmp_path / f"{len(files)}.csv"
+    manifest.write_text("uri\n" + "".join(f"{file}\n" for file in files))
+    return {"manifest": str(manifest)}
+
+
 def test_what_no_one_can_read_is_an_error_of_the_job(job, tmp_path: Path):
-    (tmp_path / "list.csv").write_text(
-        "uri\n" + "".join(f"{tmp_path}/{k}.jpg\n" for k in range(40))
-    )
+    """However often it is tried, and with a whole plan too; nothing is annotated."""
+    barred = job(input=manifest_of(tmp_path, *(tmp_path / f"{k}.jpg" for k in range(40))))
+    for _ in range(2):
+        with pytest.raises(StorageError, match="none of the"):
+            said_by(barred)
     with pytest.raises(StorageError, match="none of the"):
-        said_by(job(input={"manifest": str(tmp_path / "list.csv")}))
+        plan.run(barred, Console(file=io.StringIO()))
+    with pytest.raises(StorageError, match="none of the"):
+        said_by(barred)
+    assert not list(Path(barred.output).glob("annotations*/**/part-*.parquet"))
+
+
+def test_media_that_are_gone_do_not_stop_a_manifest_that_grew(job, media: Path, tmp_path: Path):
+    """Nothing of the slices that are left can be read, and they are not all."""
+    files = sorted(media.iterdir())
+    said_by(job(input=manifest_of(tmp_path, *files)))
+    gone = [tmp_path / "gone" / f"{k}.jpg" for k in range(20)]
+    said = said_by(job(input=manifest_of(tmp_path, *files, *gone)))
+    assert "20 media_missing" in said and "is complete" in said
+
+
+def test_a_plan_of_a_run_that_has_begun_stays(job):
+    said_by(job())
+    before = {file: file.stat().st_mtime_ns for file in plans_of(job())}
+    plan.run(job(), Console(file=io.StringIO()))
+    assert {file: file.stat().st_mtime_ns for file in plans_of(job())} == before
+
+
+def test_a_storage_that_fails_while_planning_stops_the_run():
+    items = items_of(*(f"s3://b/{k}.jpg" for k in range(slices.OUTAGE_ITEMS)))
+    settings = SliceSettings(
+        folder="memory://outage/plan", run_id="r", max_model_len=1, max_batch_tokens=1, attempt="a"
+    )
+
+    def planned(items: list[MediaItem]) -> pa.Table:
+        error = ErrorRecord(type="storage_failed", message="503", stage="plan")
+        units = [
+            Unit(unit_id=item.media_id, unread_id="", media_id=item.media_id, uri=item.uri)
+            for item in items
+        ]
+        return to_table([unit.failed(error) for unit in units], UNIT)
+
+    some = Slice(number=0, items=tuple(items), num_items_later=0)
+    with pytest.raises(StorageError, match="32 times in a row, the last time with: 503"):
+        slices.plan_items(some, settings, Storage({}), planned)
+    few = Slice(number=0, items=tuple(items[1:]), num_items_later=0)
+    assert slices.plan_items(few, settings, Storage({}), planned).num_rows == len(few.items)
