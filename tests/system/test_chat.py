@@ -19,6 +19,7 @@ from jobs.plan.print_plan import print_plan
 from jobs.run import annotate
 from pipeline.engines.transformers.batches import roots_of
 from pipeline.engines.transformers.engine import TransformersEngine
+from pipeline.model.family import Processors
 from pipeline.model.patches import normalise, patches, seen_pixels
 from pipeline.model.prompter import VIDEO_SLOT, Prompter
 from pipeline.output.rows import annotation_row
@@ -400,7 +401,8 @@ def test_the_plan_counts_what_conversations_show(media: Path, checkpoint: Path):
     table = to_table(units, UNIT)
     run = SimpleNamespace(run_id="test-1", engine="transformers", folder=lambda output: output)
     console = Console(file=io.StringIO(), width=120)
-    context = SimpleNamespace(run=run, job=asked, expects_reasoning=False)
+    known = SimpleNamespace(processors=Processors())
+    context = SimpleNamespace(run=run, job=asked, expects_reasoning=False, checkpoint=known)
     print_plan(table, context, console)
     lines = {
         line.split()[0]: line.split()
