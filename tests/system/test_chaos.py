@@ -19,7 +19,7 @@ def test_after_kills_of_driver_decoder_engine_and_node_every_unit_has_its_row(
             chaos.Job(tmp_path, checkpoint, str(tmp_path / "whole"), {}), machines
         )
         job = chaos.Job(tmp_path, checkpoint, str(tmp_path / "out"), {})
-        victims = ("driver", "decoder", "engine", "node")
+        victims = ("driver", "planner", "decoder", "engine", "node")
         outcome = chaos.storm(job, machines, len(victims), random.Random(1), victims)
     finally:
         machines.close()
